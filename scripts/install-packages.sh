@@ -1,0 +1,61 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Installs all that building, testing and the demo need on Debian 12. Quick, and without sudo, when all is there.
+#
+#     scripts/install-packages.sh            installs
+#     scripts/install-packages.sh --list     only says which packages
+set -eu
+
+# The one list of packages, with a reason for each group.
+packages=$(sed 's/#.*//' <<'LIST'
+    # Compilers and build system. clang builds the sanitizer tests, and is a second opinion on warnings.
+    g++ clang-14 libclang-rt-14-dev meson ninja-build pkg-config
+    # Libraries; docs/architecture.md says why each.
+    libboost-program-options-dev libprotobuf-dev protobuf-compiler libseccomp-dev libxxhash-dev libfmt-dev
+    nlohmann-json3-dev
+    # Unit tests.
+    catch2
+    # Integration tests: pytest, and pexpect for all that happens on a terminal.
+    python3 python3-pytest python3-pexpect
+    # The virtual machine: VMM, tools for its disks, kernel and user space for its guest, what the guest is made with.
+    qemu-system-x86 qemu-utils e2fsprogs linux-image-cloud-amd64 busybox-static gcc libc6-dev cpio
+    # Programs that tests checkpoint.
+    redis-server python3-redis sqlite3 vim-tiny less perl-base bash
+    # For looking at processes, networks of their own, and becoming another user.
+    procps iproute2 util-linux
+LIST
+)
+
+if [ "${1:-}" = --list ]; then
+    printf '%s\n' $packages
+    exit 0
+fi
+
+missing=
+for package in $packages; do
+    status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
+    [ "$status" = installed ] || missing="$missing $package"
+done
+[ -n "$missing" ] || exit 0
+
+if [ "$(id -u)" != 0 ]; then
+    if ! command -v sudo > /dev/null; then
+        echo "install-packages: these are missing:$missing; run $0 as root, or install sudo" >&2
+        exit 1
+    fi
+    exec sudo "$0"
+fi
+
+# Packages with a service (redis-server) must not start it: tests start their own, and the machine may be anybody's.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    trap 'exit 1' HUP INT TERM
+    printf '#!/bin/sh\nexit 101\n' > "$policy"
+    chmod 755 "$policy"
+fi
+
+echo "install-packages: installing$missing"
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -q < /dev/null
+apt-get install -q -y --no-install-recommends $missing < /dev/null

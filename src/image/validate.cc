@@ -1,0 +1,400 @@
+#include "image/validate.h"
+
+#include <algorithm>
+#include <set>
+#include <string>
+#include <unordered_map>
+
+#include <sys/user.h>
+
+#include <google/protobuf/descriptor.h>
+#include <google/protobuf/message.h>
+
+namespace vmckpt {
+namespace {
+
+constexpr size_t kIdBytes = 16;
+constexpr size_t kSiginfoBytes = 128;
+constexpr size_t kSockFilterBytes = 8;
+constexpr size_t kMaxFilterInstructions = 4096;  // BPF_MAXINSNS
+constexpr size_t kMaxFilters = 32768;            // far above MAX_INSNS_PER_PATH
+constexpr size_t kMinXstateBytes = 576;          // FXSAVE area and XSAVE header
+constexpr size_t kMaxXstateBytes = 65536;        // AMX needs 11008
+constexpr size_t kMaxCommandNameBytes = 15;      // TASK_COMM_LEN less the NUL
+constexpr size_t kMaxAffinityBytes = 8192;
+constexpr size_t kMaxAuxvBytes = 4096;
+constexpr size_t kMaxVdsoBytes = size_t{1} << 20;
+constexpr uint32_t kMaxSignal = 64;
+constexpr uint64_t kMaxFileBytes = uint64_t{1} << 62;
+
+constexpr bool page_aligned(uint64_t value) { return value % kImagePageBytes == 0; }
+
+std::string range_text(uint64_t start, uint64_t end) { return fmt::format("{:#x}-{:#x}", start, end); }
+
+std::string record_text(const PageRecord& record) {
+  // The sum may wrap in a hostile record; it is only shown.
+  std::string range = range_text(record.address, record.address + record.bytes);
+  if (record.object == 0) return "page record of memory " + range;
+  return fmt::format("page record of captured file {} at {}", record.object, range);
+}
+
+// Walks the whole message: text without NUL, enums that this version knows, no fields that it does not know. Ignoring
+// an unknown field would restart something other than what was checkpointed.
+Result<void> check_fields(const google::protobuf::Message& message) {
+  const auto& descriptor = *message.GetDescriptor();
+  const auto& reflection = *message.GetReflection();
+  const auto& unknown = reflection.GetUnknownFields(message);
+  if (!unknown.empty()) {
+    return error(
+        fmt::format("{} has a field {} that this vmckpt does not know", descriptor.name(), unknown.field(0).number()),
+        "use the vmckpt that made the image, or a newer one");
+  }
+  std::vector<const google::protobuf::FieldDescriptor*> fields;
+  reflection.ListFields(message, &fields);
+  for (const auto* field : fields) {
+    int count = field->is_repeated() ? reflection.FieldSize(message, field) : 1;
+    for (int i = 0; i < count; ++i) {
+      if (field->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_MESSAGE) {
+        VMCKPT_TRY(check_fields(field->is_repeated() ? reflection.GetRepeatedMessage(message, field, i)
+                                                     : reflection.GetMessage(message, field)));
+      } else if (field->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_ENUM) {
+        int value = field->is_repeated() ? reflection.GetRepeatedEnumValue(message, field, i)
+                                         : reflection.GetEnumValue(message, field);
+        if (field->enum_type()->FindValueByNumber(value) == nullptr) {
+          return error(fmt::format("{}.{} has the value {} that this vmckpt does not know", descriptor.name(),
+                                   field->name(), value),
+                       "use the vmckpt that made the image, or a newer one");
+        }
+      } else if (is_text_field(*field)) {
+        std::string scratch;
+        const std::string& text = field->is_repeated()
+                                      ? reflection.GetRepeatedStringReference(message, field, i, &scratch)
+                                      : reflection.GetStringReference(message, field, &scratch);
+        if (text.find('\0') != std::string::npos) {
+          return error(fmt::format("{}.{} has a NUL byte in its text", descriptor.name(), field->name()));
+        }
+      }
+    }
+  }
+  return {};
+}
+
+Result<void> check_absolute(const std::string& path, const std::string& owner) {
+  if (path.empty() || path[0] != '/')
+    return error(fmt::format("{} has the path \"{}\", not an absolute one", owner, path));
+  return {};
+}
+
+Result<void> check_signals(const google::protobuf::RepeatedPtrField<pb::Signal>& signals, const std::string& owner) {
+  for (const auto& signal : signals) {
+    if (signal.number() < 1 || signal.number() > kMaxSignal) {
+      return error(fmt::format("{} has a pending signal numbered {}", owner, signal.number()));
+    }
+    if (signal.info().size() != kSiginfoBytes) {
+      return error(fmt::format("{} has a pending signal with {} bytes of siginfo instead of {}", owner,
+                               signal.info().size(), kSiginfoBytes));
+    }
+  }
+  return {};
+}
+
+Result<void> check_target(const pb::Target& target) {
+  if (target.target_id().size() != kIdBytes) {
+    return error(fmt::format("the target's id has {} bytes instead of {}", target.target_id().size(), kIdBytes));
+  }
+  if (target.name().empty() || target.name().find('/') != std::string::npos) {
+    return error(fmt::format("the target's name \"{}\" is empty or has a slash", target.name()));
+  }
+  return {};
+}
+
+Result<void> check_process(const pb::Process& process) {
+  if (process.pid() <= 0) return error(fmt::format("the process has the PID {}", process.pid()));
+  if (process.process_group() < 0 || process.session() < 0) {
+    return error(fmt::format("the process has the process group {} and the session {}", process.process_group(),
+                             process.session()));
+  }
+  if (process.command_name().size() > kMaxCommandNameBytes) return error("the process's command name is too long");
+  if (process.umask() > 0777) return error(fmt::format("the process has the umask {:#o}", process.umask()));
+  if (!process.working_directory().empty())
+    VMCKPT_TRY(check_absolute(process.working_directory(), "working directory"));
+  if (!process.root_directory().empty()) VMCKPT_TRY(check_absolute(process.root_directory(), "root directory"));
+
+  std::set<uint32_t> resources, handled, intervals;
+  std::set<int32_t> timers;
+  for (const auto& limit : process.limits()) {
+    if (limit.resource() >= 16 || !resources.insert(limit.resource()).second) {
+      return error(fmt::format("the resource limit {} is unknown or there twice", limit.resource()));
+    }
+  }
+  for (const auto& action : process.actions()) {
+    if (action.number() < 1 || action.number() > kMaxSignal || !handled.insert(action.number()).second) {
+      return error(fmt::format("the signal action {} is unknown or there twice", action.number()));
+    }
+  }
+  for (const auto& timer : process.interval_timers()) {
+    if (timer.which() > 2 || !intervals.insert(timer.which()).second) {
+      return error(fmt::format("the interval timer {} is unknown or there twice", timer.which()));
+    }
+    if (timer.value_us() < 0 || timer.interval_us() < 0) return error("an interval timer has a negative time");
+  }
+  for (const auto& timer : process.posix_timers()) {
+    if (timer.id() < 0 || !timers.insert(timer.id()).second) {
+      return error(fmt::format("the POSIX timer id {} is negative or there twice", timer.id()));
+    }
+    if (timer.value_ns() < 0 || timer.interval_ns() < 0) {
+      return error(fmt::format("the POSIX timer {} has a negative time", timer.id()));
+    }
+  }
+  return check_signals(process.pending(), "the process");
+}
+
+Result<void> check_thread(const pb::Thread& thread) {
+  const std::string owner = fmt::format("thread {}", thread.tid());
+  auto wrong_size = [&](const char* what, size_t bytes) {
+    return error(fmt::format("{} has {} bytes of {}", owner, bytes, what));
+  };
+  if (thread.name().size() > kMaxCommandNameBytes) return error(owner + " has a name that is too long");
+  if (thread.registers().size() != sizeof(user_regs_struct)) return wrong_size("registers", thread.registers().size());
+  if (thread.xstate().size() < kMinXstateBytes || thread.xstate().size() > kMaxXstateBytes) {
+    return wrong_size("extended state", thread.xstate().size());
+  }
+  if (thread.affinity().size() > kMaxAffinityBytes || thread.affinity().size() % 8 != 0) {
+    return wrong_size("affinity", thread.affinity().size());
+  }
+  if (thread.nice() < -20 || thread.nice() > 19)
+    return error(fmt::format("{} has the nice value {}", owner, thread.nice()));
+  if (thread.debug_registers_size() != 0 && thread.debug_registers_size() != 8) {
+    return error(fmt::format("{} has {} debug registers", owner, thread.debug_registers_size()));
+  }
+  if (thread.has_credentials() && (thread.credentials().uid_size() != 4 || thread.credentials().gid_size() != 4)) {
+    return error(fmt::format("{} has {} user ids and {} group ids instead of 4 each", owner,
+                             thread.credentials().uid_size(), thread.credentials().gid_size()));
+  }
+  if (static_cast<size_t>(thread.filters_size()) > kMaxFilters) {
+    return error(fmt::format("{} has {} seccomp filters", owner, thread.filters_size()));
+  }
+  for (const auto& filter : thread.filters()) {
+    size_t bytes = filter.program().size();
+    if (bytes == 0 || bytes % kSockFilterBytes != 0 || bytes / kSockFilterBytes > kMaxFilterInstructions) {
+      return wrong_size("seccomp filter", bytes);
+    }
+  }
+  return check_signals(thread.pending(), owner);
+}
+
+Result<void> check_threads(const pb::Image& image) {
+  if (image.threads_size() == 0) return error("there is no thread");
+  if (image.threads(0).tid() != image.process().pid()) {
+    return error(
+        fmt::format("the first thread is {}, not the leader {}", image.threads(0).tid(), image.process().pid()));
+  }
+  std::set<int32_t> tids;
+  for (const auto& thread : image.threads()) {
+    if (thread.tid() <= 0 || !tids.insert(thread.tid()).second) {
+      return error(fmt::format("the thread id {} is not positive or there twice", thread.tid()));
+    }
+    VMCKPT_TRY(check_thread(thread));
+  }
+  return {};
+}
+
+using CapturedById = std::unordered_map<uint64_t, const pb::CapturedFile*>;
+
+Result<void> check_mapping(const pb::Mapping& mapping, const CapturedById& captured) {
+  const std::string owner = "mapping " + range_text(mapping.start(), mapping.end());
+  if (!page_aligned(mapping.start()) || !page_aligned(mapping.end()) || mapping.start() >= mapping.end()) {
+    return error(owner + " is empty or not of whole pages");
+  }
+  if (mapping.end() > kUserSpaceEnd) return error(owner + " is outside user space");
+  if (mapping.protection() > 7) return error(fmt::format("{} has the protection {:#x}", owner, mapping.protection()));
+  if (!page_aligned(mapping.file_offset()) || mapping.file_offset() > kMaxFileBytes) {
+    return error(fmt::format("{} has the file offset {:#x}", owner, mapping.file_offset()));
+  }
+  switch (mapping.kind()) {
+    case pb::Mapping::ANONYMOUS:
+    case pb::Mapping::VDSO: return {};
+    case pb::Mapping::FILE_PRIVATE:
+    case pb::Mapping::FILE_SHARED: return check_absolute(mapping.file().path(), owner);
+    case pb::Mapping::CAPTURED:
+      if (captured.count(mapping.captured_id()) != 0) return {};
+      return error(fmt::format("{} is of the captured file {}, which is not there", owner, mapping.captured_id()));
+    default: return error(fmt::format("{} is of the unknown kind {}", owner, static_cast<int>(mapping.kind())));
+  }
+}
+
+Result<CapturedById> index_captured(const pb::AddressSpace& memory) {
+  CapturedById captured;
+  for (const auto& file : memory.captured()) {
+    if (file.id() == 0 || !captured.emplace(file.id(), &file).second) {
+      return error(fmt::format("the captured file id {} is zero or there twice", file.id()));
+    }
+    if (file.size_bytes() > kMaxFileBytes) {
+      return error(fmt::format("captured file {} has a size of {} bytes", file.id(), file.size_bytes()));
+    }
+    if (file.kind() == pb::CapturedFile::UNKNOWN) {
+      return error(fmt::format("captured file {} is of an unknown kind", file.id()));
+    }
+  }
+  return captured;
+}
+
+Result<void> check_memory(const pb::AddressSpace& memory) {
+  const CapturedById captured = VMCKPT_TRY(index_captured(memory));
+  uint64_t previous_end = 0;
+  for (const auto& mapping : memory.mappings()) {
+    VMCKPT_TRY(check_mapping(mapping, captured));
+    if (mapping.start() < previous_end) {
+      return error(fmt::format("mapping {} overlaps the one before it or is out of order",
+                               range_text(mapping.start(), mapping.end())));
+    }
+    previous_end = mapping.end();
+  }
+  if (memory.auxv().size() > kMaxAuxvBytes || memory.auxv().size() % 16 != 0) {
+    return error(fmt::format("the auxiliary vector has {} bytes", memory.auxv().size()));
+  }
+  if (memory.vdso_code().size() > kMaxVdsoBytes) {
+    return error(fmt::format("the vdso has {} bytes", memory.vdso_code().size()));
+  }
+  return {};
+}
+
+// Numbers and the references between descriptors; what each kind of object needs is its module's to check.
+Result<void> check_descriptors(const pb::DescriptorTable& table, const CapturedById& captured) {
+  std::set<uint32_t> pipes, terminals, files;
+  std::set<int32_t> numbers;
+  for (const auto& pipe : table.pipes()) {
+    if (!pipes.insert(pipe.id()).second) return error(fmt::format("the pipe id {} is there twice", pipe.id()));
+  }
+  for (const auto& terminal : table.terminals()) {
+    if (!terminals.insert(terminal.id()).second) {
+      return error(fmt::format("the terminal id {} is there twice", terminal.id()));
+    }
+  }
+  for (const auto& file : table.files()) {
+    for (const auto& number : file.numbers()) {
+      if (number.number() < 0 || !numbers.insert(number.number()).second) {
+        return error(fmt::format("the descriptor {} is negative or there twice", number.number()));
+      }
+    }
+    if (file.numbers().empty() || !files.insert(file.id()).second) {
+      return error(fmt::format("the open file {} has no number or is there twice", file.id()));
+    }
+  }
+  for (const auto& file : table.files()) {
+    auto refers_to_nothing = [&](const char* what, uint64_t id) {
+      return error(fmt::format("descriptor {} refers to the {} {}, which is not there", file.id(), what, id));
+    };
+    switch (file.object_case()) {
+      case pb::OpenFile::OBJECT_NOT_SET: return error(fmt::format("descriptor {} is of an unknown kind", file.id()));
+      case pb::OpenFile::kCaptured:
+        if (captured.count(file.captured().captured_id()) == 0) {
+          return refers_to_nothing("captured file", file.captured().captured_id());
+        }
+        break;
+      case pb::OpenFile::kPipe:
+        if (pipes.count(file.pipe().pipe_id()) == 0) return refers_to_nothing("pipe", file.pipe().pipe_id());
+        break;
+      case pb::OpenFile::kTerminal:
+        if (terminals.count(file.terminal().terminal_id()) == 0) {
+          return refers_to_nothing("terminal", file.terminal().terminal_id());
+        }
+        break;
+      case pb::OpenFile::kEpoll:
+        for (const auto& registration : file.epoll().registrations()) {
+          if (files.count(registration.target()) == 0) return refers_to_nothing("open file", registration.target());
+        }
+        break;
+      case pb::OpenFile::kUnixSocket:
+        if (file.unix_socket().peer() == pb::PEER_INSIDE && files.count(file.unix_socket().peer_id()) == 0) {
+          return refers_to_nothing("socket", file.unix_socket().peer_id());
+        }
+        break;
+      case pb::OpenFile::kInetSocket:
+        if (file.inet_socket().peer() == pb::PEER_INSIDE && files.count(file.inet_socket().peer_id()) == 0) {
+          return refers_to_nothing("socket", file.inet_socket().peer_id());
+        }
+        break;
+      default: break;
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+// Restart hands these to the kernel as C strings: a NUL would silently cut them.
+bool is_text_field(const google::protobuf::FieldDescriptor& field) {
+  if (field.type() == google::protobuf::FieldDescriptor::TYPE_STRING) return true;
+  if (field.type() != google::protobuf::FieldDescriptor::TYPE_BYTES) return false;
+  static const std::set<std::string, std::less<>> names = {
+      "arguments", "bound_path",     "command", "command_name", "environment",    "executable",
+      "image_dir", "kernel_release", "name",    "path",         "root_directory", "working_directory"};
+  return names.count(field.name()) != 0;
+}
+
+Result<void> check_records(const std::vector<PageRecord>& records, uint64_t data_end) {
+  const PageRecord* previous = nullptr;
+  for (const PageRecord& record : records) {
+    if (record.bytes == 0 || record.bytes > kMaxRecordBytes || !page_aligned(record.bytes)) {
+      return error(fmt::format("{} has a length of {} bytes", record_text(record), record.bytes));
+    }
+    // Neither sum below can wrap: `bytes` is small and both ends are checked against limits far below 2^64.
+    if (!page_aligned(record.address) || record.address > kMaxFileBytes - record.bytes) {
+      return error(record_text(record) + " is not page aligned or out of range");
+    }
+    if (!page_aligned(record.file_offset) || record.file_offset < kImagePageBytes || record.file_offset > data_end ||
+        data_end - record.file_offset < record.bytes) {
+      return error(fmt::format("{} has its content at file offset {}, outside the page data", record_text(record),
+                               record.file_offset));
+    }
+    if (previous != nullptr &&
+        (record.object < previous->object ||
+         (record.object == previous->object && record.address < previous->address + previous->bytes))) {
+      return error(record_text(record) + " overlaps the one before it or is out of order");
+    }
+    previous = &record;
+  }
+  return {};
+}
+
+Result<void> check_metadata(const pb::Image& image) {
+  VMCKPT_TRY(check_fields(image));
+  if (!image.has_target() || !image.has_process() || !image.has_memory()) {
+    return error("the metadata has no target, process or memory");
+  }
+  VMCKPT_TRY(check_target(image.target()));
+  VMCKPT_TRY(check_process(image.process()));
+  VMCKPT_TRY(check_threads(image));
+  VMCKPT_TRY(check_memory(image.memory()));
+  return check_descriptors(image.descriptors(), VMCKPT_TRY(index_captured(image.memory())));
+}
+
+Result<void> check_records_belong(const pb::Image& image, const std::vector<PageRecord>& records) {
+  const CapturedById captured = VMCKPT_TRY(index_captured(image.memory()));
+  auto mapping = image.memory().mappings().begin();
+  const auto mappings_end = image.memory().mappings().end();
+  for (const PageRecord& record : records) {
+    if (record.object != 0) {
+      auto file = captured.find(record.object);
+      if (file == captured.end()) return error(record_text(record) + " belongs to no captured file of this image");
+      uint64_t whole_pages = (file->second->size_bytes() + kImagePageBytes - 1) / kImagePageBytes * kImagePageBytes;
+      if (record.address + record.bytes > whole_pages) {
+        return error(fmt::format("{} is beyond the file's {} bytes", record_text(record), file->second->size_bytes()));
+      }
+      continue;
+    }
+    // Both lists are sorted: one pass over them together.
+    while (mapping != mappings_end && mapping->end() <= record.address) ++mapping;
+    if (mapping == mappings_end || record.address < mapping->start() ||
+        record.address + record.bytes > mapping->end()) {
+      return error(record_text(record) + " is not within one mapping");
+    }
+    if (mapping->kind() != pb::Mapping::ANONYMOUS && mapping->kind() != pb::Mapping::FILE_PRIVATE) {
+      return error(record_text(record) + " is in a mapping that is not private");
+    }
+  }
+  return {};
+}
+
+}  // namespace vmckpt

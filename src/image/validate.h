@@ -1,0 +1,37 @@
+// What an image must say to be restarted, checked by the writer before it commits and by the reader before anyone uses it.
+// The input may be hostile: every check is a value, nothing aborts.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/result.h"
+#include "image/image.pb.h"
+#include "vmckpt/image_format.h"
+
+namespace google::protobuf {
+class FieldDescriptor;
+}
+
+namespace vmckpt {
+
+// End of the addresses a program can have mapped: five-level page tables, less the guard page. [vsyscall] is beyond it.
+constexpr uint64_t kUserSpaceEnd = (uint64_t{1} << 56) - kImagePageBytes;
+
+// Limits on what a reader takes into its own memory before it knows whether the image is worth it.
+constexpr uint64_t kMaxMetadataBytes = uint64_t{256} << 20;
+constexpr uint64_t kMaxPageIndexBytes = uint64_t{1} << 30;
+
+// Records sorted, not overlapping in memory, whole pages, content between the header page and `data_end`.
+Result<void> check_records(const std::vector<PageRecord>& records, uint64_t data_end);
+
+// Everything that can be told from the metadata alone.
+Result<void> check_metadata(const pb::Image& image);
+
+// Every record lies within one private mapping, or within the captured file it names.
+Result<void> check_records_belong(const pb::Image& image, const std::vector<PageRecord>& records);
+
+// Whether a string or bytes field of the metadata is text (a name, path or argument) rather than binary data.
+bool is_text_field(const google::protobuf::FieldDescriptor& field);
+
+}  // namespace vmckpt

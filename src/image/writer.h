@@ -1,0 +1,66 @@
+// Writes one image: page data first, then metadata and page index, the header last; commit is fsync and rename (or link),
+// so the final name only ever shows a whole image. The destructor removes what was not committed.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/fd.h"
+#include "core/result.h"
+#include "image/image.pb.h"
+#include "vmckpt/image_format.h"
+
+namespace vmckpt {
+
+using Id128 = std::array<uint8_t, 16>;
+
+struct ImageDestination {
+  std::string path;            // absolute
+  bool replace = false;        // the path exists and is this target's own image: rename over it
+  std::string numbered_stem;   // when set, path is ignored: STEM-N.ckpt with the first free N at commit
+};
+
+struct ImageIdentity {
+  Id128 image_id{};
+  Id128 parent_id{};
+  Id128 target_id{};
+};
+
+class ImageWriter {
+ public:
+  // Opens an unnamed (O_TMPFILE) or temporary file (mode 0600) beside the destination.
+  static Result<ImageWriter> create(const ImageDestination& destination, const ImageIdentity& identity);
+  ImageWriter(ImageWriter&&) noexcept;
+  ImageWriter& operator=(ImageWriter&&) = delete;
+  ~ImageWriter();
+
+  // Sets aside `bytes` of page-aligned file space; what is not written there stays a hole that reads as zeros.
+  uint64_t reserve_pages(uint64_t bytes);
+  // Writes page data at an offset within reserved space.
+  Result<void> write_pages(const void* data, uint64_t bytes, uint64_t file_offset);
+  void add_record(const PageRecord& record) { records_.push_back(record); }
+  int fd() const { return fd_.get(); }
+  const std::string& directory() const { return directory_; }
+
+  // Sorts and checks the index, writes metadata, index and header, syncs, names. Returns the final path.
+  Result<std::string> commit(const pb::Image& metadata);
+
+  uint64_t page_bytes_written() const { return page_bytes_written_; }  // page data, holes not counted
+  uint64_t file_bytes() const { return file_bytes_; }                  // after commit: blocks allocated to the file
+
+ private:
+  ImageWriter() = default;
+  ImageDestination destination_;
+  ImageIdentity identity_;
+  std::string directory_;
+  std::string temporary_path_;  // empty when the file has no name
+  Fd fd_;
+  uint64_t next_offset_ = kImagePageBytes;
+  uint64_t page_bytes_written_ = 0;
+  uint64_t file_bytes_ = 0;
+  std::vector<PageRecord> records_;
+};
+
+}  // namespace vmckpt

@@ -1,0 +1,247 @@
+#include "memory/address_space.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+
+#include "core/fd.h"
+#include "core/proc.h"
+
+namespace vmckpt {
+namespace {
+
+// Advice that is kept (proc(5), VmFlags) because the kernel shows it and madvise or mlock sets it.
+constexpr const char* kKeptAdvice[] = {"dc", "dd", "hg", "nh", "mg", "wf", "sr", "rr", "lo", "gd", "nr"};
+
+std::string keep_advice(const std::string& flags, google::protobuf::RepeatedPtrField<std::string>* kept) {
+  std::string joined;
+  for (const char* flag : kKeptAdvice) {
+    if (!has_flag(flags, flag)) continue;
+    kept->Add(flag);
+    joined += flag;
+  }
+  return joined;
+}
+
+const pb::FileIdentity& known_identity(const std::string& path, std::map<std::string, pb::FileIdentity>& identities) {
+  auto known = identities.find(path);
+  if (known != identities.end()) return known->second;
+  auto identity = identify_file(path);
+  return identities.emplace(path, identity.ok() ? *identity : pb::FileIdentity()).first->second;
+}
+
+class Saver {
+ public:
+  Saver(const StoppedWorld& world, const BackingImage& backing, const AddressSpaceOptions& options, CapturedFiles& captured,
+        AddressSpaceSave& save, std::map<std::string, pb::FileIdentity>& identities)
+      : world_(world), backing_(backing), options_(options), captured_(captured), save_(save), identities_(identities) {}
+
+  Result<void> add(const Vma& vma, const std::string& flags) {
+    if (vma.name == "[vsyscall]") return {};  // the kernel's own, at a fixed address in every process
+    pb::Mapping mapping;
+    mapping.set_start(vma.start);
+    mapping.set_end(vma.end);
+    mapping.set_protection(vma.protection);
+    mapping.set_name(vma.name);
+    keep_advice(flags, mapping.mutable_advice());
+    if (vma.is_vdso_part()) {
+      mapping.set_kind(pb::Mapping::VDSO);
+      return append(std::move(mapping));
+    }
+    VMCKPT_TRY(refuse_what_cannot_be_saved(vma, flags));
+    if (vma.shared) return add_shared(vma, flags, std::move(mapping));
+    if (has_flag(flags, "dc")) save_.not_forked.push_back(vma);
+    if (has_flag(flags, "wf")) save_.wiped_on_fork.push_back(vma);
+    save_.mapped_bytes += vma.bytes();
+    return add_private(vma, std::move(mapping));
+  }
+
+ private:
+  Result<void> refuse_what_cannot_be_saved(const Vma& vma, const std::string& flags) {
+    auto refuse = [&](const char* what, const char* cure) {
+      return error(fmt::format("memory at {:#x} ({}) {}", vma.start, vma.name.empty() ? "unnamed" : vma.name, what), cure);
+    };
+    if (has_flag(flags, "ht") || vma.name.starts_with("/anon_hugepage")) {
+      return refuse("is in huge pages (hugetlb), which cannot be saved yet", "use transparent huge pages instead");
+    }
+    if (vma.name.starts_with("/[aio]")) return refuse("is an AIO ring", "launch without --allow-aio");
+    if (vma.name.find("[io_uring]") != std::string::npos) return refuse("is an io_uring", "launch without --allow-io-uring");
+    if (has_flag(flags, "pf") || has_flag(flags, "io")) {
+      return refuse("belongs to a device that no module saves", "start the program without that device");
+    }
+    if (vma.name.starts_with("anon_inode:")) {
+      return refuse("belongs to a kernel object that no module saves", "start the program without it");
+    }
+    return {};
+  }
+
+  Result<void> add_private(const Vma& vma, pb::Mapping mapping) {
+    bool anonymous = vma.inode == 0 || vma.name.starts_with("/dev/zero");
+    bool from_image = !anonymous && vma.inode == backing_.inode && vma.device == backing_.device;
+    if (anonymous || from_image) {
+      // A restarted target's memory lies on its image; for the program, and for the next image, it is anonymous.
+      mapping.set_kind(pb::Mapping::ANONYMOUS);
+      if (from_image) mapping.clear_name();
+      return append_with_pages(vma, std::move(mapping), from_image ? DumpRange::Pages::kAll : DumpRange::Pages::kTouched);
+    }
+    const pb::FileIdentity* file = named_file(vma);
+    if (file == nullptr || options_.self_contained) {
+      // No path leads to this file any more (an upgraded library, a memfd): its pages go into the image.
+      mapping.set_kind(pb::Mapping::ANONYMOUS);
+      return append_with_pages(vma, std::move(mapping), DumpRange::Pages::kAll);
+    }
+    mapping.set_kind(pb::Mapping::FILE_PRIVATE);
+    mapping.set_file_offset(vma.file_offset);
+    *mapping.mutable_file() = *file;
+    return append_with_pages(vma, std::move(mapping), DumpRange::Pages::kModified);
+  }
+
+  Result<void> add_shared(const Vma& vma, const std::string& flags, pb::Mapping mapping) {
+    mapping.set_file_offset(vma.file_offset);
+    if (vma.name.starts_with("/dev/") && !vma.name.starts_with("/dev/shm/") && !vma.name.starts_with("/dev/zero")) {
+      return error(fmt::format("memory at {:#x} maps the device {}, which no module saves", vma.start, vma.name),
+                   "start the program without that device");
+    }
+    if (const pb::FileIdentity* file = vma.name.starts_with("/dev/zero") ? nullptr : named_file(vma)) {
+      mapping.set_kind(pb::Mapping::FILE_SHARED);
+      *mapping.mutable_file() = *file;
+      mapping.set_writable_file(may_write(vma, flags));
+      return append(std::move(mapping));
+    }
+    mapping.set_kind(pb::Mapping::CAPTURED);
+    mapping.set_captured_id(VMCKPT_TRY(capture(vma)));
+    return append(std::move(mapping));
+  }
+
+  // Whether the descriptor behind a shared mapping was open for writing (it could be made writable by mprotect).
+  static bool may_write(const Vma& vma, const std::string& flags) {
+    return (vma.protection & PROT_WRITE) || has_flag(flags, "mw");
+  }
+
+  Result<uint64_t> capture(const Vma& vma) {
+    // With privileges the file itself can be opened, and its holes be told from its data.
+    std::string link = fmt::format("/proc/{}/map_files/{:x}-{:x}", world_.pid(), vma.start, vma.end);
+    if (auto fd = open_file(link, O_RDONLY); fd.ok()) return captured_.capture(fd->get(), vma.name);
+    return captured_.capture_mapping(world_.pid(), vma.start, vma.bytes(), vma.file_offset, parse_device(vma.device),
+                                     vma.inode, vma.name);
+  }
+
+  static uint64_t parse_device(const std::string& device) {
+    size_t colon = device.find(':');
+    return parse_hex(device.substr(0, colon)) << 20 | parse_hex(device.substr(colon + 1));
+  }
+
+  // The file behind a mapping when its path still leads to it. Only the inode is compared: on btrfs and overlayfs the device
+  // in maps is not the one that stat shows.
+  const pb::FileIdentity* named_file(const Vma& vma) {
+    if (vma.deleted() || vma.name.empty() || vma.name[0] != '/') return nullptr;
+    const pb::FileIdentity& identity = known_identity(vma.name, identities_);
+    return identity.inode() == vma.inode ? &identity : nullptr;
+  }
+
+  Result<void> append_with_pages(const Vma& vma, pb::Mapping mapping, DumpRange::Pages pages) {
+    save_.ranges.push_back({vma.start, vma.end, pages, (vma.protection & PROT_READ) != 0});
+    return append(std::move(mapping));
+  }
+
+  // Anonymous neighbours that differ in nothing become one mapping, so that a restarted target's map does not fray.
+  Result<void> append(pb::Mapping mapping) {
+    auto* mappings = save_.saved->mutable_mappings();
+    if (!mappings->empty() && mapping.kind() == pb::Mapping::ANONYMOUS) {
+      pb::Mapping& last = *mappings->rbegin();
+      bool same_name = last.name() == mapping.name() || (last.name().empty() && mapping.name().empty());
+      if (last.kind() == pb::Mapping::ANONYMOUS && last.end() == mapping.start() &&
+          last.protection() == mapping.protection() && same_name &&
+          std::equal(last.advice().begin(), last.advice().end(), mapping.advice().begin(), mapping.advice().end())) {
+        last.set_end(mapping.end());
+        return {};
+      }
+    }
+    *mappings->Add() = std::move(mapping);
+    return {};
+  }
+
+  const StoppedWorld& world_;
+  const BackingImage& backing_;
+  const AddressSpaceOptions& options_;
+  CapturedFiles& captured_;
+  AddressSpaceSave& save_;
+  std::map<std::string, pb::FileIdentity>& identities_;
+};
+
+bool preview_holds(const std::vector<Vma>& vmas, const AddressSpacePreview& preview, uint32_t madvise_generation) {
+  if (preview.madvise_generation != madvise_generation) return false;
+  return std::all_of(vmas.begin(), vmas.end(), [&](const Vma& vma) {
+    auto found = preview.flags.find(vma.start);
+    // A mapping that only grew or shrank (stack, heap) kept its flags.
+    return found != preview.flags.end() || vma.name == "[vsyscall]" || vma.name == "[stack]";
+  });
+}
+
+// Numbers of /proc/PID/stat by proc(5)'s count.
+void save_layout(const std::vector<std::string>& stat, pb::AddressSpace* saved) {
+  auto field = [&](size_t number) { return static_cast<uint64_t>(std::stoull(stat[number - 3])); };
+  saved->set_start_code(field(26));
+  saved->set_end_code(field(27));
+  saved->set_start_stack(field(28));
+  saved->set_start_data(field(45));
+  saved->set_end_data(field(46));
+  saved->set_start_brk(field(47));
+  saved->set_arg_start(field(48));
+  saved->set_arg_end(field(49));
+  saved->set_env_start(field(50));
+  saved->set_env_end(field(51));
+}
+
+}  // namespace
+
+Result<AddressSpacePreview> preview_address_space(pid_t pid, uint32_t madvise_generation) {
+  AddressSpacePreview preview;
+  preview.madvise_generation = madvise_generation;
+  for (const Vma& vma : VMCKPT_TRY(read_maps(pid))) {
+    if (vma.inode != 0 && vma.name.starts_with("/") && !vma.deleted()) known_identity(vma.name, preview.identities);
+  }
+  preview.flags = VMCKPT_TRY(read_vm_flags(pid));
+  return preview;
+}
+
+Result<AddressSpaceSave> save_address_space(const StoppedWorld& world, const Ledger& ledger, AddressSpacePreview& preview,
+                                            const BackingImage& backing, const AddressSpaceOptions& options,
+                                            CapturedFiles& captured, pb::AddressSpace* saved) {
+  const pid_t pid = world.pid();
+  AddressSpaceSave save;
+  save.saved = saved;
+  std::vector<Vma> vmas = VMCKPT_TRY(read_maps(pid));
+  if (!preview_holds(vmas, preview, ledger.madvise_generation)) preview.flags = VMCKPT_TRY(read_vm_flags(pid));
+  Saver saver(world, backing, options, captured, save, preview.identities);
+  for (const Vma& vma : vmas) {
+    auto flags = preview.flags.find(vma.start);
+    VMCKPT_TRY(saver.add(vma, flags == preview.flags.end() ? std::string() : flags->second.second));
+    if (vma.name == "[vdso]") {
+      saved->mutable_vdso_code()->resize(vma.bytes());
+      VMCKPT_TRY(read_memory(pid, vma.start, saved->mutable_vdso_code()->data(), vma.bytes()));
+    }
+  }
+  std::vector<std::string> stat = VMCKPT_TRY(read_stat(pid));
+  if (stat.size() < 49) return error(fmt::format("/proc/{}/stat has an unknown form", pid));
+  save_layout(stat, saved);
+  saved->set_auxv(VMCKPT_TRY(read_whole_file(fmt::format("/proc/{}/auxv", pid))));
+  saved->set_mlockall_flags(ledger.mlockall_flags);
+  std::string executable = VMCKPT_TRY(read_link(fmt::format("/proc/{}/exe", pid)));
+  if (auto identity = identify_file(executable); identity.ok()) *saved->mutable_executable() = *identity;
+  else saved->mutable_executable()->set_path(executable);
+  return save;
+}
+
+BrkQuestion ask_brk(TapeDraft& tape) { return {tape.call(SYS_brk, {0})}; }
+
+void save_brk(const BrkQuestion& question, const TapeDraft& tape, pb::AddressSpace* saved) {
+  saved->set_brk(static_cast<uint64_t>(tape.result(question.call)));
+}
+
+}  // namespace vmckpt

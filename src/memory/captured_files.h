@@ -1,0 +1,54 @@
+// Files that no path leads to (memfd, shared anonymous memory, deleted files): saved by content, shared by mappings and
+// descriptors. One object per (device, inode), however many mappings and descriptors refer to it.
+#pragma once
+
+#include <map>
+#include <string>
+#include <utility>
+
+#include "core/fd.h"
+#include "core/result.h"
+#include "image/memory.pb.h"
+
+namespace vmckpt {
+
+class ImageWriter;
+class ImageReader;
+
+// Checkpoint: content is copied into the image while the world is stopped, since neither fork nor anything else snapshots it.
+class CapturedFiles {
+ public:
+  // `limit_bytes` bounds what is copied within the pause; above it the checkpoint is refused with the reason.
+  CapturedFiles(ImageWriter& writer, uint64_t limit_bytes) : writer_(writer), limit_bytes_(limit_bytes) {}
+
+  // `fd` is any descriptor of the file (readable); `name` is its link in /proc/PID/fd or maps. Returns the object's id.
+  Result<uint64_t> capture(int fd, const std::string& name);
+  // The same for memory that can only be read through the mapping at `address` of process `pid`.
+  Result<uint64_t> capture_mapping(pid_t pid, uint64_t address, uint64_t bytes, uint64_t file_offset, uint64_t device,
+                                   uint64_t inode, const std::string& name);
+
+  const std::map<uint64_t, pb::CapturedFile>& files() const { return files_; }
+
+ private:
+  Result<void> charge(uint64_t bytes, const std::string& name);
+
+  ImageWriter& writer_;
+  uint64_t limit_bytes_;
+  uint64_t used_bytes_ = 0;
+  std::map<uint64_t, pb::CapturedFile> files_;
+  std::map<std::pair<uint64_t, uint64_t>, uint64_t> id_by_inode_;
+};
+
+// Restart, in the new process: the files made again, each open for reading and writing.
+class RebuiltFiles {
+ public:
+  // Descriptors get numbers from `first_fd` on.
+  Result<void> rebuild(const pb::AddressSpace& space, const ImageReader& image, int first_fd);
+  // Borrowed; -1 when there is no such object.
+  int fd(uint64_t id) const;
+
+ private:
+  std::map<uint64_t, Fd> fds_;
+};
+
+}  // namespace vmckpt

@@ -1,0 +1,77 @@
+#include "memory/snapshot.h"
+
+
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include "memory/maps.h"
+
+namespace vmckpt {
+
+SnapshotChild& SnapshotChild::operator=(SnapshotChild&& other) noexcept {
+  if (this != &other) {
+    end();
+    pid_ = other.pid_;
+    other.pid_ = 0;
+  }
+  return *this;
+}
+
+void SnapshotChild::end() {
+  if (pid_ == 0) return;
+  ::kill(pid_, SIGKILL);
+  int status = 0;
+  // Stops that ptrace reports may come before the end; ECHILD: the supervisor's loop has reaped it.
+  while (::waitpid(pid_, &status, __WALL) == pid_ && !WIFSIGNALED(status) && !WIFEXITED(status)) {
+  }
+  pid_ = 0;
+}
+
+SnapshotQuestion ask_snapshot(const AddressSpaceSave& space, pid_t parent_in_target, TapeDraft& tape) {
+  auto advise = [&](const std::vector<Vma>& vmas, int advice, bool must_succeed) {
+    for (const Vma& vma : vmas) {
+      tape.call(SYS_madvise, {vma.start, vma.bytes(), static_cast<uint64_t>(advice)}, must_succeed,
+                fmt::format("let the snapshot have the memory at {:#x}", vma.start));
+    }
+  };
+  advise(space.not_forked, MADV_DOFORK, true);
+  advise(space.wiped_on_fork, MADV_KEEPONFORK, true);
+  // Not must_succeed: the advice is put back whatever fork answers.
+  SnapshotQuestion question{tape.call(kOpSnapshot, {static_cast<uint64_t>(parent_in_target)})};
+  advise(space.not_forked, MADV_DONTFORK, false);
+  advise(space.wiped_on_fork, MADV_WIPEONFORK, false);
+  return question;
+}
+
+Result<SnapshotChild> take_snapshot(const SnapshotQuestion& question, const TapeDraft& tape, pid_t child,
+                                    const AddressSpaceSave& space) {
+  if (!tape.succeeded(question.call)) {
+    errno = static_cast<int>(-tape.result(question.call));
+    return errno_error("fork the snapshot", "free memory, raise vm.overcommit or RLIMIT_NPROC, or checkpoint with --stop");
+  }
+  if (child == 0) return error("the forked snapshot was not seen by ptrace");
+  SnapshotChild snapshot(child);
+  // It starts with a stop of its own. From now on it dies with the supervisor, and runs to its waiting place.
+  int status = 0;
+  if (::waitpid(child, &status, __WALL) != child || !WIFSTOPPED(status)) return error("the forked snapshot has ended");
+  ::ptrace(PTRACE_SETOPTIONS, child, 0, PTRACE_O_EXITKILL);
+  if (::ptrace(PTRACE_CONT, child, 0, 0) != 0) return errno_error("let the forked snapshot run");
+  // A range that fork left out would be lost silently: look.
+  std::vector<Vma> copied = VMCKPT_TRY(read_maps(child));
+  for (const DumpRange& range : space.ranges) {
+    uint64_t reached = range.start;
+    for (const Vma& vma : copied) {
+      if (vma.start <= reached && vma.end > reached) reached = vma.end;
+    }
+    if (reached < range.end) {
+      return error(fmt::format("the forked snapshot lacks memory at {:#x}", reached),
+                   "the program changed its fork advice meanwhile; try again");
+    }
+  }
+  return snapshot;
+}
+
+}  // namespace vmckpt

@@ -1,0 +1,42 @@
+// The forked snapshot: a copy-on-write copy of the target, made by the target itself at the supervisor's order, child of the
+// supervisor (CLONE_PARENT). Costs the pause the copying of page tables only.
+#pragma once
+
+#include <sys/types.h>
+
+#include "core/result.h"
+#include "memory/address_space.h"
+#include "tracer/stopped_world.h"
+#include "tracer/tape_draft.h"
+
+namespace vmckpt {
+
+// Owns the copy; kills and reaps it. Belongs to the thread that traces.
+class SnapshotChild {
+ public:
+  SnapshotChild() = default;
+  explicit SnapshotChild(pid_t pid) : pid_(pid) {}
+  SnapshotChild(SnapshotChild&& other) noexcept : pid_(other.pid_) { other.pid_ = 0; }
+  SnapshotChild& operator=(SnapshotChild&& other) noexcept;
+  ~SnapshotChild() { end(); }
+
+  pid_t pid() const { return pid_; }
+  void end();
+
+ private:
+  pid_t pid_ = 0;
+};
+
+struct SnapshotQuestion {
+  size_t call;
+};
+
+// Adds to the leader's tape: lift advice that keeps memory out of a fork, fork, put the advice back.
+// `parent_in_target` is the target's parent as the target sees it (0 from inside a PID namespace).
+SnapshotQuestion ask_snapshot(const AddressSpaceSave& space, pid_t parent_in_target, TapeDraft& tape);
+
+// After the tape was played: lets the copy run to its waiting place and checks that it has every range.
+Result<SnapshotChild> take_snapshot(const SnapshotQuestion& question, const TapeDraft& tape, pid_t child,
+                                    const AddressSpaceSave& space);
+
+}  // namespace vmckpt

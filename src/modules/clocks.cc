@@ -1,0 +1,69 @@
+#include "modules/clocks.h"
+
+#include <cstring>
+
+#include <fcntl.h>
+#include <linux/sched.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "core/clock.h"
+#include "core/fd.h"
+
+namespace vmckpt {
+namespace {
+
+constexpr int64_t kNsPerSecond = 1'000'000'000;
+
+int64_t to_ns(const timespec& time) { return int64_t{time.tv_sec} * kNsPerSecond + time.tv_nsec; }
+
+std::string offset_line(const char* clock, int64_t offset_ns) {
+  int64_t seconds = offset_ns / kNsPerSecond, rest = offset_ns % kNsPerSecond;
+  if (rest < 0) {
+    rest += kNsPerSecond;
+    --seconds;
+  }
+  return fmt::format("{} {} {}\n", clock, seconds, rest);
+}
+
+}  // namespace
+
+ClockQuestions ask_clocks(TapeDraft& tape) {
+  auto ask = [&](clockid_t clock) {
+    uint64_t answer = tape.room(sizeof(timespec));
+    tape.call(SYS_clock_gettime, {static_cast<uint64_t>(clock), answer}, true, "read a clock");
+    return answer;
+  };
+  return {ask(CLOCK_REALTIME), ask(CLOCK_MONOTONIC), ask(CLOCK_BOOTTIME)};
+}
+
+void save_clocks(const ClockQuestions& questions, const TapeDraft& tape, pb::Host* host) {
+  host->set_realtime_ns(to_ns(tape.as<timespec>(questions.realtime)));
+  host->set_monotonic_ns(to_ns(tape.as<timespec>(questions.monotonic)));
+  host->set_boottime_ns(to_ns(tape.as<timespec>(questions.boottime)));
+}
+
+void enter_saved_time(const pb::Host& host, std::vector<std::string>& notes) {
+  int64_t gap_ns = clock_ns(CLOCK_REALTIME) - host.realtime_ns();
+  // Opened first: after the caller has entered other namespaces /proc/self may lead nowhere.
+  Fd offsets(::open("/proc/self/timens_offsets", O_WRONLY | O_CLOEXEC));
+  if (!offsets || ::unshare(CLONE_NEWTIME) != 0) {
+    notes.push_back(fmt::format("no time namespace ({}): the target's monotonic clock jumps by {:.1f} s",
+                                std::strerror(errno),
+                                static_cast<double>(clock_ns(CLOCK_MONOTONIC) - host.monotonic_ns()) / 1e9));
+    return;
+  }
+  // This process still reads the host's clocks: only its children are in the new namespace.
+  std::string text = offset_line("monotonic", host.monotonic_ns() - clock_ns(CLOCK_MONOTONIC)) +
+                     offset_line("boottime", host.boottime_ns() - clock_ns(CLOCK_BOOTTIME));
+  if (auto written = write_exactly(offsets.get(), text.data(), text.size(), "/proc/self/timens_offsets"); !written.ok()) {
+    notes.push_back("the target's monotonic clock jumps: " + written.error().message());
+    return;
+  }
+  notes.push_back(fmt::format("the target was away for {:.1f} s; its monotonic clock goes on without the gap",
+                              static_cast<double>(gap_ns) / 1e9));
+}
+
+}  // namespace vmckpt

@@ -1,0 +1,156 @@
+// What the descriptor modules share. One module per kind of kernel object, listed in order in descriptors.cc; each says
+// which open files are its own and has save beside check and restore. Only files of this folder include this header.
+#pragma once
+
+#include <map>
+#include <set>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include "modules/descriptors.h"
+
+namespace vmckpt {
+
+// One open file description of the stopped target, as /proc shows it.
+struct TargetFile {
+  struct Number {
+    int number;
+    bool close_on_exec;
+  };
+  std::vector<Number> numbers;  // ascending
+  std::string link;             // /proc/PID/fd/N: a path, or "pipe:[123]", "anon_inode:[eventfd]" ...
+  std::string fdinfo;           // /proc/PID/fdinfo/N
+  struct stat status {};
+  uint32_t flags = 0;  // as open(2) got them, O_CLOEXEC left out
+  int64_t position = 0;
+  int socket_domain = -1;  // AF_*, SOCK_* and IPPROTO_* of sockets
+  int socket_type = -1;
+  int socket_protocol = -1;
+  Fd duplicate;  // shares the open file with the target while its descriptors are being saved
+  pb::OpenFile* saved = nullptr;
+
+  int id() const { return numbers.front().number; }
+  // The lowest number if it is standard input, output or error; otherwise -1.
+  int stdio() const { return id() <= 2 ? id() : -1; }
+  std::string describe() const;  // `descriptor 5 ("pipe:[123]")`, for messages
+  bool is_anonymous(std::string_view name) const;  // link is "anon_inode:" + name
+};
+
+// The value of `name` in text like "pos:\t0\nflags:\t02\n"; empty when there is no such line.
+std::string_view fdinfo_field(std::string_view fdinfo, std::string_view name);
+// Whole lines that begin with `prefix`.
+std::vector<std::string_view> fdinfo_lines(std::string_view fdinfo, std::string_view prefix);
+// The word after `key` within a line like "tfd: 7 events: 19": `key` with its colon.
+std::string_view word_after(std::string_view line, std::string_view key);
+uint64_t parse_octal(std::string_view text);
+
+struct SaveContext {
+  DescriptorSave& save;
+  pb::DescriptorTable* table;
+  int proc;                       // descriptor of /proc/PID
+  std::vector<TargetFile> files;  // ascending by id
+  std::map<std::array<int, 3>, std::vector<std::string>> socket_defaults;  // socket_options.cc
+  std::unordered_map<int, const TargetFile*> by_number;
+  std::unordered_map<uint64_t, const TargetFile*> by_socket_inode;
+  std::map<std::pair<uint64_t, uint64_t>, uint32_t> pipe_ids;  // by device and inode
+
+  pid_t pid() const { return save.world.pid(); }
+  void note(std::string text) { save.notes.push_back(std::move(text)); }
+  const TargetFile* find_number(int number) const;  // null when there is none
+  const TargetFile* find_socket(uint64_t inode) const;
+  // The recorder's note of this kind on any number of `file`, `value` equal too unless it is -1.
+  const LedgerNote* find_ledger_note(NoteKind kind, const TargetFile& file, int64_t value) const;
+  // A PID that this process sees, as the target's PID namespace numbers it; 0 when it has no number there.
+  int32_t pid_in_target(pid_t pid) const;
+};
+
+struct CheckContext {
+  const pb::DescriptorTable& table;
+  std::vector<Error>& problems;
+  Notes& notes;
+
+  void problem(Error error) { problems.push_back(std::move(error)); }
+  void note(std::string text) { notes.push_back(std::move(text)); }
+};
+
+// Objects are made at service numbers and get their own numbers when all of them are there.
+struct RestoreContext {
+  const pb::DescriptorTable& table;
+  DescriptorRestore& restore;
+  std::map<uint32_t, Fd> built;        // by OpenFile id
+  std::set<uint32_t> shared_with_restart;  // dups of restart's own stdio: others see changes of their flags
+
+  void note(std::string text) { restore.notes.push_back(std::move(text)); }
+  // Moves a descriptor up to the service numbers, out of the way of the target's.
+  Result<Fd> lift(Fd fd) const;
+  Result<void> put(const pb::OpenFile& file, Fd fd);
+  bool has(uint32_t id) const { return built.count(id) != 0; }
+  int fd(uint32_t id) const;  // -1 when it is not built
+};
+
+struct DescriptorModule {
+  const char* name;
+  bool (*recognise)(const TargetFile& file);
+  // One open file; `fd` is its duplicate.
+  Result<void> (*save)(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved);
+  // After all files are saved: what connects them. May be null.
+  Result<void> (*save_links)(SaveContext& context);
+  // Preflight of all files of this kind. May be null.
+  void (*check)(CheckContext& context);
+  // Makes all files of this kind.
+  Result<void> (*restore)(RestoreContext& context);
+};
+
+extern const DescriptorModule kRegularFileModule;
+extern const DescriptorModule kMemfdModule;
+extern const DescriptorModule kPipeModule;
+extern const DescriptorModule kTerminalModule;
+extern const DescriptorModule kDeviceModule;
+extern const DescriptorModule kEventfdModule;
+extern const DescriptorModule kSignalfdModule;
+extern const DescriptorModule kTimerfdModule;
+extern const DescriptorModule kEpollModule;
+extern const DescriptorModule kInotifyModule;
+extern const DescriptorModule kPidfdModule;
+extern const DescriptorModule kUnixSocketModule;
+extern const DescriptorModule kInetSocketModule;
+
+// descriptor_walk.cc: all numbers of the target, those that share an open file description put together.
+Result<std::vector<TargetFile>> walk_descriptors(const StoppedWorld& world, int proc);
+
+// memfd.cc: a file that no path leads to.
+Result<void> save_captured(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved);
+
+// file_status.cc: fcntl state that every kind of file has.
+Result<void> save_async_io(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved);
+Result<void> restore_file_status(RestoreContext& context, const pb::OpenFile& file, int fd);
+
+// file_locks.cc
+Result<void> save_locks(const TargetFile& file, pb::OpenFile* saved);
+void check_locks(CheckContext& context, const pb::OpenFile& file, const std::string& path);
+Result<void> restore_locks(const pb::OpenFile& file);
+
+// epoll.cc: the last step, when every file has its numbers.
+Result<void> restore_epoll_registrations(RestoreContext& context);
+
+// refused.cc: why an object cannot be saved and what to do.
+Error refusal(const TargetFile& file);
+
+// stdio.cc: restart's own stdio in place of a pipe, connection or terminal to the outside. `number` is 0 to 2.
+Result<Fd> attach_stdio(RestoreContext& context, const pb::OpenFile& file, int number);
+
+// Whether the file with this saved state may be read, or written, through the descriptor.
+inline bool can_read(uint32_t flags) { return (flags & O_ACCMODE) == O_RDONLY || (flags & O_ACCMODE) == O_RDWR; }
+inline bool can_write(uint32_t flags) { return (flags & O_ACCMODE) == O_WRONLY || (flags & O_ACCMODE) == O_RDWR; }
+
+// The open file again through /proc/self/fd: same object, an open file description of its own.
+Result<Fd> reopen(int fd, int flags);
+
+std::string describe(const pb::OpenFile& file);  // `descriptor 5 ("pipe:[123]")`
+
+}  // namespace vmckpt

@@ -1,0 +1,226 @@
+// All open descriptors of one process: the list of modules, and the three entry points that call them.
+//
+//   save     walk /proc/PID/fd -> one TargetFile per open file description -> its module -> links between the files
+//   restore  every module makes its objects at service numbers -> status flags -> everything below the service numbers is
+//            closed -> dup3 to the target's numbers -> epoll registrations -> service numbers closed -> locks
+//
+// Epoll registrations name numbers, so they wait for the numbers; POSIX locks are lost on any close of the same file, so
+// they wait for the closes. Nothing here changes the running target: it works on duplicates (pidfd_getfd, Linux 5.6), which
+// share the target's open files, and only asks.
+#include "modules/descriptors.h"
+
+#include <algorithm>
+#include <ctime>
+
+#include <linux/close_range.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "modules/descriptor_module.h"
+
+namespace vmckpt {
+namespace {
+
+// First match saves; all restore in this order.
+constexpr const DescriptorModule* kModules[] = {
+    &kEventfdModule,       // anonymous objects are known by their link alone and need nothing else
+    &kSignalfdModule,
+    &kTimerfdModule,
+    &kPidfdModule,
+    &kMemfdModule,         // before regular files: a deleted file also is a regular file
+    &kRegularFileModule,   // also takes everything opened with O_PATH, whatever it is
+    &kInotifyModule,       // after regular files, whose opening is no event for the program
+    &kPipeModule,
+    &kTerminalModule,      // before devices: most terminals are character devices
+    &kDeviceModule,
+    &kUnixSocketModule,    // listeners first, then connections to them
+    &kInetSocketModule,
+    &kEpollModule,         // last: can watch every other kind
+};
+
+const DescriptorModule* find_module(const TargetFile& file) {
+  for (const DescriptorModule* module : kModules) {
+    if (module->recognise(file)) return module;
+  }
+  return nullptr;
+}
+
+int64_t realtime_ns() {
+  timespec now{};
+  ::clock_gettime(CLOCK_REALTIME, &now);
+  return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
+}
+
+Result<void> ask_for_socket_kind(TargetFile& file, int fd) {
+  const std::pair<int, int*> questions[] = {
+      {SO_DOMAIN, &file.socket_domain}, {SO_TYPE, &file.socket_type}, {SO_PROTOCOL, &file.socket_protocol}};
+  for (auto [option, answer] : questions) {
+    socklen_t bytes = sizeof *answer;
+    if (::getsockopt(fd, SOL_SOCKET, option, answer, &bytes) != 0) {
+      return errno_error("ask what kind of socket is " + file.describe());
+    }
+  }
+  return {};
+}
+
+void index_files(SaveContext& context) {
+  for (const TargetFile& file : context.files) {
+    for (const TargetFile::Number& number : file.numbers) context.by_number[number.number] = &file;
+    if (S_ISSOCK(file.status.st_mode) && (file.flags & O_PATH) == 0) context.by_socket_inode[file.status.st_ino] = &file;
+  }
+}
+
+Result<void> save_file(SaveContext& context, TargetFile& file) {
+  int fd = file.duplicate.get();
+  if (S_ISSOCK(file.status.st_mode) && (file.flags & O_PATH) == 0) VMCKPT_TRY(ask_for_socket_kind(file, fd));
+  const DescriptorModule* module = find_module(file);
+  if (module == nullptr) return refusal(file);
+  pb::OpenFile* saved = context.table->add_files();
+  file.saved = saved;
+  saved->set_id(static_cast<uint32_t>(file.id()));
+  for (const TargetFile::Number& number : file.numbers) {
+    pb::DescriptorNumber* entry = saved->add_numbers();
+    entry->set_number(number.number);
+    entry->set_close_on_exec(number.close_on_exec);
+  }
+  saved->set_name(file.link);
+  saved->set_status_flags(file.flags);
+  VMCKPT_TRY(save_async_io(context, file, fd, saved));
+  VMCKPT_TRY(save_locks(file, saved));
+  return module->save(context, file, fd, saved);
+}
+
+void check_numbers(CheckContext& context) {
+  std::set<int> numbers;
+  std::set<uint32_t> ids;
+  for (const pb::OpenFile& file : context.table.files()) {
+    if (file.numbers_size() == 0 || file.id() != static_cast<uint32_t>(file.numbers(0).number()) ||
+        !ids.insert(file.id()).second || file.object_case() == pb::OpenFile::OBJECT_NOT_SET) {
+      context.problem(error("the image's table of descriptors is malformed", "use another image"));
+      return;
+    }
+    for (const pb::DescriptorNumber& number : file.numbers()) {
+      if (number.number() < 0 || number.number() > 1 << 20 || !numbers.insert(number.number()).second) {
+        context.problem(error(fmt::format("the image has the descriptor {} twice or out of range", number.number()),
+                              "use another image"));
+      }
+    }
+  }
+}
+
+// Objects are made beside their final numbers, so that many more are open for a moment than the target had.
+Result<void> raise_descriptor_limit(const pb::DescriptorTable& table, int first_service_fd) {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return errno_error("read the limit of open files");
+  rlim_t needed = static_cast<rlim_t>(first_service_fd) + static_cast<rlim_t>(table.files_size()) * 2 + 64;
+  if (limit.rlim_cur >= needed) return {};
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+  if (limit.rlim_max < needed) {
+    return error(fmt::format("restart needs {} descriptors, the limit here is {}", needed, limit.rlim_max),
+                 "raise it with `ulimit -Hn`");
+  }
+  return {};
+}
+
+Result<void> place_numbers(RestoreContext& context) {
+  if (::syscall(SYS_close_range, 0, context.restore.first_service_fd - 1, 0) != 0) {
+    return errno_error("close descriptors left over below the target's");
+  }
+  for (const pb::OpenFile& file : context.table.files()) {
+    for (const pb::DescriptorNumber& number : file.numbers()) {
+      int flags = number.close_on_exec() ? O_CLOEXEC : 0;
+      if (::dup3(context.fd(file.id()), number.number(), flags) < 0) {
+        return errno_error(fmt::format("put {} at number {}", describe(file), number.number()));
+      }
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<void> save_descriptors(DescriptorSave& save, pb::DescriptorTable* table) {
+  Fd proc(::open(fmt::format("/proc/{}", save.world.pid()).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!proc) return errno_error(fmt::format("open /proc/{}", save.world.pid()));
+  SaveContext context{save, table, proc.get(), {}, {}, {}, {}, {}};
+  table->set_checkpoint_realtime_ns(realtime_ns());
+  context.files = VMCKPT_TRY(walk_descriptors(save.world, proc.get()));
+  index_files(context);
+  table->mutable_files()->Reserve(static_cast<int>(context.files.size()));
+  for (TargetFile& file : context.files) VMCKPT_TRY(save_file(context, file));
+  for (const DescriptorModule* module : kModules) {
+    if (module->save_links != nullptr) VMCKPT_TRY(module->save_links(context));
+  }
+  return {};
+}
+
+void check_descriptors(const pb::DescriptorTable& table, std::vector<Error>& problems, Notes& notes) {
+  CheckContext context{table, problems, notes};
+  size_t before = problems.size();
+  check_numbers(context);
+  if (problems.size() != before) return;
+  for (const DescriptorModule* module : kModules) {
+    if (module->check != nullptr) module->check(context);
+  }
+}
+
+Result<void> restore_descriptors(const pb::DescriptorTable& table, DescriptorRestore& restore) {
+  RestoreContext context{table, restore, {}, {}};
+  VMCKPT_TRY(raise_descriptor_limit(table, restore.first_service_fd));
+  for (const DescriptorModule* module : kModules) VMCKPT_TRY(module->restore(context));
+  for (const pb::OpenFile& file : table.files()) {
+    if (!context.has(file.id())) return error(describe(file) + " is of a kind that this vmckpt cannot restore");
+    VMCKPT_TRY(restore_file_status(context, file, context.fd(file.id())));
+  }
+  VMCKPT_TRY(place_numbers(context));
+  VMCKPT_TRY(restore_epoll_registrations(context));
+  context.built.clear();
+  for (const pb::OpenFile& file : table.files()) VMCKPT_TRY(restore_locks(file));
+  return {};
+}
+
+const TargetFile* SaveContext::find_number(int number) const {
+  auto found = by_number.find(number);
+  return found == by_number.end() ? nullptr : found->second;
+}
+
+const TargetFile* SaveContext::find_socket(uint64_t inode) const {
+  auto found = by_socket_inode.find(inode);
+  return found == by_socket_inode.end() ? nullptr : found->second;
+}
+
+const LedgerNote* SaveContext::find_ledger_note(NoteKind kind, const TargetFile& file, int64_t value) const {
+  uint32_t used = std::min(save.ledger.notes_used, kLedgerNotes);  // what lies beyond need not have been read
+  for (uint32_t i = 0; i < used; ++i) {
+    const LedgerNote& note = save.ledger.notes[i];
+    if (note.kind != kind || (value != -1 && note.value != value)) continue;
+    for (const TargetFile::Number& number : file.numbers) {
+      if (number.number == note.fd) return &note;
+    }
+  }
+  return nullptr;
+}
+
+Result<Fd> RestoreContext::lift(Fd fd) const {
+  if (fd.get() >= restore.first_service_fd) return fd;
+  int lifted = ::fcntl(fd.get(), F_DUPFD_CLOEXEC, restore.first_service_fd);
+  if (lifted < 0) return errno_error(fmt::format("move a descriptor above {}", restore.first_service_fd));
+  return Fd(lifted);
+}
+
+Result<void> RestoreContext::put(const pb::OpenFile& file, Fd fd) {
+  built[file.id()] = VMCKPT_TRY(lift(std::move(fd)));
+  return {};
+}
+
+int RestoreContext::fd(uint32_t id) const {
+  auto found = built.find(id);
+  return found == built.end() ? -1 : found->second.get();
+}
+
+std::string describe(const pb::OpenFile& file) { return fmt::format("descriptor {} (\"{}\")", file.id(), file.name()); }
+
+}  // namespace vmckpt

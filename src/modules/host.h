@@ -1,0 +1,23 @@
+// The host: what the image needs of the one it is restarted on.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "core/result.h"
+#include "image/image.pb.h"
+
+namespace vmckpt {
+
+// The process that is PID 1 of a restarted target's PID namespace carries this name.
+inline constexpr char kNamespaceInitName[] = "vmckpt-init";
+
+enum class CpuCheck {
+  kStrict,  // every CPU flag of the old host must be here: programs chose their code by them at start
+  kNone,
+};
+
+void save_host(pb::Host* host);
+void check_host(const pb::Host& host, CpuCheck cpu_check, std::vector<Error>& problems, std::vector<std::string>& notes);
+
+}  // namespace vmckpt

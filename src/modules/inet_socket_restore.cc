@@ -1,0 +1,286 @@
+// Restore of TCP and UDP sockets. Connections come first: making one needs a listener at its address for a moment, which the
+// program's own listener would forbid. All connections are made over the loopback interface or the host's own addresses.
+#include <algorithm>
+
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "modules/descriptor_module.h"
+#include "modules/inet_socket.h"
+#include "modules/socket_options.h"
+
+namespace vmckpt {
+namespace {
+
+constexpr int kLoopbackTimeoutMs = 2000;
+
+std::string loopback_address(int family) {
+  if (family == AF_INET) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    return std::string(reinterpret_cast<char*>(&address), sizeof address);
+  }
+  // IPv4 within IPv6 works on hosts whose loopback has no IPv6 address too.
+  sockaddr_in6 address{};
+  address.sin6_family = AF_INET6;
+  address.sin6_addr.s6_addr[10] = address.sin6_addr.s6_addr[11] = 0xff;
+  address.sin6_addr.s6_addr[12] = 127;
+  address.sin6_addr.s6_addr[15] = 1;
+  return std::string(reinterpret_cast<char*>(&address), sizeof address);
+}
+
+int bind_to(int fd, const std::string& address) {
+  return ::bind(fd, reinterpret_cast<const sockaddr*>(address.data()), static_cast<socklen_t>(address.size()));
+}
+
+int connect_to(int fd, const std::string& address) {
+  return ::connect(fd, reinterpret_cast<const sockaddr*>(address.data()), static_cast<socklen_t>(address.size()));
+}
+
+std::string name_of(int fd) {
+  sockaddr_storage address{};
+  socklen_t bytes = sizeof address;
+  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &bytes) != 0) return {};
+  return std::string(reinterpret_cast<char*>(&address), bytes);
+}
+
+Result<Fd> make_socket(RestoreContext& context, const pb::OpenFile& file) {
+  const pb::InetSocket& socket = file.inet_socket();
+  Fd fd(::socket(socket.family(), socket.type() | SOCK_CLOEXEC, socket.protocol()));
+  if (!fd) return errno_error("make the socket of " + describe(file));
+  restore_socket_options(context, file, socket.options(), fd.get(), OptionStage::kBeforeBind);
+  return fd;
+}
+
+// Room for what is put back in one go. Only for large amounts: a size that is set stops TCP from adapting it.
+void make_room(int fd, size_t bytes) {
+  constexpr size_t kUsualRoom = 64 * 1024;
+  if (bytes <= kUsualRoom) return;
+  int wanted = static_cast<int>(std::min<size_t>(bytes * 2, size_t{1} << 30));
+  if (get_option(fd, SOL_SOCKET, SO_RCVBUF) >= wanted) return;
+  ::setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &wanted, sizeof wanted);
+  if (get_option(fd, SOL_SOCKET, SO_RCVBUF) < wanted) ::setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &wanted, sizeof wanted);
+}
+
+// A listener that exists for one connection, at `address` or, if that is in use, at any port of the loopback interface.
+Result<Fd> make_listener(int family, const std::string& address, size_t room) {
+  for (const std::string& candidate : {address, with_port(loopback_address(family), 0)}) {
+    if (candidate.empty()) continue;
+    Fd fd(::socket(family, SOCK_STREAM | SOCK_CLOEXEC, IPPROTO_TCP));
+    if (!fd) return errno_error("make a TCP socket");
+    VMCKPT_TRY(set_option(fd.get(), SOL_SOCKET, SO_REUSEADDR, 1, "a TCP socket"));
+    if (family == AF_INET6) VMCKPT_TRY(set_option(fd.get(), IPPROTO_IPV6, IPV6_V6ONLY, 0, "a TCP socket"));
+    make_room(fd.get(), room);  // accepted connections inherit it
+    if (bind_to(fd.get(), candidate) == 0 && ::listen(fd.get(), 1) == 0) return fd;
+  }
+  return errno_error("listen on the loopback interface", "the host needs its loopback interface (ip link set lo up)");
+}
+
+// The connection that comes from `client`, in case a stranger connects to the same port.
+Result<Fd> accept_from(int listener, int client) {
+  std::string wanted = name_of(client);
+  for (;;) {
+    pollfd ready{listener, POLLIN, 0};
+    if (::poll(&ready, 1, kLoopbackTimeoutMs) != 1) return error("a connection over the loopback interface did not arrive");
+    sockaddr_storage peer{};
+    socklen_t bytes = sizeof peer;
+    Fd fd(::accept4(listener, reinterpret_cast<sockaddr*>(&peer), &bytes, SOCK_CLOEXEC));
+    if (!fd && errno != EINTR && errno != ECONNABORTED) return errno_error("accept a connection over the loopback interface");
+    if (fd && same_endpoint(std::string(reinterpret_cast<char*>(&peer), bytes), wanted)) return fd;
+  }
+}
+
+struct Connection {
+  Fd client;
+  Fd accepted;
+};
+
+// Connects two fresh sockets, with the addresses they had where these are free.
+Result<Connection> connect_pair(RestoreContext& context, const pb::OpenFile& file, const std::string& client_address,
+                                const std::string& accepted_address, size_t client_room, size_t accepted_room) {
+  Fd listener = VMCKPT_TRY(make_listener(file.inet_socket().family(), accepted_address, accepted_room));
+  std::string destination = name_of(listener.get());
+  for (const std::string& address : {client_address, std::string()}) {
+    Connection connection;
+    connection.client = VMCKPT_TRY(make_socket(context, file));
+    int client = connection.client.get();
+    make_room(client, client_room);
+    if (!address.empty()) {
+      VMCKPT_TRY(set_option(client, SOL_SOCKET, SO_REUSEADDR, 1, describe(file)));
+      if (bind_to(client, address) != 0) continue;
+    }
+    if (connect_to(client, destination) != 0) {
+      if (!address.empty()) continue;  // the pair of ports may linger in TIME_WAIT
+      return errno_error("connect over the loopback interface for " + describe(file));
+    }
+    connection.accepted = VMCKPT_TRY(accept_from(listener.get(), client));
+    return connection;
+  }
+  return errno_error("connect over the loopback interface for " + describe(file));
+}
+
+Result<size_t> send_all(int fd, const std::string& data) {
+  size_t sent = 0;
+  while (sent < data.size()) {
+    ssize_t put = ::send(fd, data.data() + sent, data.size() - sent, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (put < 0 && errno == EAGAIN) break;
+    if (put < 0 && errno != EINTR) return errno_error("put unread bytes back into a TCP connection");
+    if (put > 0) sent += static_cast<size_t>(put);
+  }
+  return sent;
+}
+
+// Waits until `bytes` have arrived at `fd`, which over loopback takes no time unless the receive buffer is full.
+size_t wait_for_bytes(int fd, size_t bytes) {
+  int arrived = 0;
+  for (int waited_ms = 0; waited_ms < kLoopbackTimeoutMs / 10; ++waited_ms) {
+    if (::ioctl(fd, FIONREAD, &arrived) == 0 && static_cast<size_t>(arrived) >= bytes) break;
+    ::usleep(1000);
+  }
+  return static_cast<size_t>(std::max(arrived, 0));
+}
+
+void finish_options(RestoreContext& context, const pb::OpenFile& file, int fd) {
+  const SocketOptions& options = file.inet_socket().options();
+  // Was set to bind beside lingering connections.
+  int reuse = saved_option(options, SOL_SOCKET, SO_REUSEADDR);
+  ::setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &reuse, sizeof reuse);
+  restore_socket_options(context, file, options, fd, OptionStage::kAfterwards);
+}
+
+const pb::OpenFile* find_file(const RestoreContext& context, uint32_t id) {
+  for (const pb::OpenFile& file : context.table.files()) {
+    if (file.id() == id && file.has_inet_socket()) return &file;
+  }
+  return nullptr;
+}
+
+// The end whose port the program listens at was made by accept.
+bool was_accepted(const RestoreContext& context, const pb::InetSocket& socket) {
+  for (const pb::OpenFile& file : context.table.files()) {
+    if (file.inet_socket().listening() && port_of(file.inet_socket().local_address()) == port_of(socket.local_address())) return true;
+  }
+  return false;
+}
+
+Result<void> put_unread_back(const pb::OpenFile& file, int other_end) {
+  const std::string& unread = file.inet_socket().unread();
+  size_t sent = VMCKPT_TRY(send_all(other_end, unread));
+  if (sent == unread.size()) return {};
+  return error(fmt::format("only {} of {} unread bytes could be put back into {}", sent, unread.size(), describe(file)),
+               "raise net.core.rmem_max");
+}
+
+Result<void> restore_inside(RestoreContext& context, const pb::OpenFile& file) {
+  const pb::OpenFile* peer = find_file(context, file.inet_socket().peer_id());
+  if (peer == nullptr || peer->inet_socket().peer() != pb::PEER_INSIDE || peer->inet_socket().peer_id() != file.id()) {
+    return error(describe(file) + " is connected to a descriptor that is not connected to it");
+  }
+  bool accepted_is_file = was_accepted(context, file.inet_socket());
+  const pb::OpenFile& client = accepted_is_file ? *peer : file;
+  const pb::OpenFile& accepted = accepted_is_file ? file : *peer;
+  const pb::InetSocket &client_socket = client.inet_socket(), &accepted_socket = accepted.inet_socket();
+  Connection connection = VMCKPT_TRY(connect_pair(context, client, client_socket.local_address(), accepted_socket.local_address(),
+                                                  client_socket.unread().size(), accepted_socket.unread().size()));
+  int client_fd = connection.client.get(), accepted_fd = connection.accepted.get();
+  restore_socket_options(context, accepted, accepted_socket.options(), accepted_fd, OptionStage::kBeforeBind);
+  if (!same_endpoint(name_of(client_fd), client_socket.local_address()) ||
+      !same_endpoint(name_of(accepted_fd), accepted_socket.local_address())) {
+    context.note(fmt::format("the connection between {} and {} has other ports now: {} and {}", describe(client), describe(accepted),
+                             endpoint_text(name_of(client_fd)), endpoint_text(name_of(accepted_fd))));
+  }
+  VMCKPT_TRY(put_unread_back(client, accepted_fd));
+  VMCKPT_TRY(put_unread_back(accepted, client_fd));
+  bool client_done = (client_socket.shutdown() & kNoMoreSending) != 0 || (accepted_socket.shutdown() & kPeerHasFinished) != 0;
+  bool accepted_done = (accepted_socket.shutdown() & kNoMoreSending) != 0 || (client_socket.shutdown() & kPeerHasFinished) != 0;
+  if (client_done) ::shutdown(client_fd, SHUT_WR);
+  if (accepted_done) ::shutdown(accepted_fd, SHUT_WR);
+  VMCKPT_TRY(context.put(client, std::move(connection.client)));
+  return context.put(accepted, std::move(connection.accepted));
+}
+
+// Closes so that the other end sees a reset.
+void reset_connection(Fd fd) {
+  linger at_once{1, 0};
+  ::setsockopt(fd.get(), SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+}
+
+// A connection whose other end is gone. Ends in the state that the program had seen last, made final by a reset.
+Result<void> restore_lost(RestoreContext& context, const pb::OpenFile& file) {
+  const pb::InetSocket& socket = file.inet_socket();
+  Connection connection = VMCKPT_TRY(connect_pair(context, file, {}, {}, socket.unread().size(), 0));
+  int fd = connection.client.get(), other = connection.accepted.get();
+  VMCKPT_TRY(send_all(other, socket.unread()));
+  size_t arrived = wait_for_bytes(fd, socket.unread().size());
+  if (arrived < socket.unread().size()) {
+    context.note(fmt::format("{} has {} of {} unread bytes: the receive buffer may not be larger here", describe(file), arrived,
+                             socket.unread().size()));
+  }
+  bool had_finished = (socket.shutdown() & kPeerHasFinished) != 0;
+  if (had_finished && !socket.error_pending()) ::shutdown(other, SHUT_WR);
+  if ((socket.shutdown() & kNoMoreSending) != 0) ::shutdown(fd, SHUT_WR);
+  reset_connection(std::move(connection.accepted));
+  pollfd gone{fd, POLLRDHUP, 0};
+  ::poll(&gone, 1, kLoopbackTimeoutMs);
+  if (had_finished && !socket.error_pending()) get_option(fd, SOL_SOCKET, SO_ERROR);  // takes the reset's error away
+  return context.put(file, std::move(connection.client));
+}
+
+Result<void> bind_again(RestoreContext& context, const pb::OpenFile& file, int fd) {
+  const pb::InetSocket& socket = file.inet_socket();
+  VMCKPT_TRY(prepare_bind(file, fd));
+  if (bind_to(fd, socket.local_address()) == 0) return {};
+  if (errno != EADDRINUSE || !may_change_port(socket)) {
+    return errno_error(fmt::format("{}: bind to {}", describe(file), endpoint_text(socket.local_address())));
+  }
+  if (bind_to(fd, with_port(socket.local_address(), 0)) != 0) return errno_error(describe(file) + ": bind to another port");
+  context.note(fmt::format("{} was at {} and is at {} now: the port is in use", describe(file), endpoint_text(socket.local_address()),
+                           endpoint_text(name_of(fd))));
+  return {};
+}
+
+Result<void> restore_unconnected(RestoreContext& context, const pb::OpenFile& file) {
+  const pb::InetSocket& socket = file.inet_socket();
+  Fd fd = VMCKPT_TRY(make_socket(context, file));
+  if (!socket.local_address().empty()) VMCKPT_TRY(bind_again(context, file, fd.get()));
+  if (socket.type() == SOCK_DGRAM && !socket.peer_address().empty() && connect_to(fd.get(), socket.peer_address()) != 0) {
+    context.note(fmt::format("{} cannot be connected to {}: {}", describe(file), endpoint_text(socket.peer_address()),
+                             std::strerror(errno)));
+  }
+  if (socket.listening() && ::listen(fd.get(), static_cast<int>(socket.backlog())) != 0) {
+    return errno_error(fmt::format("{}: listen at {}", describe(file), endpoint_text(socket.local_address())));
+  }
+  return context.put(file, std::move(fd));
+}
+
+}  // namespace
+
+Result<void> restore_inet_sockets(RestoreContext& context) {
+  for (const pb::OpenFile& file : context.table.files()) {
+    if (!file.has_inet_socket() || context.has(file.id())) continue;
+    switch (file.inet_socket().peer()) {
+      case pb::PEER_INSIDE: VMCKPT_TRY(restore_inside(context, file)); break;
+      case pb::PEER_STDIO:
+        VMCKPT_TRY(context.put(file, VMCKPT_TRY(attach_stdio(context, file, static_cast<int>(file.id())))));
+        break;
+      case pb::PEER_OUTSIDE:
+      case pb::PEER_CLOSED: VMCKPT_TRY(restore_lost(context, file)); break;
+      default: break;
+    }
+  }
+  for (const pb::OpenFile& file : context.table.files()) {
+    if (file.has_inet_socket() && !context.has(file.id())) VMCKPT_TRY(restore_unconnected(context, file));
+  }
+  // Only now: until the last bind, all sockets of a port must allow sharing it.
+  for (const pb::OpenFile& file : context.table.files()) {
+    if (file.has_inet_socket() && file.inet_socket().peer() != pb::PEER_STDIO) finish_options(context, file, context.fd(file.id()));
+  }
+  return {};
+}
+
+}  // namespace vmckpt

@@ -1,0 +1,210 @@
+// inotify(7): watches on inodes, each with a watch descriptor, and a queue of events.
+//
+// Made by inotify_init, changed by inotify_add_watch and inotify_rm_watch. fdinfo shows watch descriptor, inode and mask, but
+// no path; the recorder notes the path given, which is believed only if it still leads to the inode watched. Otherwise the
+// target's own open files may know the inode, and root asks with open_by_handle_at(2). A watch without a path is refused.
+//
+// Watch descriptors are kept: the kernel gives them out in increasing order (idr_alloc_cyclic), so watches are added in that
+// order and numbers in between are used up by adding and removing a watch on a file nobody else knows.
+//
+// Events that wait in the queue cannot be looked at without taking them from the running program: they are not saved, and
+// a note says how many bytes there were. Restored after regular files, so that opening those is not seen as an event.
+// Sources: inotify(7), proc_pid_fdinfo(5), fs/notify/inotify/inotify_user.c. fdinfo: Linux 3.8.
+#include <algorithm>
+#include <climits>
+
+#include <sys/inotify.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include "core/proc.h"
+#include "modules/descriptor_module.h"
+
+namespace vmckpt {
+namespace {
+
+constexpr uint32_t kWatchBits = IN_ALL_EVENTS | IN_EXCL_UNLINK | IN_ONESHOT | IN_ONLYDIR;
+constexpr int kMaxUnusedWatches = 1 << 20;
+constexpr int kUnusedPerDrain = 4096;  // below fs.inotify.max_queued_events (16384), for each leaves an IN_IGNORED event
+
+struct WatchLine {
+  int watch;
+  uint64_t inode;
+  uint64_t device;  // the kernel's own numbering: major << 20 | minor
+  uint32_t mask;
+  std::string_view text;
+};
+
+bool recognise(const TargetFile& file) {
+  return file.is_anonymous("inotify") || file.is_anonymous("[inotify]");
+}
+
+// "inotify wd:1 ino:3c51a sdev:fe00000 mask:2 ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:1ac5030000000000"
+WatchLine parse_watch(std::string_view line) {
+  return {static_cast<int>(parse_hex(word_after(line, " wd:"))), parse_hex(word_after(line, " ino:")),
+          parse_hex(word_after(line, " sdev:")), static_cast<uint32_t>(parse_hex(word_after(line, " mask:"))), line};
+}
+
+// Whether a watch on `path` is a watch on that inode, in the kernel's own numbers (on overlayfs and btrfs stat has others).
+bool watches_inode(const std::string& path, const WatchLine& watch, bool do_not_follow) {
+  Fd probe(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
+  if (!probe || ::inotify_add_watch(probe.get(), path.c_str(), IN_DELETE_SELF | (do_not_follow ? IN_DONT_FOLLOW : 0)) < 0) {
+    return false;
+  }
+  auto info = read_whole_file(fmt::format("/proc/self/fdinfo/{}", probe.get()));
+  if (!info.ok()) return false;
+  auto lines = fdinfo_lines(*info, "inotify ");
+  if (lines.size() != 1) return false;
+  WatchLine there = parse_watch(lines[0]);
+  return there.inode == watch.inode && there.device == watch.device;
+}
+
+bool leads_to(const std::string& path, const WatchLine& watch, bool do_not_follow) {
+  struct stat there;
+  if (::fstatat(AT_FDCWD, path.c_str(), &there, do_not_follow ? AT_SYMLINK_NOFOLLOW : 0) != 0) return false;
+  uint64_t device = (uint64_t{major(there.st_dev)} << 20) | minor(there.st_dev);
+  if (there.st_ino == watch.inode && device == watch.device) return true;
+  return watches_inode(path, watch, do_not_follow);
+}
+
+Result<Fd> open_mount_of(const SaveContext& context, uint64_t device) {
+  std::string wanted = fmt::format("{}:{}", device >> 20, device & 0xfffff);
+  std::string mounts = VMCKPT_TRY(read_whole_file(fmt::format("/proc/{}/mountinfo", context.pid())));
+  for (std::string_view line : split_lines(mounts)) {
+    auto words = split_words(line);
+    if (words.size() < 5 || words[2] != wanted) continue;
+    if (auto fd = open_file(std::string(words[4]), O_RDONLY | O_NONBLOCK); fd.ok()) return fd;
+  }
+  return error("no mount of device " + wanted);
+}
+
+// Needs CAP_DAC_READ_SEARCH in the first user namespace. Empty when it does not work.
+std::string path_by_handle(const SaveContext& context, const WatchLine& watch) {
+  std::string_view hex = word_after(watch.text, "f_handle:");
+  alignas(file_handle) unsigned char buffer[sizeof(file_handle) + MAX_HANDLE_SZ] = {};
+  auto* handle = reinterpret_cast<file_handle*>(buffer);
+  handle->handle_bytes = static_cast<unsigned>(parse_hex(word_after(watch.text, "fhandle-bytes:")));
+  handle->handle_type = static_cast<int>(parse_hex(word_after(watch.text, "fhandle-type:")));
+  if (handle->handle_bytes == 0 || handle->handle_bytes > MAX_HANDLE_SZ || hex.size() < handle->handle_bytes * 2) return {};
+  for (unsigned i = 0; i < handle->handle_bytes; ++i) {
+    buffer[sizeof(file_handle) + i] = static_cast<unsigned char>(parse_hex(hex.substr(i * 2, 2)));
+  }
+  auto mount = open_mount_of(context, watch.device);
+  if (!mount.ok()) return {};
+  Fd fd(::open_by_handle_at(mount->get(), handle, O_PATH | O_CLOEXEC));
+  if (!fd) return {};
+  auto path = read_link(fmt::format("/proc/self/fd/{}", fd.get()));
+  return path.ok() ? *path : std::string();
+}
+
+Result<void> find_path(const SaveContext& context, const TargetFile& file, const WatchLine& watch, pb::InotifyWatch* saved) {
+  auto accept = [&](const std::string& path) {
+    for (bool do_not_follow : {false, true}) {
+      if (path.empty() || path[0] != '/' || !leads_to(path, watch, do_not_follow)) continue;
+      saved->set_path(path);
+      saved->set_do_not_follow(do_not_follow);
+      return true;
+    }
+    return false;
+  };
+  const LedgerNote* note = context.find_ledger_note(NoteKind::kInotifyWatch, file, watch.watch);
+  if (note != nullptr && accept(note->text)) return {};
+  for (const TargetFile& other : context.files) {
+    if (other.status.st_ino == watch.inode && accept(other.link)) return {};
+  }
+  if (accept(path_by_handle(context, watch))) return {};
+  std::string known = note != nullptr ? fmt::format(" (it was \"{}\")", note->text) : std::string();
+  return error(fmt::format("{} watches inode {} whose path is not known{}", file.describe(), watch.inode, known),
+               "launch the program with vmckpt's recorder, or checkpoint as root");
+}
+
+Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved) {
+  pb::Inotify* inotify = saved->mutable_inotify();
+  std::vector<WatchLine> watches;
+  for (std::string_view line : fdinfo_lines(file.fdinfo, "inotify ")) watches.push_back(parse_watch(line));
+  std::sort(watches.begin(), watches.end(), [](const auto& a, const auto& b) { return a.watch < b.watch; });
+  for (const WatchLine& watch : watches) {
+    pb::InotifyWatch* entry = inotify->add_watches();
+    entry->set_watch(watch.watch);
+    entry->set_inode(watch.inode);
+    entry->set_mask(watch.mask & kWatchBits);
+    VMCKPT_TRY(find_path(context, file, watch, entry));
+  }
+  int unread = 0;
+  if (::ioctl(fd, FIONREAD, &unread) == 0 && unread > 0) {
+    context.note(fmt::format("{} has {} bytes of events that the program has not read; they are not in the image",
+                             file.describe(), unread));
+  }
+  return {};
+}
+
+void check(CheckContext& context) {
+  for (const pb::OpenFile& file : context.table.files()) {
+    for (const pb::InotifyWatch& watch : file.inotify().watches()) {
+      struct stat now;
+      if (::fstatat(AT_FDCWD, watch.path().c_str(), &now, watch.do_not_follow() ? AT_SYMLINK_NOFOLLOW : 0) != 0) {
+        context.problem(errno_error(fmt::format("\"{}\", which {} watches, is missing", watch.path(), describe(file)),
+                                    "put it back where it was"));
+      }
+    }
+  }
+}
+
+void drain(int inotify) {
+  char events[4096];
+  while (::read(inotify, events, sizeof events) > 0) {}
+}
+
+// Uses up watch descriptors so that the next one given out is `next`.
+Result<void> skip_watches(const pb::OpenFile& file, int inotify, int given, int next) {
+  if (next - given > kMaxUnusedWatches) {
+    return error(fmt::format("{} has the watch descriptor {}, too far from the one before to be reached", describe(file), next));
+  }
+  if (next == given) return {};
+  Fd private_file(::memfd_create("vmckpt-unused-watch", MFD_CLOEXEC));
+  if (!private_file) return errno_error("make a file to watch for " + describe(file));
+  std::string path = fmt::format("/proc/self/fd/{}", private_file.get());
+  for (int used = 0; given < next; ++given) {
+    int watch = ::inotify_add_watch(inotify, path.c_str(), IN_MOVE_SELF);
+    if (watch < 0 || ::inotify_rm_watch(inotify, watch) != 0) return errno_error("use up watch descriptors of " + describe(file));
+    if (++used % kUnusedPerDrain == 0) drain(inotify);
+  }
+  return {};
+}
+
+Result<void> add_watches(const pb::OpenFile& file, int inotify) {
+  int next = 1;  // idr_alloc_cyclic starts at 1
+  for (const pb::InotifyWatch& watch : file.inotify().watches()) {
+    VMCKPT_TRY(skip_watches(file, inotify, next, watch.watch()));
+    uint32_t mask = watch.mask() | (watch.do_not_follow() ? IN_DONT_FOLLOW : 0);
+    int got = ::inotify_add_watch(inotify, watch.path().c_str(), mask);
+    if (got < 0) return errno_error(fmt::format("watch \"{}\" for {}", watch.path(), describe(file)));
+    if (got != watch.watch()) {
+      return error(fmt::format("{} got watch descriptor {} instead of {} for \"{}\"", describe(file), got, watch.watch(),
+                               watch.path()),
+                   got < watch.watch() ? "two watched paths have become one file: put back what was there" : "");
+    }
+    next = watch.watch() + 1;
+  }
+  drain(inotify);
+  return {};
+}
+
+Result<void> restore(RestoreContext& context) {
+  for (const pb::OpenFile& file : context.table.files()) {
+    if (!file.has_inotify()) continue;
+    Fd fd(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
+    if (!fd) return errno_error("make the inotify file of " + describe(file));
+    VMCKPT_TRY(add_watches(file, fd.get()));
+    VMCKPT_TRY(context.put(file, std::move(fd)));
+  }
+  return {};
+}
+
+}  // namespace
+
+const DescriptorModule kInotifyModule{"inotify", recognise, save, nullptr, check, restore};
+
+}  // namespace vmckpt

@@ -1,0 +1,71 @@
+// pidfd_open(2), CLONE_PIDFD: a descriptor that refers to a process.
+//
+// Its only state is which process. The target's own is opened again. Any other process is not part of the checkpoint, or has
+// ended: at restart the descriptor refers to a process that has just ended, so it polls readable and signals through it give
+// ESRCH; a note says so unless the process had ended already. Restore order is free; the short-lived child is made without
+// a termination signal, so that the target never sees a SIGCHLD. Sources: pidfd_open(2), clone(2); fdinfo has Pid and NSpid
+// since Linux 5.2, PIDFD_THREAD exists since 6.9.
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <sched.h>
+
+#include "core/proc.h"
+#include "modules/descriptor_module.h"
+
+namespace vmckpt {
+namespace {
+
+constexpr unsigned kPidfdThread = O_EXCL;  // PIDFD_THREAD
+
+bool recognise(const TargetFile& file) {
+  return file.is_anonymous("[pidfd]") || std::string_view(file.link).starts_with("pidfd:[");
+}
+
+Result<void> save(SaveContext& context, const TargetFile& file, int, pb::OpenFile* saved) {
+  std::string_view text = fdinfo_field(file.fdinfo, "Pid");
+  if (text.empty()) return error(file.describe() + " has no Pid in /proc/PID/fdinfo");
+  pid_t pid = static_cast<pid_t>(parse_number(text));  // as we see it; -1: ended, 0: not in our namespace
+  pb::PidFd* pidfd = saved->mutable_pidfd();
+  pidfd->set_self(pid == context.pid());
+  pidfd->set_thread((file.flags & kPidfdThread) != 0);
+  pidfd->set_pid(pid > 0 ? context.pid_in_target(pid) : pid);
+  if (!pidfd->self() && pid != -1) {
+    context.note(fmt::format("{} refers to process {}, which is not part of the checkpoint: after a restart it is shown as ended",
+                             file.describe(), pid));
+  }
+  return {};
+}
+
+Result<Fd> open_ended_process(const pb::OpenFile& file) {
+  int pidfd = -1;
+  long pid = ::syscall(SYS_clone, CLONE_PIDFD, nullptr, &pidfd, nullptr, 0);
+  if (pid == 0) ::syscall(SYS_exit_group, 0);
+  if (pid < 0) return errno_error("make an ended process for " + describe(file));
+  Fd fd(pidfd);
+  while (::waitpid(static_cast<pid_t>(pid), nullptr, __WALL) < 0 && errno == EINTR) {}
+  return fd;
+}
+
+Result<void> restore(RestoreContext& context) {
+  for (const pb::OpenFile& file : context.table.files()) {
+    if (!file.has_pidfd()) continue;
+    Fd fd;
+    if (file.pidfd().self()) {
+      unsigned flags = file.pidfd().thread() ? kPidfdThread : 0;
+      fd = Fd(static_cast<int>(::syscall(SYS_pidfd_open, ::getpid(), flags)));
+      if (!fd) return errno_error("open the process itself for " + describe(file));
+    } else {
+      fd = VMCKPT_TRY(open_ended_process(file));
+    }
+    VMCKPT_TRY(context.put(file, std::move(fd)));
+  }
+  return {};
+}
+
+}  // namespace
+
+const DescriptorModule kPidfdModule{"pidfd", recognise, save, nullptr, nullptr, restore};
+
+}  // namespace vmckpt

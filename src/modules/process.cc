@@ -1,0 +1,169 @@
+#include "modules/process.h"
+
+#include <cstring>
+
+#include <asm/prctl.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/personality.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "core/fd.h"
+#include "core/proc.h"
+
+#ifndef ARCH_GET_XCOMP_PERM
+#define ARCH_GET_XCOMP_PERM 0x1022
+#define ARCH_REQ_XCOMP_PERM 0x1023
+#endif
+
+namespace vmckpt {
+namespace {
+
+constexpr uint32_t kLimits = RLIM_NLIMITS;
+constexpr uint64_t kAmxTileData = 18;  // the one xstate feature that needs permission (kernel: Documentation/arch/x86/xstate.rst)
+
+std::string directory_link(pid_t pid, const char* which) {
+  auto link = read_link(fmt::format("/proc/{}/{}", pid, which));
+  return link.ok() ? *link : std::string();
+}
+
+void save_limits(pid_t pid, pb::Process* process) {
+  for (uint32_t resource = 0; resource < kLimits; ++resource) {
+    rlimit limit{};
+    if (::prlimit(pid, static_cast<__rlimit_resource>(resource), nullptr, &limit) != 0) continue;
+    pb::ResourceLimit* saved = process->add_limits();
+    saved->set_resource(resource);
+    saved->set_soft(limit.rlim_cur);
+    saved->set_hard(limit.rlim_max);
+  }
+}
+
+}  // namespace
+
+ProcessQuestions ask_process(TapeDraft& tape) {
+  ProcessQuestions questions{};
+  questions.dumpable = tape.call(SYS_prctl, {PR_GET_DUMPABLE, 0, 0, 0, 0});
+  questions.subreaper_answer = tape.room(sizeof(int));
+  questions.subreaper = tape.call(SYS_prctl, {PR_GET_CHILD_SUBREAPER, questions.subreaper_answer, 0, 0, 0});
+  questions.thp_disabled = tape.call(SYS_prctl, {PR_GET_THP_DISABLE, 0, 0, 0, 0});
+  questions.xstate_permission_answer = tape.room(sizeof(uint64_t));
+  questions.xstate_permission = tape.call(SYS_arch_prctl, {ARCH_GET_XCOMP_PERM, questions.xstate_permission_answer});
+  return questions;
+}
+
+void save_process_answers(const ProcessQuestions& questions, const TapeDraft& tape, pb::Process* process) {
+  process->set_dumpable(static_cast<int32_t>(tape.result(questions.dumpable)));
+  process->set_child_subreaper(tape.as<int>(questions.subreaper_answer) != 0);
+  process->set_thp_disabled(tape.result(questions.thp_disabled) == 1);
+  if (tape.succeeded(questions.xstate_permission)) {
+    process->set_xstate_permission(tape.as<uint64_t>(questions.xstate_permission_answer));
+  }
+}
+
+Result<void> save_process(const StoppedWorld& world, pb::Process* process) {
+  const pid_t pid = world.pid();
+  StatusFields status = VMCKPT_TRY(read_status(pid));
+  std::vector<std::string> stat = VMCKPT_TRY(read_stat(pid));
+  if (stat.size() < 49) return error(fmt::format("/proc/{}/stat has an unknown form", pid));
+  process->set_pid(world.pid_in_target());
+  process->set_process_group(static_cast<int32_t>(status_innermost(status, "NSpgid")));
+  process->set_session(static_cast<int32_t>(status_innermost(status, "NSsid")));
+  process->set_has_terminal(stat[4] != "0");
+  process->set_foreground(process->has_terminal() && stat[5] == stat[2]);
+  process->set_command_name(command_of(pid));
+  for (const std::string& text : split_nul(VMCKPT_TRY(read_whole_file(fmt::format("/proc/{}/cmdline", pid))))) {
+    process->add_arguments(text);
+  }
+  if (auto environment = read_whole_file(fmt::format("/proc/{}/environ", pid)); environment.ok()) {
+    for (const std::string& text : split_nul(*environment)) process->add_environment(text);
+  }
+  process->set_executable(directory_link(pid, "exe"));
+  process->set_working_directory(directory_link(pid, "cwd"));
+  process->set_root_directory(directory_link(pid, "root"));
+  process->set_umask(static_cast<uint32_t>(std::strtoul(std::string(status_field(status, "Umask")).c_str(), nullptr, 8)));
+  save_limits(pid, process);
+  if (auto text = read_whole_file(fmt::format("/proc/{}/personality", pid)); text.ok()) {
+    process->set_personality(static_cast<uint32_t>(parse_hex(*text)));
+  }
+  if (auto text = read_whole_file(fmt::format("/proc/{}/coredump_filter", pid)); text.ok()) {
+    process->set_coredump_filter(static_cast<uint32_t>(parse_hex(split_words(*text).empty() ? "" : split_words(*text)[0])));
+  }
+  if (auto text = read_whole_file(fmt::format("/proc/{}/oom_score_adj", pid)); text.ok()) {
+    process->set_oom_score_adj(static_cast<int32_t>(parse_number(*text)));
+  }
+  const StoppedThread& leader = world.threads().front();
+  process->set_group_stopped(leader.group_stopped);
+  process->set_stop_signal(leader.stop_signal);
+  return {};
+}
+
+void check_process(const pb::Process& process, std::vector<Error>& problems, std::vector<std::string>& notes) {
+  struct stat info {};
+  if (::stat(process.working_directory().c_str(), &info) != 0) {
+    problems.push_back(errno_error(fmt::format("the working directory {} cannot be used", process.working_directory()),
+                                   "make it again"));
+  }
+  if (process.root_directory() != "/") {
+    problems.push_back(error(fmt::format("the process had the root directory {}", process.root_directory()),
+                             "restart it inside the same chroot"));
+  }
+  for (const pb::ResourceLimit& saved : process.limits()) {
+    rlimit mine{};
+    if (::geteuid() == 0 || ::getrlimit(static_cast<__rlimit_resource>(saved.resource()), &mine) != 0) continue;
+    if (saved.hard() > mine.rlim_max) {
+      notes.push_back(fmt::format("resource limit {} was {}, yours is {}: the lower one holds", saved.resource(), saved.hard(),
+                                  mine.rlim_max));
+    }
+  }
+}
+
+Result<void> restore_process(const pb::Process& process) {
+  // A process group or session that the target led is made again; one that it merely joined (its shell's) is restart's own.
+  if (process.session() == process.pid() && ::getsid(0) != process.pid()) {
+    if (::setsid() < 0) return errno_error("make the session of the process");
+  } else if (process.process_group() == process.pid() && ::getpgrp() != process.pid()) {
+    if (::setpgid(0, 0) != 0) return errno_error("make the process group of the process");
+  }
+  ::umask(static_cast<mode_t>(process.umask()));
+  if (::chdir(process.working_directory().c_str()) != 0) {
+    return errno_error("enter the working directory " + process.working_directory());
+  }
+  if (::personality(process.personality()) < 0) return errno_error("set the personality");
+  (void)write_file("/proc/self/coredump_filter", fmt::format("{:#x}", process.coredump_filter()));
+  (void)write_file("/proc/self/oom_score_adj", fmt::format("{}", process.oom_score_adj()));
+  return {};
+}
+
+void plan_process(const pb::Process& process, TapeDraft& tape) {
+  if (process.child_subreaper()) tape.call(SYS_prctl, {PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0});
+  if (process.thp_disabled()) tape.call(SYS_prctl, {PR_SET_THP_DISABLE, 1, 0, 0, 0});
+  if (process.xstate_permission() >> kAmxTileData & 1) {
+    tape.call(SYS_arch_prctl, {ARCH_REQ_XCOMP_PERM, kAmxTileData}, true, "ask for AMX");
+  }
+}
+
+void plan_process_end(const pb::Process& process, TapeDraft& tape) {
+  // Only 0 and 1 can be set; 2 (after a change of credentials) comes by itself.
+  if (process.dumpable() == 0 || process.dumpable() == 1) {
+    tape.call(SYS_prctl, {PR_SET_DUMPABLE, static_cast<uint64_t>(process.dumpable()), 0, 0, 0});
+  }
+}
+
+void restore_limits(const pb::Process& process, pid_t pid, std::vector<std::string>& notes) {
+  for (const pb::ResourceLimit& saved : process.limits()) {
+    auto resource = static_cast<__rlimit_resource>(saved.resource());
+    rlimit limit{saved.soft(), saved.hard()};
+    if (::prlimit(pid, resource, &limit, nullptr) == 0) continue;
+    rlimit now{};
+    if (::prlimit(pid, resource, nullptr, &now) != 0) continue;
+    limit.rlim_max = std::min(limit.rlim_max, now.rlim_max);
+    limit.rlim_cur = std::min(limit.rlim_cur, limit.rlim_max);
+    if (::prlimit(pid, resource, &limit, nullptr) != 0) notes.push_back(fmt::format("resource limit {} could not be set", saved.resource()));
+  }
+}
+
+}  // namespace vmckpt

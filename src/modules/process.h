@@ -1,0 +1,33 @@
+// What belongs to the process as a whole and is no resource of its own: identity, names, directories, limits, prctl settings.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "core/result.h"
+#include "image/image.pb.h"
+#include "tracer/stopped_world.h"
+#include "tracer/tape_draft.h"
+
+namespace vmckpt {
+
+struct ProcessQuestions {
+  size_t dumpable, subreaper, thp_disabled, xstate_permission, brk;
+  uint64_t subreaper_answer, xstate_permission_answer;
+};
+
+ProcessQuestions ask_process(TapeDraft& tape);
+Result<void> save_process(const StoppedWorld& world, pb::Process* process);
+void save_process_answers(const ProcessQuestions& questions, const TapeDraft& tape, pb::Process* process);
+
+void check_process(const pb::Process& process, std::vector<Error>& problems, std::vector<std::string>& notes);
+// In the new process, before descriptors are rebuilt: directories, umask, personality, session and group.
+Result<void> restore_process(const pb::Process& process);
+// By the leader's tape, when memory is in place and before threads are made.
+void plan_process(const pb::Process& process, TapeDraft& tape);
+// By the leader's tape after its credentials are set.
+void plan_process_end(const pb::Process& process, TapeDraft& tape);
+// From the supervisor, when all else is done: the new process itself might not be able to open its last files otherwise.
+void restore_limits(const pb::Process& process, pid_t pid, std::vector<std::string>& notes);
+
+}  // namespace vmckpt

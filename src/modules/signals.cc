@@ -1,0 +1,103 @@
+#include "modules/signals.h"
+
+#include <cstring>
+
+#include <signal.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+
+namespace vmckpt {
+namespace {
+
+constexpr int kSignals = 64;
+constexpr size_t kMaskBytes = 8;
+
+// struct sigaction as the kernel has it (arch/x86/include/uapi/asm/signal.h).
+struct KernelAction {
+  uint64_t handler;
+  uint64_t flags;
+  uint64_t restorer;
+  uint64_t mask;
+};
+
+bool has_action(int number) { return number != SIGKILL && number != SIGSTOP; }
+
+}  // namespace
+
+SignalQuestions ask_signal_actions(TapeDraft& tape) {
+  SignalQuestions questions;
+  for (int number = 1; number <= kSignals; ++number) {
+    if (!has_action(number)) continue;
+    uint64_t answer = tape.room(sizeof(KernelAction));
+    size_t call = tape.call(SYS_rt_sigaction, {static_cast<uint64_t>(number), 0, answer, kMaskBytes}, true,
+                            fmt::format("read the action of signal {}", number));
+    questions.actions.push_back({number, call, answer});
+  }
+  return questions;
+}
+
+void save_signal_actions(const SignalQuestions& questions, const TapeDraft& tape, pb::Process* process) {
+  for (const auto& question : questions.actions) {
+    const auto& action = tape.as<KernelAction>(question.answer);
+    if (action.handler == 0 && action.flags == 0 && action.mask == 0) continue;  // SIG_DFL
+    pb::SignalAction* saved = process->add_actions();
+    saved->set_number(static_cast<uint32_t>(question.number));
+    saved->set_handler(action.handler);
+    saved->set_flags(action.flags);
+    saved->set_restorer(action.restorer);
+    saved->set_mask(action.mask);
+  }
+}
+
+Result<void> save_pending_signals(pid_t tid, bool shared, google::protobuf::RepeatedPtrField<pb::Signal>* pending) {
+  constexpr int kBatch = 32;
+  for (uint64_t offset = 0;;) {
+    siginfo_t infos[kBatch];
+    __ptrace_peeksiginfo_args range{};
+    range.off = offset;
+    range.flags = shared ? PTRACE_PEEKSIGINFO_SHARED : 0;
+    range.nr = kBatch;
+    long got = ::ptrace(PTRACE_PEEKSIGINFO, tid, &range, infos);
+    if (got < 0) return errno_error(fmt::format("read pending signals of thread {}", tid));
+    for (long i = 0; i < got; ++i) {
+      pb::Signal* signal = pending->Add();
+      signal->set_number(static_cast<uint32_t>(infos[i].si_signo));
+      signal->set_info(&infos[i], sizeof infos[i]);
+    }
+    offset += static_cast<uint64_t>(got);
+    if (got < kBatch) return {};
+  }
+}
+
+void plan_signal_actions(const pb::Process& process, TapeDraft& tape) {
+  for (int number = 1; number <= kSignals; ++number) {
+    if (!has_action(number)) continue;
+    KernelAction action{};
+    for (const pb::SignalAction& saved : process.actions()) {
+      if (static_cast<int>(saved.number()) == number) {
+        action = {saved.handler(), saved.flags(), saved.restorer(), saved.mask()};
+      }
+    }
+    tape.call(SYS_rt_sigaction, {static_cast<uint64_t>(number), tape.data_of(action), 0, kMaskBytes}, true,
+              fmt::format("set the action of signal {}", number));
+  }
+}
+
+void plan_pending_signals(const pb::Process& process, TapeDraft& tape) {
+  for (const pb::Signal& signal : process.pending()) {
+    tape.call(SYS_rt_sigqueueinfo,
+              {static_cast<uint64_t>(process.pid()), signal.number(), tape.data(signal.info().data(), signal.info().size())},
+              true, fmt::format("queue pending signal {}", signal.number()));
+  }
+}
+
+void plan_pending_signals(const pb::Thread& thread, int32_t pid, TapeDraft& tape) {
+  for (const pb::Signal& signal : thread.pending()) {
+    tape.call(SYS_rt_tgsigqueueinfo,
+              {static_cast<uint64_t>(pid), static_cast<uint64_t>(thread.tid()), signal.number(),
+               tape.data(signal.info().data(), signal.info().size())},
+              true, fmt::format("queue signal {} pending for thread {}", signal.number(), thread.tid()));
+  }
+}
+
+}  // namespace vmckpt

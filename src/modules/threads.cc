@@ -1,0 +1,229 @@
+#include "modules/threads.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include <linux/prctl.h>
+#include <linux/rseq.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "core/fd.h"
+#include "core/proc.h"
+#include "modules/credentials.h"
+#include "modules/seccomp.h"
+#include "modules/signals.h"
+#include "tracer/thread_state.h"
+
+#ifndef PTRACE_GET_RSEQ_CONFIGURATION
+#define PTRACE_GET_RSEQ_CONFIGURATION 0x420f
+#endif
+
+namespace vmckpt {
+namespace {
+
+constexpr uint32_t kRseqSignature = 0x53053053;  // glibc's RSEQ_SIG on x86
+
+// struct ptrace_rseq_configuration (Linux 5.13).
+struct RseqConfiguration {
+  uint64_t pointer;
+  uint32_t bytes;
+  uint32_t signature;
+  uint32_t flags;
+  uint32_t padding;
+};
+
+// struct sched_attr, the part that every kernel has (sched_setattr(2)).
+struct SchedulingAttributes {
+  uint32_t size;
+  uint32_t policy;
+  uint64_t flags;
+  int32_t nice;
+  uint32_t priority;
+  uint64_t runtime;
+  uint64_t deadline;
+  uint64_t period;
+};
+static_assert(sizeof(SchedulingAttributes) == 48);
+
+RseqConfiguration rseq_of(const StoppedThread& thread, const Ledger& ledger) {
+  RseqConfiguration rseq{};
+  if (::ptrace(static_cast<__ptrace_request>(PTRACE_GET_RSEQ_CONFIGURATION), thread.tid, sizeof rseq, &rseq) > 0) return rseq;
+  // Before 5.13 the kernel does not tell; glibc does, through the ledger.
+  if (ledger.rseq_bytes == 0) return {};
+  rseq.pointer = thread.regs.fs_base + static_cast<uint64_t>(static_cast<int64_t>(ledger.rseq_offset));
+  rseq.bytes = 32;  // what glibc registers, whatever __rseq_size says is in use (sysdeps/unix/sysv/linux/rseq-internal.h)
+  rseq.signature = kRseqSignature;
+  return rseq;
+}
+
+Result<void> save_scheduling(pid_t tid, pb::Thread* saved) {
+  SchedulingAttributes attributes{};
+  if (::syscall(SYS_sched_getattr, tid, &attributes, sizeof attributes, 0) != 0) {
+    return errno_error(fmt::format("read scheduling of thread {}", tid));
+  }
+  saved->set_policy(attributes.policy);
+  saved->set_nice(attributes.nice);
+  saved->set_priority(attributes.priority);
+  saved->set_scheduling_flags(attributes.flags);
+  unsigned char cpus[1024];
+  long bytes = ::syscall(SYS_sched_getaffinity, tid, sizeof cpus, cpus);
+  if (bytes > 0) saved->set_affinity(cpus, static_cast<size_t>(bytes));
+  long io_priority = ::syscall(SYS_ioprio_get, 1 /* IOPRIO_WHO_PROCESS */, tid);
+  if (io_priority > 0) saved->set_io_priority(static_cast<uint32_t>(io_priority));
+  return {};
+}
+
+bool has_debug_registers(pid_t tid, pb::Thread* saved) {
+  constexpr size_t kOffset = offsetof(struct user, u_debugreg);
+  errno = 0;
+  uint64_t control = static_cast<uint64_t>(::ptrace(PTRACE_PEEKUSER, tid, kOffset + 7 * sizeof(long), 0));
+  if (errno != 0 || control == 0) return false;
+  for (size_t i = 0; i < 8; ++i) {
+    saved->add_debug_registers(static_cast<uint64_t>(::ptrace(PTRACE_PEEKUSER, tid, kOffset + i * sizeof(long), 0)));
+  }
+  return true;
+}
+
+}  // namespace
+
+void abort_rseq_section(StoppedThread& thread, pid_t pid, const Ledger& ledger) {
+  RseqConfiguration rseq = rseq_of(thread, ledger);
+  if (rseq.pointer == 0) return;
+  struct {
+    uint32_t cpu_id_start, cpu_id;
+    uint64_t rseq_cs;
+  } area{};
+  if (!read_memory(pid, rseq.pointer, &area, sizeof area).ok() || area.rseq_cs == 0) return;
+  struct {
+    uint32_t version, flags;
+    uint64_t start_ip, post_commit_offset, abort_ip;
+  } section{};
+  if (!read_memory(pid, area.rseq_cs, &section, sizeof section).ok()) return;
+  if (thread.regs.rip - section.start_ip >= section.post_commit_offset) return;
+  thread.regs.rip = section.abort_ip;
+  thread.disturbed = true;
+}
+
+ThreadQuestions ask_thread(TapeDraft& tape) {
+  ThreadQuestions questions{};
+  questions.alternate_stack = tape.room(sizeof(stack_t));
+  tape.call(SYS_sigaltstack, {0, questions.alternate_stack}, true, "read the alternate signal stack");
+  questions.clear_child_tid = tape.room(sizeof(uint64_t));
+  // EINVAL on kernels without CONFIG_CHECKPOINT_RESTORE.
+  questions.clear_child_tid_call = tape.call(SYS_prctl, {PR_GET_TID_ADDRESS, questions.clear_child_tid, 0, 0, 0}, true,
+                                             "read clear_child_tid (needs CONFIG_CHECKPOINT_RESTORE)");
+  questions.parent_death_signal = tape.room(sizeof(int));
+  tape.call(SYS_prctl, {PR_GET_PDEATHSIG, questions.parent_death_signal, 0, 0, 0});
+  questions.timer_slack_call = tape.call(SYS_prctl, {PR_GET_TIMERSLACK, 0, 0, 0, 0});
+  return questions;
+}
+
+void save_thread_answers(const ThreadQuestions& questions, const TapeDraft& tape, pb::Thread* saved) {
+  const auto& stack = tape.as<stack_t>(questions.alternate_stack);
+  saved->set_alternate_stack(reinterpret_cast<uint64_t>(stack.ss_sp));
+  saved->set_alternate_stack_bytes(stack.ss_size);
+  saved->set_alternate_stack_flags(static_cast<uint32_t>(stack.ss_flags));
+  saved->set_clear_child_tid(tape.as<uint64_t>(questions.clear_child_tid));
+  saved->set_parent_death_signal(tape.as<int>(questions.parent_death_signal));
+  if (tape.succeeded(questions.timer_slack_call)) {
+    saved->set_timer_slack_ns(static_cast<uint64_t>(tape.result(questions.timer_slack_call)));
+  }
+}
+
+Result<void> save_thread(const StoppedWorld& world, const StoppedThread& thread, const Ledger& ledger, bool launch_filter,
+                         pb::Thread* saved) {
+  saved->set_tid(thread.tid_in_target);
+  StatusFields status = VMCKPT_TRY(read_status(world.pid(), thread.tid));
+  if (status_field(status, "x86_Thread_features").find("shstk") != std::string_view::npos) {
+    return error(fmt::format("thread {} uses a user-space shadow stack (CET), which cannot be restored yet", thread.tid),
+                 "start the program with GLIBC_TUNABLES=glibc.cpu.hwcaps=-SHSTK");
+  }
+  std::string name = VMCKPT_TRY(read_whole_file(fmt::format("/proc/{}/task/{}/comm", world.pid(), thread.tid)));
+  if (!name.empty() && name.back() == '\n') name.pop_back();
+  saved->set_name(name);
+  // The image's thread starts anew inside the kernel: an interrupted call is made again from its beginning.
+  user_regs_struct regs = registers_that_repeat_the_call(thread.regs);
+  saved->set_registers(&regs, sizeof regs);
+  saved->set_xstate(thread.xstate.data(), thread.xstate.size());
+  saved->set_signal_mask(thread.signal_mask);
+  VMCKPT_TRY(save_pending_signals(thread.tid, false, saved->mutable_pending()));
+  RseqConfiguration rseq = rseq_of(thread, ledger);
+  saved->set_rseq_address(rseq.pointer);
+  saved->set_rseq_bytes(rseq.bytes);
+  saved->set_rseq_signature(rseq.signature);
+  uint64_t robust_head = 0;
+  size_t robust_bytes = 0;
+  if (::syscall(SYS_get_robust_list, thread.tid, &robust_head, &robust_bytes) != 0) {
+    return errno_error(fmt::format("read the robust futex list of thread {}", thread.tid));
+  }
+  saved->set_robust_list(robust_head);
+  saved->set_robust_list_bytes(robust_bytes);
+  VMCKPT_TRY(save_scheduling(thread.tid, saved));
+  save_credentials(status, saved->mutable_credentials());
+  has_debug_registers(thread.tid, saved);
+  return save_seccomp(thread, ledger, launch_filter, saved);
+}
+
+Result<void> check_thread(const pb::Thread& thread) {
+  VMCKPT_TRY(check_credentials(thread));
+  SchedulingAttributes mine{};
+  (void)::syscall(SYS_sched_getattr, 0, &mine, sizeof mine, 0);
+  bool wants_realtime = thread.policy() == SCHED_FIFO || thread.policy() == SCHED_RR;
+  if (wants_realtime && ::geteuid() != 0 && mine.policy != thread.policy()) {
+    return error(fmt::format("thread {} ran with real-time scheduling, which you may not set", thread.tid()),
+                 "raise RLIMIT_RTPRIO or restart as root");
+  }
+  return {};
+}
+
+void plan_thread(const pb::Thread& thread, const pb::Process& process, bool in_own_user_namespace, TapeDraft& tape) {
+  auto what = [&](const char* action) { return fmt::format("{} thread {}", action, thread.tid()); };
+  if (thread.rseq_address() != 0) {
+    tape.call(SYS_rseq, {thread.rseq_address(), thread.rseq_bytes(), 0, thread.rseq_signature()}, true,
+              what("register the rseq area of"));
+  }
+  tape.call(SYS_set_tid_address, {thread.clear_child_tid()});
+  tape.call(SYS_set_robust_list, {thread.robust_list(), thread.robust_list_bytes()}, true, what("set the robust list of"));
+  if (!(thread.alternate_stack_flags() & SS_DISABLE)) {
+    stack_t stack{};
+    stack.ss_sp = reinterpret_cast<void*>(thread.alternate_stack());
+    stack.ss_size = thread.alternate_stack_bytes();
+    stack.ss_flags = static_cast<int>(thread.alternate_stack_flags()) & ~SS_ONSTACK;
+    tape.call(SYS_sigaltstack, {tape.data_of(stack), 0}, true, what("set the alternate stack of"));
+  }
+  char name[16] = {};
+  std::strncpy(name, thread.name().c_str(), sizeof name - 1);
+  tape.call(SYS_prctl, {PR_SET_NAME, tape.data(name, sizeof name), 0, 0, 0});
+  if (thread.timer_slack_ns() != 0) tape.call(SYS_prctl, {PR_SET_TIMERSLACK, thread.timer_slack_ns(), 0, 0, 0});
+  if (!thread.affinity().empty()) {
+    // Not an error when it fails: this host may have none of those processors.
+    tape.call(SYS_sched_setaffinity, {0, thread.affinity().size(), tape.data(thread.affinity().data(), thread.affinity().size())});
+  }
+  if (thread.io_priority() != 0) tape.call(SYS_ioprio_set, {1, 0, thread.io_priority()});
+  SchedulingAttributes attributes{sizeof(SchedulingAttributes), thread.policy(), thread.scheduling_flags(), thread.nice(),
+                                  thread.priority(), 0, 0, 0};
+  tape.call(SYS_sched_setattr, {0, tape.data_of(attributes), 0});
+  plan_pending_signals(thread, process.pid(), tape);
+  plan_credentials(thread, in_own_user_namespace, tape);
+  // Cleared by every change of credentials, so after them.
+  if (thread.parent_death_signal() != 0) {
+    tape.call(SYS_prctl, {PR_SET_PDEATHSIG, static_cast<uint64_t>(thread.parent_death_signal()), 0, 0, 0});
+  }
+}
+
+StoppedThread restored_state(const pb::Thread& thread, pid_t tid) {
+  StoppedThread state;
+  state.tid = tid;
+  state.tid_in_target = thread.tid();
+  std::memcpy(&state.regs, thread.registers().data(), std::min(thread.registers().size(), sizeof state.regs));
+  state.xstate.assign(thread.xstate().begin(), thread.xstate().end());
+  state.signal_mask = thread.signal_mask();
+  state.disturbed = true;
+  return state;
+}
+
+}  // namespace vmckpt

@@ -1,0 +1,148 @@
+// Rules of this file: it is compiled freestanding with general registers only, and every function lies in the section
+// "vmckpt_player". No string or table constants (they would land in .rodata, which is not copied along), no switch (a jump
+// table would), no call out of the section. tests/unit/test_symbols.py compares its undefined symbols with an empty list.
+#include "player/player.h"
+
+#include <linux/prctl.h>
+#include <linux/sched.h>
+#include <sys/syscall.h>
+
+#define PLAYER_CODE __attribute__((section("vmckpt_player"), used))
+#define PLAYER_INLINE static inline __attribute__((always_inline))
+
+extern "C" {
+[[noreturn]] PLAYER_CODE __attribute__((visibility("hidden"))) void vmckpt_player_run(vmckpt::Tape* tape);
+}
+
+// The stack may come from anywhere: align it, and leave no return address.
+asm(R"(
+    .pushsection vmckpt_player, "ax", @progbits
+    .globl vmckpt_player_entry
+    .hidden vmckpt_player_entry
+    .type vmckpt_player_entry, @function
+vmckpt_player_entry:
+    xorl %ebp, %ebp
+    andq $-16, %rsp
+    call vmckpt_player_run
+    ud2
+    .size vmckpt_player_entry, . - vmckpt_player_entry
+    .popsection
+)");
+
+namespace vmckpt {
+namespace {
+
+constexpr int64_t kMaxErrno = 4095;
+constexpr int64_t kErrorIo = 5;
+constexpr int64_t kErrorInterrupted = 4;
+constexpr int kSignalKill = 9;
+
+PLAYER_INLINE bool is_error(int64_t result) { return result < 0 && result >= -kMaxErrno; }
+
+PLAYER_INLINE int64_t system_call(int64_t number, uint64_t a0 = 0, uint64_t a1 = 0, uint64_t a2 = 0, uint64_t a3 = 0,
+                                  uint64_t a4 = 0, uint64_t a5 = 0) {
+  int64_t result;
+  register uint64_t r10 asm("r10") = a3;
+  register uint64_t r8 asm("r8") = a4;
+  register uint64_t r9 asm("r9") = a5;
+  asm volatile("syscall"
+               : "=a"(result)
+               : "a"(number), "D"(a0), "S"(a1), "d"(a2), "r"(r10), "r"(r8), "r"(r9)
+               : "rcx", "r11", "memory");
+  return result;
+}
+
+// The copy's life: die with the supervisor, let go of every descriptor (it would keep pipes and sockets open), wait.
+[[noreturn]] PLAYER_CODE void wait_as_snapshot(uint64_t expected_parent) {
+  system_call(SYS_prctl, PR_SET_PDEATHSIG, kSignalKill);
+  if (static_cast<uint64_t>(system_call(SYS_getppid)) != expected_parent) system_call(SYS_exit_group, 0);
+  system_call(SYS_close_range, 0, ~0u, 0);
+  for (;;) system_call(SYS_pause);
+}
+
+// CLONE_PARENT: the copy is the supervisor's child, so the target never sees a SIGCHLD for it.
+PLAYER_CODE int64_t snapshot(uint64_t expected_parent) {
+  constexpr uint64_t kSignalChild = 17;
+  int64_t pid = system_call(SYS_clone, CLONE_PARENT | kSignalChild);
+  if (pid == 0) wait_as_snapshot(expected_parent);
+  return pid;
+}
+
+// The new thread starts here too, on its own stack, and goes on to play its own tape.
+PLAYER_CODE int64_t start_thread(const TapeCall* call) {
+  int64_t result;
+  register uint64_t tape asm("r12") = call->args[2];
+  asm volatile(
+      "syscall\n\t"
+      "testq %%rax, %%rax\n\t"
+      "jnz 1f\n\t"
+      "xorl %%ebp, %%ebp\n\t"
+      "movq %%r12, %%rdi\n\t"
+      "call vmckpt_player_run\n\t"
+      "ud2\n"
+      "1:"
+      : "=a"(result)
+      : "a"(static_cast<int64_t>(SYS_clone3)), "D"(call->args[0]), "S"(call->args[1]), "r"(tape)
+      : "rcx", "r11", "memory");
+  return result;
+}
+
+PLAYER_CODE int64_t read_exactly(const TapeCall* call) {
+  uint64_t address = call->args[1], bytes = call->args[2], offset = call->args[3];
+  while (bytes > 0) {
+    int64_t got = system_call(SYS_pread64, call->args[0], address, bytes, offset);
+    if (got == -kErrorInterrupted) continue;
+    if (got == 0) return -kErrorIo;
+    if (is_error(got)) return got;
+    address += static_cast<uint64_t>(got);
+    offset += static_cast<uint64_t>(got);
+    bytes -= static_cast<uint64_t>(got);
+  }
+  return 0;
+}
+
+PLAYER_CODE int64_t copy_bytes(const TapeCall* call) {
+  void* to = reinterpret_cast<void*>(call->args[0]);
+  const void* from = reinterpret_cast<const void*>(call->args[1]);
+  uint64_t bytes = call->args[2];
+  asm volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(bytes) : : "memory");
+  return 0;
+}
+
+PLAYER_CODE int64_t play(const TapeCall* call) {
+  if (call->number < kOpFirst) {
+    return system_call(call->number, call->args[0], call->args[1], call->args[2], call->args[3], call->args[4],
+                       call->args[5]);
+  }
+  if (call->number == kOpSnapshot) return snapshot(call->args[0]);
+  if (call->number == kOpThread) return start_thread(call);
+  if (call->number == kOpReadExactly) return read_exactly(call);
+  if (call->number == kOpCopyBytes) return copy_bytes(call);
+  return -38;  // ENOSYS
+}
+
+[[noreturn]] PLAYER_CODE void go_back(uint64_t return_frame) {
+  asm volatile("movq %0, %%rsp\n\tsyscall" : : "r"(return_frame), "a"(static_cast<int64_t>(SYS_rt_sigreturn)) : "memory");
+  __builtin_unreachable();
+}
+
+}  // namespace
+}  // namespace vmckpt
+
+extern "C" void vmckpt_player_run(vmckpt::Tape* tape) {
+  using namespace vmckpt;
+  for (uint32_t i = 0; i < tape->calls; ++i) {
+    TapeCall* call = &tape->call[i];
+    call->result = play(call);
+    if ((call->flags & kTapeMustSucceed) && is_error(call->result)) {
+      tape->failed = i + 1;
+      break;
+    }
+  }
+  tape->done = 1;
+  system_call(SYS_tgkill, static_cast<uint64_t>(tape->process_id), static_cast<uint64_t>(tape->thread_id),
+              static_cast<uint64_t>(tape->end_signal));
+  // Still here: nobody traces this thread (any more).
+  if (tape->return_frame != 0) go_back(tape->return_frame);
+  for (;;) system_call(SYS_exit_group, 1);
+}

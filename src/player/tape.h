@@ -1,0 +1,52 @@
+// A tape is a flat list of system calls with arguments and result slots; the player (player.cc) plays it inside a
+// process. The supervisor writes tapes, also into another process, and reads the results back: plain data only.
+//
+//   checkpoint: a tape of "get" calls plays in each stopped thread, then the thread goes back to where it was;
+//   restart:    a tape of "make" calls plays in the new process, up to the point where the supervisor sets registers.
+//
+// A tape ends with a signal to the playing thread itself. While the supervisor traces the thread it sees the signal and
+// takes it away. If the supervisor has been killed nobody sees it (the checkpoint's tapes use a signal that the program
+// ignores), and the player returns by itself to the interrupted context with rt_sigreturn: the target runs on.
+#pragma once
+
+#include <stdint.h>
+
+namespace vmckpt {
+
+constexpr uint32_t kTapeMagic = 0x45504154;
+
+// Operations beyond plain system calls; numbers no system call has.
+enum TapeOp : int64_t {
+  kOpFirst = 0x10000,
+  kOpSnapshot = kOpFirst,  // fork a copy that becomes the caller's sibling and waits; args: {expected parent pid}
+  kOpThread,               // clone3 with args {clone_args*, its size, stack top, Tape*}: the new thread plays that tape
+  kOpReadExactly,          // pread64 until all bytes came: {fd, address, bytes, offset}; end of file is EIO
+  kOpCopyBytes,            // {to, from, bytes} within the process
+};
+
+enum TapeFlag : uint32_t {
+  kTapeMustSucceed = 1,  // a negative result ends the tape: `failed` names the call
+};
+
+struct TapeCall {
+  int64_t number;  // system call number or TapeOp
+  uint64_t args[6];
+  int64_t result;  // as the kernel returns it: -errno on failure
+  uint32_t flags;
+  uint32_t reserved;
+};
+
+struct Tape {
+  uint32_t magic;
+  uint32_t calls;
+  uint32_t failed;  // index + 1 of the call that ended the tape, 0 when all were played
+  uint32_t done;    // 1 when the tape has come to its end
+  int32_t end_signal;
+  int32_t process_id;  // as the playing thread's own PID namespace numbers it
+  int32_t thread_id;
+  uint32_t reserved;
+  uint64_t return_frame;  // rt_sigreturn frame to go back to when nobody traces; 0: exit the process instead
+  TapeCall call[];
+};
+
+}  // namespace vmckpt

@@ -1,0 +1,76 @@
+// The ledger: what the recorder writes down because the kernel cannot be asked later. Plain data of fixed layout inside
+// libvmckpt.so's own writable memory, read by the supervisor from outside (src/tracer/ledger_reader.cc) while every thread
+// of the target is stopped. Shared by recorder (no libc++), player and supervisor: only fixed-size types here.
+//
+// Updates are bracketed by `writers`: the freeze lets a thread that is inside an update finish first.
+#pragma once
+
+#include <stdint.h>
+
+namespace vmckpt {
+
+constexpr uint64_t kLedgerMagic0 = 0x4c54504b434d5631ull;  // found by scanning libvmckpt.so's writable pages
+constexpr uint64_t kLedgerMagic1 = 0x9d1c3f5a7e2b6840ull;
+constexpr uint32_t kLedgerVersion = 1;
+
+constexpr uint32_t kLedgerNotes = 1024;         // notes of any kind
+constexpr uint32_t kLedgerNoteTextBytes = 240;  // longest path kept with a note
+constexpr uint32_t kLedgerFilters = 16;         // seccomp filters the program installed itself
+constexpr uint32_t kLedgerFilterInstructions = 4096;
+
+enum class NoteKind : uint32_t {
+  kFree = 0,
+  kClaimed = 0xffff,      // being written
+  kInotifyWatch = 1,      // fd, value = watch descriptor, text = absolute path watched
+  kEventfdSemaphore = 2,  // fd: created with EFD_SEMAPHORE (fdinfo shows it only on newer kernels)
+  kUnixBind = 3,          // fd, text = absolute path of a Unix socket bound by a relative path
+  kDeniedOpen = 4,        // text = device whose opening was denied
+};
+
+struct LedgerNote {
+  NoteKind kind;
+  int32_t fd;
+  int64_t value;
+  char text[kLedgerNoteTextBytes];
+};
+
+struct LedgerFilter {  // one seccomp filter, in order of installation
+  uint32_t flags;      // SECCOMP_FILTER_FLAG_*
+  uint32_t first_instruction;
+  uint32_t instructions;
+  int32_t tid;  // thread that installed it (filters without TSYNC belong to one thread)
+};
+
+// The arena is where the supervisor places tapes and signal frames while the world is stopped; the player runs on its
+// stacks. One slot per thread, reused in batches.
+constexpr uint32_t kArenaSlots = 64;
+constexpr uint32_t kArenaSlotBytes = 64 * 1024;
+
+struct Ledger {
+  uint64_t magic0;
+  uint64_t magic1;
+  uint32_t version;
+  uint32_t bytes;         // sizeof(Ledger): a supervisor of another version notices
+  uint64_t self;          // own address: tells a copy from the ledger in use
+  uint64_t player_entry;  // address of player_entry (src/player/player.h)
+  uint64_t arena;         // address of the arena
+  uint32_t arena_slots;
+  uint32_t arena_slot_bytes;
+  int32_t rseq_offset;  // glibc's __rseq_offset from the thread pointer; rseq_bytes 0 when not registered
+  uint32_t rseq_bytes;
+
+  uint32_t writers;  // threads inside an update
+  uint32_t madvise_generation;
+  uint32_t notes_lost;  // notes that found the table full
+  uint32_t filters_used;
+  uint32_t filter_instructions_used;
+  uint32_t filters_lost;
+  uint32_t mlockall_flags;
+  uint32_t notes_used;  // notes at or beyond this index have never been used
+
+  LedgerFilter filters[kLedgerFilters];
+  uint64_t filter_instructions[kLedgerFilterInstructions];  // struct sock_filter, 8 bytes each
+  LedgerNote notes[kLedgerNotes];                           // last: read only as far as notes_used
+};
+
+}  // namespace vmckpt

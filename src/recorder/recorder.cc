@@ -1,0 +1,332 @@
+// libvmckpt.so, preloaded into the target: wraps the few calls whose effect the kernel will not tell later, and writes it
+// into the ledger. Rules: needs only libc; no exceptions, no allocation, no lock across the real call, safe before
+// constructors, after fork and in signal handlers. A wrapper makes the real call first and notes it when it succeeded.
+#include <cerrno>
+#include <cstdarg>
+#include <cstddef>
+
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/eventfd.h>
+#include <sys/inotify.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "player/player.h"
+#include "recorder/ledger.h"
+#include "recorder/recorder.h"
+
+namespace vmckpt {
+
+alignas(4096) Ledger g_ledger;
+alignas(4096) static unsigned char g_arena[size_t{kArenaSlots} * kArenaSlotBytes];
+
+extern "C" {
+// glibc 2.35 and newer publish where each thread's rseq area is (glibc manual, "Restartable Sequences").
+extern const ptrdiff_t __rseq_offset __attribute__((weak));
+extern const unsigned int __rseq_size __attribute__((weak));
+}
+
+__attribute__((constructor(101))) static void open_ledger() {
+  Ledger& ledger = g_ledger;
+  ledger.version = kLedgerVersion;
+  ledger.bytes = sizeof(Ledger);
+  ledger.self = reinterpret_cast<uint64_t>(&ledger);
+  ledger.player_entry = reinterpret_cast<uint64_t>(&vmckpt_player_entry);
+  ledger.arena = reinterpret_cast<uint64_t>(g_arena);
+  ledger.arena_slots = kArenaSlots;
+  ledger.arena_slot_bytes = kArenaSlotBytes;
+  if (&__rseq_size != nullptr && __rseq_size != 0) {
+    ledger.rseq_offset = static_cast<int32_t>(__rseq_offset);
+    ledger.rseq_bytes = __rseq_size;
+  }
+  ledger.magic1 = kLedgerMagic1;
+  __atomic_store_n(&ledger.magic0, kLedgerMagic0, __ATOMIC_RELEASE);
+}
+
+// Marks the calling thread as inside an update; the freeze lets it leave before it takes the ledger as read.
+class LedgerUpdate {
+ public:
+  LedgerUpdate() { __atomic_add_fetch(&g_ledger.writers, 1, __ATOMIC_ACQ_REL); }
+  ~LedgerUpdate() { __atomic_sub_fetch(&g_ledger.writers, 1, __ATOMIC_ACQ_REL); }
+};
+
+static size_t copy_text(char* to, size_t room, const char* from) {
+  size_t used = 0;
+  while (used + 1 < room && from[used] != '\0') {
+    to[used] = from[used];
+    ++used;
+  }
+  to[used] = '\0';
+  return used;
+}
+
+static void set_kind(LedgerNote& note, NoteKind kind) { __atomic_store(&note.kind, &kind, __ATOMIC_RELEASE); }
+
+// Takes a free note, or marks one as lost. `kind` is stored last: a note is free until it is whole.
+static LedgerNote* claim_note() {
+  for (uint32_t i = 0; i < kLedgerNotes; ++i) {
+    NoteKind expected = NoteKind::kFree;
+    LedgerNote& note = g_ledger.notes[i];
+    if (note.kind != NoteKind::kFree) continue;
+    // Claim by compare-and-swap so that two threads never share a note.
+    NoteKind claimed = NoteKind::kClaimed;
+    if (!__atomic_compare_exchange(&note.kind, &expected, &claimed, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) continue;
+    uint32_t used = __atomic_load_n(&g_ledger.notes_used, __ATOMIC_RELAXED);
+    while (used < i + 1 && !__atomic_compare_exchange_n(&g_ledger.notes_used, &used, i + 1, false, __ATOMIC_ACQ_REL,
+                                                        __ATOMIC_RELAXED)) {
+    }
+    return &note;
+  }
+  __atomic_add_fetch(&g_ledger.notes_lost, 1, __ATOMIC_RELAXED);
+  return nullptr;
+}
+
+void forget_notes(NoteKind kind, int fd, int64_t value, bool any_value) {
+  for (uint32_t i = 0; i < g_ledger.notes_used; ++i) {
+    LedgerNote& note = g_ledger.notes[i];
+    if (note.kind == kind && note.fd == fd && (any_value || note.value == value)) {
+      set_kind(note, NoteKind::kFree);
+    }
+  }
+}
+
+// Notes a path, made absolute: the working directory may be another one by the time of the checkpoint.
+void note_path(NoteKind kind, int fd, int64_t value, const char* path) {
+  LedgerUpdate update;
+  forget_notes(kind, fd, value, false);
+  LedgerNote* note = claim_note();
+  if (note == nullptr) return;
+  note->fd = fd;
+  note->value = value;
+  size_t used = 0;
+  if (path[0] != '/') {
+    // The raw call: glibc's getcwd may allocate. It returns the length with the final NUL.
+    long length = syscall(SYS_getcwd, note->text, sizeof note->text);
+    used = length > 0 ? static_cast<size_t>(length) - 1 : 0;
+    if (used + 1 < sizeof note->text) note->text[used++] = '/';
+  }
+  copy_text(note->text + used, sizeof note->text - used, path);
+  set_kind(*note, kind);
+}
+
+void note_seccomp_filter(unsigned int flags, const void* program) {
+  LedgerUpdate update;
+  const sock_fprog* filter = static_cast<const sock_fprog*>(program);
+  uint32_t slot = __atomic_fetch_add(&g_ledger.filters_used, 1, __ATOMIC_ACQ_REL);
+  uint32_t first = __atomic_fetch_add(&g_ledger.filter_instructions_used, filter->len, __ATOMIC_ACQ_REL);
+  if (slot >= kLedgerFilters || first + filter->len > kLedgerFilterInstructions) {
+    __atomic_add_fetch(&g_ledger.filters_lost, 1, __ATOMIC_RELAXED);
+    return;
+  }
+  LedgerFilter& entry = g_ledger.filters[slot];
+  entry.flags = flags;
+  entry.first_instruction = first;
+  entry.instructions = filter->len;
+  entry.tid = static_cast<int32_t>(syscall(SYS_gettid));
+  __builtin_memcpy(&g_ledger.filter_instructions[first], filter->filter, size_t{filter->len} * sizeof(sock_filter));
+}
+
+// Devices that have kernel state no checkpoint can read: opening them fails as if they were not there, and programs fall
+// back (QEMU: vhost-net to user-space virtio). VMCKPT_ALLOW_DEVICES=1, set by launch --allow-devices, lifts it.
+bool device_is_denied(const char* path) {
+  static constexpr const char* kDenied[] = {"/dev/vhost-", "/dev/vfio/", "/dev/sev", "/dev/sgx_", "/dev/userfaultfd"};
+  if (path == nullptr || path[0] != '/' || path[1] != 'd') return false;
+  for (const char* prefix : kDenied) {
+    size_t i = 0;
+    while (prefix[i] != '\0' && prefix[i] == path[i]) ++i;
+    if (prefix[i] != '\0') continue;
+    for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
+      if (__builtin_strcmp(*entry, "VMCKPT_ALLOW_DEVICES=1") == 0) return false;
+    }
+    LedgerUpdate update;
+    if (LedgerNote* note = claim_note()) {
+      note->fd = -1;
+      copy_text(note->text, sizeof note->text, path);
+      set_kind(*note, NoteKind::kDeniedOpen);
+    }
+    return true;
+  }
+  return false;
+}
+
+void* real_function(const char* name) { return dlsym(RTLD_NEXT, name); }
+
+}  // namespace vmckpt
+
+using namespace vmckpt;
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+// Resolved at the first call; racing threads store the same value.
+#define REAL(name) \
+  static decltype(&::name) real; \
+  if (real == nullptr) real = reinterpret_cast<decltype(&::name)>(real_function(#name))
+
+EXPORT int madvise(void* address, size_t bytes, int advice) noexcept {
+  REAL(madvise);
+  int result = real(address, bytes, advice);
+  __atomic_add_fetch(&g_ledger.madvise_generation, 1, __ATOMIC_RELEASE);
+  return result;
+}
+
+EXPORT int mlockall(int flags) noexcept {
+  REAL(mlockall);
+  int result = real(flags);
+  if (result == 0) g_ledger.mlockall_flags = static_cast<uint32_t>(flags);
+  return result;
+}
+
+EXPORT int munlockall() noexcept {
+  REAL(munlockall);
+  int result = real();
+  if (result == 0) g_ledger.mlockall_flags = 0;
+  return result;
+}
+
+EXPORT int inotify_add_watch(int fd, const char* path, uint32_t mask) noexcept {
+  REAL(inotify_add_watch);
+  int watch = real(fd, path, mask);
+  if (watch >= 0) note_path(NoteKind::kInotifyWatch, fd, watch, path);
+  return watch;
+}
+
+EXPORT int inotify_rm_watch(int fd, int watch) noexcept {
+  REAL(inotify_rm_watch);
+  int result = real(fd, watch);
+  if (result == 0) {
+    LedgerUpdate update;
+    forget_notes(NoteKind::kInotifyWatch, fd, watch, false);
+  }
+  return result;
+}
+
+EXPORT int inotify_init1(int flags) noexcept {
+  REAL(inotify_init1);
+  int fd = real(flags);
+  LedgerUpdate update;
+  if (fd >= 0) forget_notes(NoteKind::kInotifyWatch, fd, 0, true);
+  return fd;
+}
+
+EXPORT int inotify_init() noexcept { return inotify_init1(0); }
+
+EXPORT int eventfd(unsigned int count, int flags) noexcept {
+  REAL(eventfd);
+  int fd = real(count, flags);
+  if (fd < 0) return fd;
+  LedgerUpdate update;
+  forget_notes(NoteKind::kEventfdSemaphore, fd, 0, true);
+  if (flags & EFD_SEMAPHORE) {
+    if (LedgerNote* note = claim_note()) {
+      note->fd = fd;
+      note->value = 0;
+      set_kind(*note, NoteKind::kEventfdSemaphore);
+    }
+  }
+  return fd;
+}
+
+EXPORT int bind(int fd, const sockaddr* address, socklen_t bytes) noexcept {
+  REAL(bind);
+  int result = real(fd, address, bytes);
+  if (result == 0 && address != nullptr && address->sa_family == AF_UNIX &&
+      bytes > static_cast<socklen_t>(offsetof(sockaddr_un, sun_path))) {
+    const char* path = reinterpret_cast<const sockaddr_un*>(address)->sun_path;
+    if (path[0] != '\0' && path[0] != '/') note_path(NoteKind::kUnixBind, fd, 0, path);
+  }
+  return result;
+}
+
+EXPORT int prctl(int option, ...) noexcept {
+  va_list list;
+  va_start(list, option);
+  unsigned long a2 = va_arg(list, unsigned long), a3 = va_arg(list, unsigned long), a4 = va_arg(list, unsigned long),
+                a5 = va_arg(list, unsigned long);
+  va_end(list);
+  REAL(prctl);
+  int result = real(option, a2, a3, a4, a5);
+  if (result == 0 && option == PR_SET_SECCOMP && a2 == SECCOMP_MODE_FILTER) {
+    note_seccomp_filter(0, reinterpret_cast<const void*>(a3));
+  }
+  return result;
+}
+
+// libseccomp and others install filters, and some programs add watches, through syscall(2)'s wrapper.
+EXPORT long syscall(long number, ...) noexcept {
+  va_list list;
+  va_start(list, number);
+  long a[6];
+  for (long& argument : a) argument = va_arg(list, long);
+  va_end(list);
+  long result;
+  register long r10 asm("r10") = a[3];
+  register long r8 asm("r8") = a[4];
+  register long r9 asm("r9") = a[5];
+  asm volatile("syscall"
+               : "=a"(result)
+               : "a"(number), "D"(a[0]), "S"(a[1]), "d"(a[2]), "r"(r10), "r"(r8), "r"(r9)
+               : "rcx", "r11", "memory");
+  if (result < 0 && result >= -4095) {
+    errno = static_cast<int>(-result);
+    return -1;
+  }
+  if (number == SYS_seccomp && a[0] == SECCOMP_SET_MODE_FILTER) {
+    note_seccomp_filter(static_cast<unsigned int>(a[1]), reinterpret_cast<const void*>(a[2]));
+  } else if (number == SYS_madvise) {
+    __atomic_add_fetch(&g_ledger.madvise_generation, 1, __ATOMIC_RELEASE);
+  } else if (number == SYS_inotify_add_watch) {
+    note_path(NoteKind::kInotifyWatch, static_cast<int>(a[0]), result, reinterpret_cast<const char*>(a[1]));
+  }
+  return result;
+}
+
+static int deny() {
+  errno = ENOENT;
+  return -1;
+}
+
+static bool takes_mode(int flags) { return (flags & O_CREAT) != 0 || (flags & O_TMPFILE) == O_TMPFILE; }
+
+#define WRAP_OPEN(name)                                        \
+  EXPORT int name(const char* path, int flags, ...) {          \
+    mode_t mode = 0;                                           \
+    if (takes_mode(flags)) {                                   \
+      va_list list;                                            \
+      va_start(list, flags);                                   \
+      mode = va_arg(list, mode_t);                             \
+      va_end(list);                                            \
+    }                                                          \
+    if (device_is_denied(path)) return deny();                 \
+    REAL(name);                                                \
+    return real(path, flags, mode);                            \
+  }
+#define WRAP_OPENAT(name)                                      \
+  EXPORT int name(int directory, const char* path, int flags, ...) { \
+    mode_t mode = 0;                                           \
+    if (takes_mode(flags)) {                                   \
+      va_list list;                                            \
+      va_start(list, flags);                                   \
+      mode = va_arg(list, mode_t);                             \
+      va_end(list);                                            \
+    }                                                          \
+    if (device_is_denied(path)) return deny();                 \
+    REAL(name);                                                \
+    return real(directory, path, flags, mode);                 \
+  }
+WRAP_OPEN(open)
+WRAP_OPEN(open64)
+WRAP_OPENAT(openat)
+WRAP_OPENAT(openat64)
+
+// What programs compiled with _FORTIFY_SOURCE call instead.
+extern "C" int __open_2(const char* path, int flags);
+extern "C" int __open64_2(const char* path, int flags);
+EXPORT int __open_2(const char* path, int flags) { return device_is_denied(path) ? deny() : open(path, flags, 0); }
+EXPORT int __open64_2(const char* path, int flags) { return device_is_denied(path) ? deny() : open64(path, flags, 0); }

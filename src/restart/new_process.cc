@@ -1,0 +1,231 @@
+#include "restart/new_process.h"
+
+#include <cstring>
+
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/sched.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "core/proc.h"
+#include "modules/clocks.h"
+#include "modules/host.h"
+
+namespace vmckpt {
+namespace {
+
+constexpr int kCapabilitySysAdmin = 21, kCapabilityCheckpointRestore = 40;
+
+bool has_capability(int capability) {
+  auto status = read_status(::getpid());
+  return status.ok() && (status_hex(*status, "CapEff") >> capability & 1);
+}
+
+bool may_choose_numbers_here() { return has_capability(kCapabilitySysAdmin) || has_capability(kCapabilityCheckpointRestore); }
+
+bool numbers_are_free(const pb::Image& image) {
+  for (const pb::Thread& thread : image.threads()) {
+    struct stat info {};
+    // A thread's number is visible here though the folder's listing shows processes only.
+    if (::stat(fmt::format("/proc/{}", thread.tid()).c_str(), &info) == 0) return false;
+  }
+  // A session or group whose leader has gone still occupies its number.
+  return ::kill(-image.process().pid(), 0) != 0;
+}
+
+// The raw call: no libc state needs to follow into children that only make system calls or never return to libc's fork.
+long clone3_process(uint64_t flags, uint64_t exit_signal, const pid_t* set_tid) {
+  clone_args args{};
+  args.flags = flags;
+  args.exit_signal = exit_signal;
+  args.set_tid = reinterpret_cast<uint64_t>(set_tid);
+  args.set_tid_size = set_tid != nullptr ? 1 : 0;
+  return ::syscall(SYS_clone3, &args, sizeof args);
+}
+
+void say(int fd, const std::string& text) { (void)!::write(fd, text.data(), text.size()); }
+
+// An identity map of one user: what an ordinary user may write (user_namespaces(7)).
+Result<void> map_own_user(uid_t uid, gid_t gid) {
+  VMCKPT_TRY(write_file("/proc/self/setgroups", "deny"));
+  VMCKPT_TRY(write_file("/proc/self/uid_map", fmt::format("{} {} 1", uid, uid)));
+  return write_file("/proc/self/gid_map", fmt::format("{} {} 1", gid, gid));
+}
+
+// PID 1 of the namespace: adopts and reaps the target's orphans, and ends when nobody else is left there, whether or not the
+// supervisor still lives.
+[[noreturn]] void live_as_namespace_init(int ready_fd, bool new_user, uid_t uid, gid_t gid) {
+  if (new_user) {
+    if (auto mapped = map_own_user(uid, gid); !mapped.ok()) {
+      say(ready_fd, "E" + mapped.error().message());
+      ::_exit(1);
+    }
+  }
+  // Ending a namespace's first process needs SIGKILL; without this the others of its user could not look at it.
+  ::prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
+  ::prctl(PR_SET_NAME, kNamespaceInitName, 0, 0, 0);
+  std::string answer = "R";
+  if (::mount("none", "/", nullptr, MS_REC | MS_SLAVE, nullptr) != 0 ||
+      ::mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, nullptr) != 0) {
+    answer += fmt::format("/proc shows the outer process numbers to the target: mounting it anew failed ({})",
+                          std::strerror(errno));
+  }
+  say(ready_fd, answer);
+  ::setsid();
+  sigset_t all;
+  sigfillset(&all);
+  ::sigprocmask(SIG_SETMASK, &all, nullptr);
+  // Its descriptors would keep pipes and terminals open. Standard numbers stay taken, by /dev/null.
+  int null = ::open("/dev/null", O_RDWR);
+  for (int fd = 0; fd < 3; ++fd) ::dup2(null, fd);
+  ::syscall(SYS_close_range, 3, ~0u, 0);
+  for (bool inhabited = false;;) {
+    while (::waitpid(-1, nullptr, WNOHANG | __WALL) > 0) {
+    }
+    bool anyone = ::kill(-1, 0) == 0;
+    if (inhabited && !anyone) ::_exit(0);
+    inhabited |= anyone;
+    // The target is no child of ours, so its end sends no signal here: look now and then.
+    timespec wait{inhabited ? 1 : 0, inhabited ? 0 : 10'000'000};
+    sigset_t child;
+    sigemptyset(&child);
+    sigaddset(&child, SIGCHLD);
+    ::sigtimedwait(&child, nullptr, &wait);
+  }
+}
+
+struct NamespaceInit {
+  pid_t pid = 0;
+  Fd user, pids, mounts;
+
+  ~NamespaceInit() {
+    if (pid == 0) return;
+    ::kill(pid, SIGKILL);
+    ::waitpid(pid, nullptr, __WALL);
+  }
+  pid_t release() {
+    pid_t result = pid;
+    pid = 0;
+    return result;
+  }
+};
+
+Result<void> make_namespace(bool new_user, NamespaceInit& init, std::vector<std::string>& notes) {
+  int ends[2];
+  if (::pipe2(ends, O_CLOEXEC) != 0) return errno_error("make a pipe");
+  Fd ready(ends[0]), ready_write(ends[1]);
+  const uid_t uid = ::geteuid();
+  const gid_t gid = ::getegid();
+  uint64_t flags = CLONE_NEWPID | CLONE_NEWNS | (new_user ? CLONE_NEWUSER : 0);
+  long pid = clone3_process(flags, SIGCHLD, nullptr);
+  if (pid < 0) {
+    return errno_error(new_user ? "make a user and PID namespace" : "make a PID namespace",
+                       "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1 or user.max_user_namespaces), or "
+                       "restart as root");
+  }
+  if (pid == 0) live_as_namespace_init(ready_write.get(), new_user, uid, gid);
+  init.pid = static_cast<pid_t>(pid);
+  ready_write.reset();
+  std::string answer = VMCKPT_TRY(read_whole_fd(ready.get(), "the new namespace"));
+  if (answer.empty() || answer[0] != 'R') {
+    return error("set up the new namespace: " + (answer.empty() ? "its first process ended" : answer.substr(1)));
+  }
+  if (answer.size() > 1) notes.push_back(answer.substr(1));
+  auto open_namespace = [&](const char* kind) { return open_file(fmt::format("/proc/{}/ns/{}", pid, kind), O_RDONLY); };
+  if (new_user) init.user = VMCKPT_TRY(open_namespace("user"));
+  init.pids = VMCKPT_TRY(open_namespace("pid"));
+  init.mounts = VMCKPT_TRY(open_namespace("mnt"));
+  return {};
+}
+
+struct StarterReport {
+  pid_t pid = 0;
+  char message[500] = {};
+};
+
+// Runs in the starter process; its only product is the new process.
+StarterReport start(const pb::Image& image, const NamespaceInit& init, std::vector<std::string>& notes, int channel,
+                    const ProcessBody& body) {
+  StarterReport report;
+  auto fail = [&](const std::string& what) {
+    std::strncpy(report.message, errno_error(what).message().c_str(), sizeof report.message - 1);
+    return report;
+  };
+  if (init.user && ::setns(init.user.get(), CLONE_NEWUSER) != 0) return fail("enter the user namespace");
+  enter_saved_time(image.host(), notes);
+  if (init.pids && ::setns(init.pids.get(), CLONE_NEWPID) != 0) return fail("enter the PID namespace");
+  // Gaining capabilities in the user namespace made this memory private to root: open it for the supervisor's ptrace again.
+  ::prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
+  pid_t wanted = image.process().pid();
+  long pid = clone3_process(CLONE_PARENT, 0, &wanted);
+  if (pid == 0) {
+    if (init.mounts && ::setns(init.mounts.get(), CLONE_NEWNS) != 0) {
+      say(channel, "E" + errno_error("enter the mount namespace").message());
+      ::_exit(1);
+    }
+    body(Birthplace{channel, init.user.valid()});
+    ::_exit(1);
+  }
+  if (pid < 0) return fail(fmt::format("make a process with the number {}", wanted));
+  report.pid = static_cast<pid_t>(pid);
+  return report;
+}
+
+}  // namespace
+
+Result<void> check_process_numbers(const pb::Image& image) {
+  (void)image;
+  if (may_choose_numbers_here()) return {};
+  auto limit = read_whole_file("/proc/sys/user/max_user_namespaces");
+  auto debian = read_whole_file("/proc/sys/kernel/unprivileged_userns_clone");
+  if ((limit.ok() && parse_number(*limit) == 0) || (debian.ok() && parse_number(*debian) == 0)) {
+    return error("the process needs its old number back, and this host allows you no user namespaces",
+                 "set sysctl kernel.unprivileged_userns_clone=1 and user.max_user_namespaces, or restart as root");
+  }
+  return {};
+}
+
+Result<NewProcess> make_process(const pb::Image& image, std::vector<std::string>& notes, const ProcessBody& body) {
+  NewProcess process;
+  int channel[2];
+  if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, channel) != 0) return errno_error("make a socket pair");
+  process.channel = Fd(channel[0]);
+  Fd body_channel(channel[1]);
+
+  NamespaceInit init;
+  if (!may_choose_numbers_here()) VMCKPT_TRY(make_namespace(true, init, notes));
+  else if (!numbers_are_free(image)) VMCKPT_TRY(make_namespace(false, init, notes));
+
+  int ends[2];
+  if (::pipe2(ends, O_CLOEXEC) != 0) return errno_error("make a pipe");
+  Fd report_read(ends[0]), report_write(ends[1]);
+  pid_t starter = ::fork();
+  if (starter < 0) return errno_error("start a process");
+  if (starter == 0) {
+    std::vector<std::string> starter_notes;
+    StarterReport report = start(image, init, starter_notes, body_channel.get(), body);
+    (void)!::write(report_write.get(), &report, sizeof report);
+    for (const std::string& note : starter_notes) say(body_channel.get(), "N" + note);
+    ::_exit(0);
+  }
+  report_write.reset();
+  StarterReport report;
+  ssize_t got = ::read(report_read.get(), &report, sizeof report);
+  ::waitpid(starter, nullptr, __WALL);
+  if (got != static_cast<ssize_t>(sizeof report)) return error("the process that starts the new one ended early");
+  if (report.pid == 0) return error(report.message);
+  process.pid = report.pid;
+  process.namespace_init = init.release();
+  return process;
+}
+
+}  // namespace vmckpt

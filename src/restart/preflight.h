@@ -1,0 +1,15 @@
+// Before anything is started: can this host, this caller, restart this image? All problems at once.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "core/result.h"
+#include "image/reader.h"
+#include "modules/host.h"
+
+namespace vmckpt {
+
+Result<void> preflight(const ImageReader& image, CpuCheck cpu_check, std::vector<std::string>& notes);
+
+}  // namespace vmckpt

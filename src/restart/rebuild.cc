@@ -1,0 +1,360 @@
+#include "restart/rebuild.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+
+#include <fcntl.h>
+#include <linux/sched.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/rseq.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "memory/maps.h"
+#include "memory/captured_files.h"
+#include "modules/credentials.h"
+#include "modules/descriptors.h"
+#include "modules/process.h"
+#include "modules/seccomp.h"
+#include "modules/signals.h"
+#include "modules/threads.h"
+#include "modules/timers.h"
+#include "player/player.h"
+#include "restart/memory_plan.h"
+#include "restart/vdso_plan.h"
+
+namespace vmckpt {
+namespace {
+
+constexpr uint64_t kPageBytes = 4096;
+constexpr uint64_t kThreadStackBytes = 2 * kPageBytes;
+constexpr uint64_t kLowestArena = 0x10000000, kEndOfUserSpace = 0x7ffffffff000;
+
+uint64_t round_up(uint64_t bytes) { return (bytes + kPageBytes - 1) / kPageBytes * kPageBytes; }
+
+// Descriptors that restart itself needs lie above all of the target's, out of their way.
+class ServiceDescriptors {
+ public:
+  Result<void> open_space(const pb::DescriptorTable& table) {
+    int highest = 2;
+    for (const pb::OpenFile& file : table.files()) {
+      for (const pb::DescriptorNumber& number : file.numbers()) highest = std::max(highest, static_cast<int>(number.number()));
+    }
+    first_ = highest + 1;
+    rlimit limit{};
+    ::getrlimit(RLIMIT_NOFILE, &limit);
+    constexpr rlim_t kOwnNeeds = 1024;
+    rlim_t wanted = static_cast<rlim_t>(first_) + kOwnNeeds;
+    if (limit.rlim_cur < wanted) {
+      limit.rlim_cur = wanted;
+      limit.rlim_max = std::max(limit.rlim_max, wanted);
+      if (::setrlimit(RLIMIT_NOFILE, &limit) != 0) {
+        return errno_error(fmt::format("allow {} open files", wanted), "raise `ulimit -n` before restarting");
+      }
+    }
+    return {};
+  }
+
+  int first() const { return first_; }
+
+  // Moves a descriptor that must survive out of the way; the old number is closed with all others.
+  Result<int> keep(int fd) {
+    int kept = ::fcntl(fd, F_DUPFD_CLOEXEC, first_);
+    if (kept < 0) return errno_error("keep a descriptor open");
+    return kept;
+  }
+
+ private:
+  int first_ = 3;
+};
+
+// Files that mappings refer to, each opened once for reading and once for writing where needed.
+class MappedFiles {
+ public:
+  MappedFiles(const RebuiltFiles& captured, const ServiceDescriptors& service) : captured_(captured), service_(service) {}
+
+  Result<int> open_for(const pb::Mapping& mapping) {
+    if (mapping.kind() == pb::Mapping::CAPTURED) return captured_.fd(mapping.captured_id());
+    const bool writable = mapping.kind() == pb::Mapping::FILE_SHARED && mapping.writable_file();
+    auto [known, is_new] = files_.try_emplace({mapping.file().path(), writable}, -1);
+    if (is_new) {
+      Fd fd = VMCKPT_TRY(open_file(mapping.file().path(), writable ? O_RDWR : O_RDONLY));
+      known->second = ::fcntl(fd.get(), F_DUPFD_CLOEXEC, service_.first());
+      if (known->second < 0) return errno_error("keep " + mapping.file().path() + " open");
+    }
+    return known->second;
+  }
+
+ private:
+  const RebuiltFiles& captured_;
+  const ServiceDescriptors& service_;
+  std::map<std::pair<std::string, bool>, int> files_;
+};
+
+// A range that is free both now and in the target.
+Result<uint64_t> find_free_range(const pb::AddressSpace& space, const std::vector<Vma>& own_maps, uint64_t bytes) {
+  std::vector<std::pair<uint64_t, uint64_t>> taken;
+  for (const pb::Mapping& mapping : space.mappings()) taken.emplace_back(mapping.start(), mapping.end());
+  for (const Vma& vma : own_maps) taken.emplace_back(vma.start, vma.end);
+  std::sort(taken.begin(), taken.end());
+  // Away from neighbours: the kernel keeps a gap below mappings that grow down (stack_guard_gap, 1 MiB).
+  constexpr uint64_t kMarginBytes = 16u << 20;
+  uint64_t candidate = kLowestArena;
+  for (const auto& [start, end] : taken) {
+    if (start > candidate + bytes + kMarginBytes) break;
+    candidate = std::max(candidate, round_up(end) + kMarginBytes);
+  }
+  if (candidate + bytes > kEndOfUserSpace) return error("the target's address space has no free range left for restart");
+  return candidate;
+}
+
+struct Tapes {
+  TapeDraft leader;
+  std::vector<TapeDraft> others;
+};
+
+// [player code | leader's tape | other threads' tapes | stacks | parking place of the vdso]
+class Arena {
+ public:
+  Arena(const Tapes& tapes, uint64_t vdso_size) {
+    code_bytes_ = round_up(static_cast<uint64_t>(__stop_vmckpt_player - __start_vmckpt_player));
+    uint64_t offset = code_bytes_;
+    auto place = [&](uint64_t bytes) {
+      uint64_t at = offset;
+      offset += round_up(bytes);
+      return at;
+    };
+    tape_offsets_.push_back(place(tapes.leader.bytes()));
+    for (const TapeDraft& tape : tapes.others) tape_offsets_.push_back(place(tape.bytes()));
+    stacks_offset_ = place(kThreadStackBytes * tape_offsets_.size());
+    parking_offset_ = place(vdso_size);
+    bytes_ = offset;
+  }
+
+  uint64_t bytes() const { return bytes_; }
+  void put_at(uint64_t address) { address_ = address; }
+  uint64_t address() const { return address_; }
+  uint64_t tape(size_t thread) const { return address_ + tape_offsets_[thread]; }
+  uint64_t stack_top(size_t thread) const { return address_ + stacks_offset_ + kThreadStackBytes * (thread + 1); }
+  uint64_t parking() const { return address_ + parking_offset_; }
+  uint64_t entry() const {
+    return address_ + static_cast<uint64_t>(reinterpret_cast<const char*>(&vmckpt_player_entry) - __start_vmckpt_player);
+  }
+
+  Result<void> map() const {
+    void* got = ::mmap(reinterpret_cast<void*>(address_), bytes_, PROT_READ | PROT_WRITE | PROT_EXEC,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+    if (got == MAP_FAILED) return errno_error(fmt::format("map the player's arena at {:#x}", address_));
+    std::memcpy(got, __start_vmckpt_player, static_cast<size_t>(__stop_vmckpt_player - __start_vmckpt_player));
+    return {};
+  }
+
+  void lay_tape(size_t thread, const TapeDraft& tape, pid_t pid, pid_t tid) const {
+    Tape head{};
+    // The supervisor traces every thread: SIGSTOP is what it waits for, and cannot be blocked.
+    head.end_signal = SIGSTOP;
+    head.process_id = pid;
+    head.thread_id = tid;
+    std::vector<uint8_t> bytes = tape.lay_out(this->tape(thread), head);
+    std::memcpy(reinterpret_cast<void*>(this->tape(thread)), bytes.data(), bytes.size());
+  }
+
+ private:
+  uint64_t address_ = 0;
+  uint64_t bytes_ = 0;
+  uint64_t code_bytes_ = 0;
+  uint64_t stacks_offset_ = 0;
+  uint64_t parking_offset_ = 0;
+  std::vector<uint64_t> tape_offsets_;
+};
+
+// Everything that the tapes are made from.
+struct Materials {
+  const ImageReader& image;
+  const pb::Image& metadata;
+  const ServiceDescriptors& service;
+  MappedFiles& files;
+  const RebuiltFiles& captured;
+  const std::vector<Vma>& own_maps;
+  int executable_fd;
+  bool own_user_namespace;
+};
+
+void plan_seals(const Materials& materials, TapeDraft& tape) {
+  for (const pb::CapturedFile& file : materials.metadata.memory().captured()) {
+    if (file.seals() == 0) continue;
+    // Last, since seals forbid the very mappings and writes that came before.
+    tape.call(SYS_fcntl, {static_cast<uint64_t>(materials.captured.fd(file.id())), F_ADD_SEALS, file.seals()}, true,
+              "seal " + file.name());
+  }
+}
+
+void plan_new_thread(const Arena& arena, size_t index, const pb::Thread& thread, const user_regs_struct& regs,
+                     TapeDraft& leader) {
+  int32_t wanted = thread.tid();
+  clone_args args{};
+  args.flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_SETTLS;
+  args.tls = regs.fs_base;
+  args.stack = arena.stack_top(index) - kThreadStackBytes;
+  args.stack_size = kThreadStackBytes;
+  args.set_tid_size = 1;
+  uint64_t number = leader.data_of(wanted);
+  uint64_t argument = leader.data_of(args);
+  leader.point(argument, offsetof(clone_args, set_tid), number);
+  leader.call(kOpThread, {argument, sizeof args, arena.tape(index)}, true, fmt::format("make thread {}", wanted));
+}
+
+user_regs_struct registers_of(const pb::Thread& thread) {
+  user_regs_struct regs{};
+  std::memcpy(&regs, thread.registers().data(), std::min(thread.registers().size(), sizeof regs));
+  return regs;
+}
+
+// The leader's tape is the restart from here on; its order is the order of what depends on what.
+Result<Tapes> draft_tapes(const Materials& materials, const Arena& arena, const VdsoPlan& vdso) {
+  const pb::Image& image = materials.metadata;
+  const pb::Process& process = image.process();
+  Tapes tapes;
+  TapeDraft& leader = tapes.leader;
+  // 1. an empty address space but for the arena
+  plan_vdso_parking(vdso, leader);
+  const uint64_t arena_end = arena.address() + arena.bytes();
+  leader.call(SYS_munmap, {0, arena.address()}, true, "unmap the memory below the arena");
+  leader.call(SYS_munmap, {arena_end, kEndOfUserSpace - arena_end}, true, "unmap the memory above the arena");
+  plan_vdso_return(vdso, leader);
+  // 2. the target's memory
+  VMCKPT_TRY(plan_memory(image.memory(), materials.image,
+                         [&](const pb::Mapping& mapping) { return materials.files.open_for(mapping); }, leader));
+  plan_layout(image.memory(), materials.executable_fd, leader);
+  plan_seals(materials, leader);
+  // 3. what belongs to the process; actions before any thread could take a signal
+  plan_process(process, leader);
+  plan_signal_actions(process, leader);
+  // 4. its threads, while there is still the right to choose their numbers
+  for (int i = 1; i < image.threads_size(); ++i) {
+    const pb::Thread& thread = image.threads(i);
+    plan_new_thread(arena, static_cast<size_t>(i), thread, registers_of(thread), leader);
+    TapeDraft& tape = tapes.others.emplace_back();
+    plan_thread(thread, process, materials.own_user_namespace, tape);
+    plan_seccomp(thread, tape);
+  }
+  // 5. signals and timers, which may be meant for one of those threads (all signals are blocked until the very end)
+  plan_pending_signals(process, leader);
+  plan_timers(process, leader);
+  // 6. restart's own descriptors go
+  leader.call(SYS_close_range, {static_cast<uint64_t>(materials.service.first()), ~0u, 0}, true, "close restart's descriptors");
+  // 7. the leader's own state; credentials and filters last, since they take rights away
+  plan_thread(image.threads(0), process, materials.own_user_namespace, leader);
+  plan_process_end(process, leader);
+  plan_seccomp(image.threads(0), leader);
+  return tapes;
+}
+
+Result<void> refuse_threads_inside_foreign_vdso(const pb::Image& image, const VdsoPlan& vdso) {
+  if (vdso.patched_code.empty()) return {};
+  for (const pb::Thread& thread : image.threads()) {
+    uint64_t rip = registers_of(thread).rip;
+    if (rip - vdso.patched_address >= vdso.patched_code.size()) continue;
+    return error(fmt::format("thread {} was inside the vdso of another kernel ({})", thread.tid(), image.host().kernel_release()),
+                 "restart it on that kernel, or use another image of this target");
+  }
+  return {};
+}
+
+void send_message(int channel, ChannelMessage kind, const void* bytes, size_t size) {
+  std::string text(1, static_cast<char>(kind));
+  text.append(static_cast<const char*>(bytes), size);
+  (void)!::send(channel, text.data(), text.size(), MSG_NOSIGNAL);
+}
+
+struct Prepared {
+  Arena arena;
+  RebuildReport report;
+};
+
+Result<Prepared> rebuild(RebuildInputs& inputs, const Birthplace& birthplace, int* channel) {
+  const pb::Image& image = inputs.image.metadata();
+  Notes notes;
+  ServiceDescriptors service;
+  VMCKPT_TRY(service.open_space(image.descriptors()));
+  *channel = VMCKPT_TRY(service.keep(birthplace.channel));
+  // The reader's descriptor is what tapes and rebuilt files read from: the same number must stay valid to the end.
+  inputs.image.use_fd(Fd(VMCKPT_TRY(service.keep(inputs.image.fd()))));
+  std::array<int, 3> stdio{};
+  for (size_t i = 0; i < stdio.size(); ++i) stdio[i] = inputs.stdio[i] < 0 ? -1 : VMCKPT_TRY(service.keep(inputs.stdio[i]));
+  ::syscall(SYS_close_range, 0, service.first() - 1, 0);
+
+  VMCKPT_TRY(restore_process(image.process()));
+  int executable_fd = -1;
+  if (auto fd = open_file(image.memory().executable().path(), O_RDONLY); fd.ok()) executable_fd = VMCKPT_TRY(service.keep(fd->get()));
+  RebuiltFiles captured;
+  VMCKPT_TRY(captured.rebuild(image.memory(), inputs.image, service.first()));
+  DescriptorRestore restore{captured, stdio, service.first(), notes};
+  VMCKPT_TRY(restore_descriptors(image.descriptors(), restore));
+  for (const std::string& note : notes) send_message(*channel, ChannelMessage::kNote, note.data(), note.size());
+
+  MappedFiles files(captured, service);
+  const std::vector<Vma> own_maps = VMCKPT_TRY(read_maps(::getpid()));
+  Materials materials{inputs.image, image, service, files, captured, own_maps, executable_fd, birthplace.own_user_namespace};
+  // Tapes hold addresses of the arena, whose size depends on the tapes: draft once to measure, once for good.
+  const uint64_t vdso_size = vdso_bytes(own_maps);
+  VdsoPlan vdso = VMCKPT_TRY(make_vdso_plan(image.memory(), own_maps, 0, 0));
+  VMCKPT_TRY(refuse_threads_inside_foreign_vdso(image, vdso));
+  Tapes measured;
+  measured.others.resize(static_cast<size_t>(image.threads_size()) - 1);
+  measured = VMCKPT_TRY(draft_tapes(materials, Arena(measured, vdso_size), vdso));
+  Prepared prepared{Arena(measured, vdso_size), {}};
+  Arena& arena = prepared.arena;
+  arena.put_at(VMCKPT_TRY(find_free_range(image.memory(), own_maps, arena.bytes() + vdso_size)));
+  vdso = VMCKPT_TRY(make_vdso_plan(image.memory(), own_maps, arena.parking(), arena.address() + arena.bytes()));
+  Tapes tapes = VMCKPT_TRY(draft_tapes(materials, arena, vdso));
+  VMCKPT_TRY(arena.map());
+  arena.lay_tape(0, tapes.leader, image.process().pid(), image.threads(0).tid());
+  for (size_t i = 0; i < tapes.others.size(); ++i) {
+    arena.lay_tape(i + 1, tapes.others[i], image.process().pid(), image.threads(static_cast<int>(i) + 1).tid());
+  }
+  prepared.report = {arena.address(), arena.bytes(), arena.tape(0), tapes.leader.bytes(),
+                     VMCKPT_TRY(syscall_instruction(vdso)), 0};
+  return prepared;
+}
+
+[[noreturn]] void jump_to_player(const Arena& arena) {
+  // Every signal stays blocked until the supervisor puts the saved masks in; new threads inherit it.
+  uint64_t all = ~uint64_t{0};
+  ::syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, nullptr, sizeof all);
+  // The kernel must not write into this thread's rseq area once its memory has gone: libc registered it (size: glibc's
+  // sysdeps/unix/sysv/linux/rseq-internal.h).
+  constexpr uint32_t kRegisteredBytes = 32, kSignature = 0x53053053;
+  constexpr int kUnregister = 1;
+  ::syscall(SYS_rseq, static_cast<char*>(__builtin_thread_pointer()) + __rseq_offset, kRegisteredBytes, kUnregister, kSignature);
+  asm volatile(
+      "movq %0, %%rsp\n\t"
+      "jmpq *%2"
+      :
+      : "r"(arena.stack_top(0)), "D"(arena.tape(0)), "r"(arena.entry())
+      : "memory");
+  __builtin_unreachable();
+}
+
+}  // namespace
+
+void rebuild_and_play(RebuildInputs& inputs, const Birthplace& birthplace) {
+  // The supervisor says when it traces this process.
+  char go = 0;
+  if (::recv(birthplace.channel, &go, 1, 0) != 1) ::_exit(1);
+  int channel = birthplace.channel;
+  auto prepared = rebuild(inputs, birthplace, &channel);
+  if (!prepared.ok()) {
+    std::string text = prepared.error().message();
+    send_message(channel, ChannelMessage::kError, text.data(), text.size());
+    ::_exit(1);
+  }
+  send_message(channel, ChannelMessage::kReady, &prepared->report, sizeof prepared->report);
+  jump_to_player(prepared->arena);
+}
+
+}  // namespace vmckpt

@@ -1,0 +1,155 @@
+#include "restart/vdso_plan.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <string>
+
+#include <elf.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+namespace vmckpt {
+namespace {
+
+const Vma* code_of(const std::vector<Vma>& parts) {
+  for (const Vma& part : parts) {
+    if (part.name == "[vdso]") return &part;
+  }
+  return nullptr;
+}
+
+// Functions of a vdso image by name, with their offsets. The image may come from a file: everything is bounds-checked.
+std::map<std::string, uint64_t> functions_of(const std::string& code) {
+  std::map<std::string, uint64_t> functions;
+  Elf64_Ehdr header{};
+  if (code.size() < sizeof header) return functions;
+  std::memcpy(&header, code.data(), sizeof header);
+  auto read_section = [&](unsigned index, Elf64_Shdr* section) {
+    uint64_t at = header.e_shoff + uint64_t{index} * sizeof *section;
+    if (at + sizeof *section > code.size() || at < header.e_shoff) return false;
+    std::memcpy(section, code.data() + at, sizeof *section);
+    return section->sh_offset <= code.size() && section->sh_size <= code.size() - section->sh_offset;
+  };
+  for (unsigned i = 0; i < header.e_shnum; ++i) {
+    Elf64_Shdr symbols{}, strings{};
+    if (!read_section(i, &symbols) || symbols.sh_type != SHT_DYNSYM || !read_section(symbols.sh_link, &strings)) continue;
+    for (uint64_t at = 0; at + sizeof(Elf64_Sym) <= symbols.sh_size; at += sizeof(Elf64_Sym)) {
+      Elf64_Sym symbol{};
+      std::memcpy(&symbol, code.data() + symbols.sh_offset + at, sizeof symbol);
+      if (ELF64_ST_TYPE(symbol.st_info) != STT_FUNC || symbol.st_name >= strings.sh_size) continue;
+      const char* name = code.data() + strings.sh_offset + symbol.st_name;
+      functions[std::string(name, ::strnlen(name, strings.sh_size - symbol.st_name))] = symbol.st_value;
+    }
+  }
+  return functions;
+}
+
+// movabs rax, TARGET; jmp rax. The functions take their arguments in rdi, rsi, rdx; rax is free at their entry.
+constexpr size_t kJumpBytes = 12;
+void write_jump(uint8_t* at, uint64_t target) {
+  at[0] = 0x48, at[1] = 0xb8;
+  std::memcpy(at + 2, &target, sizeof target);
+  at[10] = 0xff, at[11] = 0xe0;
+}
+
+bool forced_foreign() {
+  const char* fault = std::getenv("VMCKPT_FAULT");
+  return fault != nullptr && std::strcmp(fault, "foreign-vdso") == 0;
+}
+
+}  // namespace
+
+uint64_t vdso_bytes(const std::vector<Vma>& maps) {
+  uint64_t start = ~uint64_t{0}, end = 0;
+  for (const Vma& vma : maps) {
+    if (!vma.is_vdso_part()) continue;
+    start = std::min(start, vma.start);
+    end = std::max(end, vma.end);
+  }
+  return end > start ? end - start : 0;
+}
+
+Result<VdsoPlan> make_vdso_plan(const pb::AddressSpace& space, const std::vector<Vma>& own_maps, uint64_t parking,
+                                uint64_t final_address) {
+  VdsoPlan plan;
+  plan.parking = parking;
+  for (const Vma& vma : own_maps) {
+    if (vma.is_vdso_part()) plan.parts.push_back(vma);
+  }
+  const Vma* own_code = code_of(plan.parts);
+  std::vector<const pb::Mapping*> saved;
+  const pb::Mapping* saved_code = nullptr;
+  for (const pb::Mapping& mapping : space.mappings()) {
+    if (mapping.kind() != pb::Mapping::VDSO) continue;
+    saved.push_back(&mapping);
+    if (mapping.name() == "[vdso]") saved_code = &mapping;
+  }
+  if (own_code == nullptr) return error("this kernel gives processes no vdso", "start it without vdso=0");
+  const std::string code(reinterpret_cast<const char*>(own_code->start), own_code->bytes());
+  bool same_layout = saved_code != nullptr && saved.size() == plan.parts.size();
+  for (size_t i = 0; same_layout && i < saved.size(); ++i) {
+    same_layout = saved[i]->name() == plan.parts[i].name && saved[i]->end() - saved[i]->start() == plan.parts[i].bytes() &&
+                  saved_code->start() - saved[i]->start() == own_code->start - plan.parts[i].start;
+  }
+  plan.same_code = saved_code == nullptr || (same_layout && code == space.vdso_code() && !forced_foreign());
+  const uint64_t first = plan.parts.front().start;
+  if (plan.same_code && saved_code != nullptr) {
+    plan.final_shift = saved.front()->start() - parking;
+    return plan;
+  }
+  plan.final_shift = final_address - parking;
+  if (saved_code == nullptr) return plan;  // the program had unmapped its vdso
+  plan.patched_address = saved_code->start();
+  plan.patched_code.assign(space.vdso_code().begin(), space.vdso_code().end());
+  const auto new_functions = functions_of(code);
+  for (const auto& [name, offset] : functions_of(space.vdso_code())) {
+    auto found = new_functions.find(name);
+    if (offset + kJumpBytes > plan.patched_code.size()) continue;
+    if (found == new_functions.end()) {
+      return error(fmt::format("this kernel's vdso has no {}, which the program may call", name),
+                   "restart it on the kernel it was checkpointed on");
+    }
+    write_jump(plan.patched_code.data() + offset, final_address + (own_code->start - first) + found->second);
+  }
+  return plan;
+}
+
+void plan_vdso_parking(const VdsoPlan& plan, TapeDraft& tape) {
+  const uint64_t first = plan.parts.front().start;
+  for (const Vma& part : plan.parts) {
+    tape.call(SYS_mremap, {part.start, part.bytes(), part.bytes(), MREMAP_MAYMOVE | MREMAP_FIXED,
+                           plan.parking + (part.start - first)},
+              true, fmt::format("move {} away (is the kernel built with CONFIG_MSEAL_SYSTEM_MAPPINGS?)", part.name));
+  }
+}
+
+void plan_vdso_return(const VdsoPlan& plan, TapeDraft& tape) {
+  const uint64_t first = plan.parts.front().start;
+  for (const Vma& part : plan.parts) {
+    const uint64_t parked = plan.parking + (part.start - first);
+    tape.call(SYS_mremap, {parked, part.bytes(), part.bytes(), MREMAP_MAYMOVE | MREMAP_FIXED, parked + plan.final_shift}, true,
+              fmt::format("move {} to its old place", part.name));
+  }
+  if (plan.patched_code.empty()) return;
+  tape.call(SYS_mmap, {plan.patched_address, plan.patched_code.size(), PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, ~uint64_t{0}, 0}, true, "make room for the old vdso");
+  tape.call(kOpCopyBytes, {plan.patched_address, tape.data(plan.patched_code.data(), plan.patched_code.size()),
+                           plan.patched_code.size()});
+  tape.call(SYS_mprotect, {plan.patched_address, plan.patched_code.size(), PROT_READ | PROT_EXEC}, true,
+            "protect the old vdso");
+}
+
+Result<uint64_t> syscall_instruction(const VdsoPlan& plan) {
+  const Vma* code = code_of(plan.parts);
+  const auto* bytes = reinterpret_cast<const uint8_t*>(code->start);
+  for (uint64_t i = 0; i + 1 < code->bytes(); ++i) {
+    if (bytes[i] == 0x0f && bytes[i + 1] == 0x05) {
+      return plan.parking + (code->start + i - plan.parts.front().start) + plan.final_shift;
+    }
+  }
+  return error("this kernel's vdso has no system call instruction");
+}
+
+}  // namespace vmckpt

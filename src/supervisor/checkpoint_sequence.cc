@@ -1,0 +1,268 @@
+// Reads like the list in docs/architecture.md: prepare, freeze, save, snapshot, resume, write.
+#include "supervisor/checkpoint_sequence.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include "core/fd.h"
+#include "core/proc.h"
+#include "core/random.h"
+#include "image/reader.h"
+#include "modules/clocks.h"
+#include "modules/descriptors.h"
+#include "modules/host.h"
+#include "modules/process.h"
+#include "modules/seccomp.h"
+#include "modules/signals.h"
+#include "modules/threads.h"
+#include "modules/timers.h"
+#include "supervisor/fault_point.h"
+#include "supervisor/phase_clock.h"
+#include "tracer/thread_state.h"
+#include "tracer/ledger_reader.h"
+#include "tracer/remote_tape.h"
+
+namespace vmckpt {
+namespace {
+
+constexpr int kFreezeTries = 50;  // a ledger update lasts microseconds; each try lets the target run for 200 us
+
+// Until the coordinator takes on whole trees: one process.
+Result<pid_t> only_process(const Target& target) {
+  std::vector<pid_t> processes;
+  for (pid_t pid : list_descendants(::getpid())) {
+    if (pid != target.namespace_init) processes.push_back(pid);
+  }
+  if (processes.empty()) return error(fmt::format("target \"{}\" has ended", target.name));
+  if (processes.size() == 1) {
+    if (!process_exists(processes.front())) return error(fmt::format("target \"{}\" has ended", target.name));
+    return processes.front();
+  }
+  std::string list;
+  for (pid_t pid : processes) list += fmt::format("{}{} ({})", list.empty() ? "" : ", ", pid, command_of(pid));
+  return error(fmt::format("target \"{}\" has {} processes: {}", target.name, processes.size(), list),
+               "one process can be checkpointed, trees cannot yet; wait until its children have ended");
+}
+
+// Decides the final name before anything is stopped, so that a refused name costs nothing.
+Result<ImageDestination> choose_destination(const Target& target, const CheckpointRequest& request) {
+  ImageDestination destination;
+  if (request.output.empty()) {
+    destination.numbered_stem = target.image_dir + "/" + target.name;
+    return destination;
+  }
+  destination.path = request.output;
+  struct stat info {};
+  if (::lstat(request.output.c_str(), &info) != 0) return destination;
+  auto refuse = [&](const char* what) {
+    return error(fmt::format("{} exists and is {}; it is not overwritten", request.output, what),
+                 "choose another name or remove it");
+  };
+  if (!S_ISREG(info.st_mode)) return refuse("no regular file");
+  Fd fd = VMCKPT_TRY(open_file(request.output, O_RDONLY));
+  auto header = read_image_header(fd.get(), request.output);
+  if (!header.ok()) return refuse("no image");
+  if (!std::equal(target.target_id.begin(), target.target_id.end(), header->target_id)) return refuse("another target's image");
+  destination.replace = true;
+  return destination;
+}
+
+// Stops the target while no thread is writing into the ledger.
+Result<StoppedWorld> freeze_with_ledger(pid_t pid, const CheckpointRequest& request, uint64_t ledger_address,
+                                        std::unique_ptr<Ledger>* ledger) {
+  for (int tries = 1;; ++tries) {
+    StoppedWorld world = VMCKPT_TRY(freeze(pid, request.freeze_timeout_us));
+    *ledger = VMCKPT_TRY(read_ledger(pid, ledger_address));
+    if ((*ledger)->writers == 0) return world;
+    if (tries == kFreezeTries) {
+      return error(fmt::format("process {} stays inside an update of its ledger", pid), "try again");
+    }
+    world.resume();
+    ::usleep(200);
+  }
+}
+
+void save_target(const Target& target, pb::Target* saved) {
+  saved->set_name(target.name);
+  saved->set_target_id(target.target_id.data(), target.target_id.size());
+  saved->set_generation(target.generation);
+  saved->set_image_dir(target.image_dir);
+  for (const std::string& word : target.command) saved->add_command(word);
+  saved->set_devices_denied(target.launch_filter);
+}
+
+// All that is asked by tapes: one tape per thread, the leader's with the process-wide questions and the snapshot.
+struct Questions {
+  std::vector<TapeDraft> tapes;
+  std::vector<ThreadQuestions> threads;
+  SignalQuestions actions;
+  TimerQuestions timers;
+  ProcessQuestions process;
+  BrkQuestion brk{};
+  ClockQuestions clocks{};
+  std::optional<SnapshotQuestion> snapshot;
+};
+
+Result<Questions> ask(const StoppedWorld& world, const AddressSpaceSave& space, bool snapshot) {
+  Questions questions;
+  questions.tapes.resize(world.threads().size());
+  for (TapeDraft& tape : questions.tapes) questions.threads.push_back(ask_thread(tape));
+  TapeDraft& leader = questions.tapes.front();
+  questions.actions = ask_signal_actions(leader);
+  questions.timers = VMCKPT_TRY(ask_timers(world.pid(), leader));
+  questions.process = ask_process(leader);
+  questions.brk = ask_brk(leader);
+  questions.clocks = ask_clocks(leader);
+  if (snapshot) {
+    // From inside a PID namespace the supervisor is invisible: its number there is 0.
+    bool same_namespace = world.pid() == world.pid_in_target();
+    questions.snapshot = ask_snapshot(space, same_namespace ? ::getpid() : 0, leader);
+  }
+  return questions;
+}
+
+void take_answers(const Questions& questions, pb::Image* image) {
+  for (int i = 0; i < image->threads_size(); ++i) {
+    save_thread_answers(questions.threads[static_cast<size_t>(i)], questions.tapes[static_cast<size_t>(i)],
+                        image->mutable_threads(i));
+  }
+  const TapeDraft& leader = questions.tapes.front();
+  save_signal_actions(questions.actions, leader, image->mutable_process());
+  save_timers(questions.timers, leader, image->mutable_process());
+  save_process_answers(questions.process, leader, image->mutable_process());
+  save_brk(questions.brk, leader, image->mutable_memory());
+  save_clocks(questions.clocks, leader, image->mutable_host());
+}
+
+Result<void> save_threads(const Target& target, StoppedWorld& world, const Ledger& ledger, pb::Image* image) {
+  for (StoppedThread& thread : world.threads()) {
+    abort_rseq_section(thread, world.pid(), ledger);
+    hide_interruption(thread);
+    VMCKPT_TRY(save_thread(world, thread, ledger, target.launch_filter, image->add_threads()));
+  }
+  return {};
+}
+
+// A filter that forbids a question is a refusal; one that only forbids forking costs a longer pause.
+Result<bool> may_fork(const pb::Image& image, const Questions& questions) {
+  for (int i = 0; i < image.threads_size(); ++i) {
+    VMCKPT_TRY(check_tape_against_filters(image.threads(i), questions.tapes[static_cast<size_t>(i)], false));
+  }
+  return check_tape_against_filters(image.threads(0), questions.tapes.front(), true).ok();
+}
+
+}  // namespace
+
+Result<std::unique_ptr<CheckpointInProgress>> begin_checkpoint(Target& target, const CheckpointRequest& request) {
+  PhaseClock clock;
+  int64_t started_us = monotonic_us();
+
+  // 1. prepare, target running: everything that can be found out or opened early
+  pid_t pid = VMCKPT_TRY(only_process(target));
+  ImageDestination destination = VMCKPT_TRY(choose_destination(target, request));
+  ImageIdentity identity{random_id(), target.parent_image_id, target.target_id};
+  std::unique_ptr<CheckpointInProgress> checkpoint(
+      new CheckpointInProgress(VMCKPT_TRY(ImageWriter::create(destination, identity))));
+  checkpoint->started_us_ = started_us;
+  pb::Image& image = checkpoint->metadata_;
+  save_host(image.mutable_host());
+  save_target(target, image.mutable_target());
+  std::string maps = VMCKPT_TRY(read_whole_file(fmt::format("/proc/{}/maps", pid)));
+  target.ledger_address = VMCKPT_TRY(find_ledger(pid, maps, target.ledger_address));
+  auto early_ledger = VMCKPT_TRY(read_ledger(pid, target.ledger_address));
+  AddressSpacePreview preview = VMCKPT_TRY(preview_address_space(pid, early_ledger->madvise_generation));
+  clock.mark("prepare");
+  fault_point("prepare");
+
+  // 2. freeze: every thread stopped, none inside a ledger update
+  std::unique_ptr<Ledger> ledger;
+  checkpoint->frozen_us_ = monotonic_us();
+  StoppedWorld world = VMCKPT_TRY(freeze_with_ledger(pid, request, target.ledger_address, &ledger));
+  clock.mark("freeze");
+  fault_point("freeze");
+
+  // 3. save: what the kernel tells from outside
+  Notes notes;
+  CapturedFiles captured(checkpoint->writer_, request.stop ? ~uint64_t{0} : request.shared_limit_bytes);
+  VMCKPT_TRY(save_threads(target, world, *ledger, &image));
+  VMCKPT_TRY(save_process(world, image.mutable_process()));
+  VMCKPT_TRY(save_pending_signals(pid, true, image.mutable_process()->mutable_pending()));
+  clock.mark("threads");
+  AddressSpaceSave space = VMCKPT_TRY(save_address_space(world, *ledger, preview, target.backing,
+                                                         {request.self_contained}, captured, image.mutable_memory()));
+  clock.mark("maps");
+  DescriptorSave descriptors{world, *ledger, captured, notes};
+  VMCKPT_TRY(save_descriptors(descriptors, image.mutable_descriptors()));
+  for (const auto& [id, file] : captured.files()) *image.mutable_memory()->add_captured() = file;
+  clock.mark("descriptors");
+  fault_point("save");
+
+  // 4. snapshot: what the target must be asked itself, and the copy of its memory
+  Questions questions = VMCKPT_TRY(ask(world, space, !request.stop));
+  if (!VMCKPT_TRY(may_fork(image, questions)) && !request.stop) {
+    notes.push_back("the target's seccomp filter forbids forking: its memory was copied while it was stopped");
+    questions = VMCKPT_TRY(ask(world, space, false));
+  }
+  std::vector<ThreadTape> tapes;
+  for (size_t i = 0; i < world.threads().size(); ++i) tapes.push_back({&world.threads()[i], &questions.tapes[i]});
+  pid_t child = 0;
+  if (auto played = play_tapes(world, *ledger, tapes, &child); !played.ok()) {
+    SnapshotChild discard(child);
+    return played.error();
+  }
+  if (questions.snapshot) {
+    checkpoint->snapshot_ = VMCKPT_TRY(take_snapshot(*questions.snapshot, questions.tapes.front(), child, space));
+  }
+  clock.mark("snapshot");
+  fault_point("snapshot");
+
+  // 5. resume: the pause ends here
+  checkpoint->source_ = questions.snapshot ? checkpoint->snapshot_.pid() : pid;
+  if (questions.snapshot) {
+    world.resume();
+    checkpoint->result_.pause_us = monotonic_us() - checkpoint->frozen_us_;
+  } else {
+    checkpoint->world_.emplace(std::move(world));
+  }
+  clock.mark("resume");
+  fault_point("resume");
+
+  take_answers(questions, &image);
+  for (const std::string& note : notes) image.add_notes(note);
+  checkpoint->ranges_ = std::move(space.ranges);
+  for (const DumpRange& range : checkpoint->ranges_) checkpoint->bytes_to_look_at_ += range.end - range.start;
+  checkpoint->result_.phases = std::move(clock.phases);
+  checkpoint->result_.notes = std::move(notes);
+  return checkpoint;
+}
+
+Result<CheckpointResult> CheckpointInProgress::write() {
+  PhaseClock clock;
+  VMCKPT_TRY(dump_pages(source_, ranges_, writer_, progress_));
+  clock.mark("write");
+  fault_point("write");
+  result_.image = VMCKPT_TRY(writer_.commit(metadata_));
+  clock.mark("commit");
+  if (world_) result_.pause_us = monotonic_us() - frozen_us_;
+  result_.memory_bytes_saved = writer_.page_bytes_written();
+  result_.image_bytes = writer_.file_bytes();
+  result_.phases.insert(result_.phases.end(), clock.phases.begin(), clock.phases.end());
+  result_.total_us = monotonic_us() - started_us_;
+  return result_;
+}
+
+void CheckpointInProgress::kill_target() {
+  if (!world_) return;
+  ::kill(world_->pid(), SIGKILL);
+  world_->abandon();
+}
+
+CheckpointInProgress::~CheckpointInProgress() = default;
+
+}  // namespace vmckpt

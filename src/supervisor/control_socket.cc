@@ -1,0 +1,209 @@
+#include "supervisor/control_socket.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "core/proc.h"
+
+namespace vmckpt {
+namespace {
+
+constexpr char kSuffix[] = ".sock";
+constexpr size_t kMaxNameBytes = 100;
+
+Result<sockaddr_un> address_of(const std::string& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.size() >= sizeof address.sun_path) {
+    return error(fmt::format("the socket path {} is longer than {} bytes", path, sizeof address.sun_path - 1),
+                 "use a shorter name, or set VMCKPT_RUNTIME_DIR to a shorter path");
+  }
+  std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
+  return address;
+}
+
+std::string directory_path() {
+  if (const char* own = std::getenv("VMCKPT_RUNTIME_DIR"); own != nullptr && *own != '\0') return own;
+  if (const char* xdg = std::getenv("XDG_RUNTIME_DIR"); xdg != nullptr && *xdg == '/') return std::string(xdg) + "/vmckpt";
+  return fmt::format("/tmp/vmckpt-{}", ::geteuid());
+}
+
+bool answers(const std::string& path) { return connect_to(path).ok(); }
+
+// Folders where targets of this caller may be: his own, and for root everybody's.
+std::vector<std::string> directories_to_search() {
+  std::vector<std::string> directories = {directory_path()};
+  if (::geteuid() != 0 || std::getenv("VMCKPT_RUNTIME_DIR") != nullptr) return directories;
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator("/run/user", ignored)) {
+    directories.push_back(entry.path().string() + "/vmckpt");
+  }
+  for (const auto& entry : std::filesystem::directory_iterator("/tmp", ignored)) {
+    if (entry.path().filename().string().starts_with("vmckpt-")) directories.push_back(entry.path().string());
+  }
+  return directories;
+}
+
+}  // namespace
+
+Result<std::string> runtime_directory() {
+  std::string path = directory_path();
+  if (::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) {
+    return errno_error("make the folder for control sockets, " + path, "set VMCKPT_RUNTIME_DIR to a folder of yours");
+  }
+  struct stat info {};
+  if (::lstat(path.c_str(), &info) != 0) return errno_error("examine " + path);
+  if (!S_ISDIR(info.st_mode) || info.st_uid != ::geteuid() || (info.st_mode & 077) != 0) {
+    return error(fmt::format("{} is no folder that only you may enter", path),
+                 fmt::format("chmod 700 it if it is yours, or set VMCKPT_RUNTIME_DIR"));
+  }
+  return path;
+}
+
+Result<void> check_name(const std::string& name) {
+  auto allowed = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-'; };
+  if (!name.empty() && name.size() <= kMaxNameBytes && name[0] != '.' && std::all_of(name.begin(), name.end(), allowed)) return {};
+  return error(fmt::format("\"{}\" cannot be a target's name", name),
+               "use letters, digits, '.', '_' and '-', at most 100 of them, not starting with '.'");
+}
+
+std::string free_name(const std::string& directory, const std::string& command) {
+  std::string base = std::filesystem::path(command).filename().string();
+  for (char& c : base) {
+    if (!check_name(std::string("x") + c).ok()) c = '_';
+  }
+  if (base.empty() || base[0] == '.') base = "target" + base;
+  base.resize(std::min<size_t>(base.size(), kMaxNameBytes - 8));
+  std::string name = base;
+  for (int number = 2; answers(directory + "/" + name + kSuffix); ++number) name = fmt::format("{}-{}", base, number);
+  return name;
+}
+
+Result<ControlListener> ControlListener::create(const std::string& name) {
+  VMCKPT_TRY(check_name(name));
+  ControlListener listener;
+  listener.path_ = VMCKPT_TRY(runtime_directory()) + "/" + name + kSuffix;
+  if (answers(listener.path_)) {
+    std::string taken = std::exchange(listener.path_, {});
+    return error(fmt::format("a target named \"{}\" is running", name), "give another name with -n");
+  }
+  sockaddr_un address = VMCKPT_TRY(address_of(listener.path_));
+  ::unlink(listener.path_.c_str());  // left by a supervisor that was killed
+  listener.fd_ = Fd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!listener.fd_) return errno_error("make the control socket");
+  if (::bind(listener.fd_.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 ||
+      ::chmod(listener.path_.c_str(), 0600) != 0 || ::listen(listener.fd_.get(), 16) != 0) {
+    return errno_error("listen on " + listener.path_);
+  }
+  listener.owner_ = ::getpid();
+  return listener;
+}
+
+ControlListener::ControlListener(ControlListener&& other) noexcept
+    : path_(std::exchange(other.path_, {})), owner_(other.owner_), fd_(std::move(other.fd_)) {}
+
+ControlListener::~ControlListener() {
+  if (!path_.empty() && owner_ == ::getpid()) ::unlink(path_.c_str());
+}
+
+Result<Fd> ControlListener::accept() const {
+  Fd client(::accept4(fd_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+  if (!client) return errno_error("accept a control connection");
+  ucred peer{};
+  socklen_t bytes = sizeof peer;
+  if (::getsockopt(client.get(), SOL_SOCKET, SO_PEERCRED, &peer, &bytes) != 0) return errno_error("ask who connected");
+  if (peer.uid != ::geteuid() && peer.uid != 0) {
+    pb::ControlReply reply;
+    reply.set_error("this target belongs to another user");
+    (void)send_reply(client.get(), reply);
+    return error(fmt::format("user {} may not control this target", peer.uid));
+  }
+  return client;
+}
+
+Result<void> send_reply(int fd, const pb::ControlReply& reply) {
+  std::string bytes = reply.SerializeAsString();
+  // Never waits: a client that does not read loses its answer, not the supervisor's time.
+  if (::send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT) < 0) return errno_error("answer a control request");
+  return {};
+}
+
+Result<Fd> connect_to(const std::string& socket_path) {
+  sockaddr_un address = VMCKPT_TRY(address_of(socket_path));
+  Fd fd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  if (!fd) return errno_error("make a socket");
+  if (::connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0) return errno_error("connect to " + socket_path);
+  return fd;
+}
+
+std::vector<std::string> list_sockets() {
+  std::vector<std::string> sockets;
+  for (const std::string& directory : directories_to_search()) {
+    std::error_code ignored;
+    for (const auto& entry : std::filesystem::directory_iterator(directory, ignored)) {
+      if (entry.path().string().ends_with(kSuffix)) sockets.push_back(entry.path().string());
+    }
+  }
+  std::sort(sockets.begin(), sockets.end());
+  sockets.erase(std::unique(sockets.begin(), sockets.end()), sockets.end());  // own folder is among everybody's
+  return sockets;
+}
+
+Result<void> send_request(int fd, const pb::ControlRequest& request) {
+  std::string bytes = request.SerializeAsString();
+  if (::send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL) < 0) return errno_error("send a request to the supervisor");
+  return {};
+}
+
+Result<pb::ControlReply> receive_reply(int fd) {
+  std::string bytes(kMaxControlBytes, '\0');
+  ssize_t got;
+  do got = ::recv(fd, bytes.data(), bytes.size(), 0);
+  while (got < 0 && errno == EINTR);
+  if (got < 0) return errno_error("hear from the supervisor");
+  if (got == 0) return error("the supervisor ended before it answered");
+  pb::ControlReply reply;
+  if (!reply.ParseFromArray(bytes.data(), static_cast<int>(got))) return error("the supervisor's answer cannot be read");
+  return reply;
+}
+
+Result<pb::Status> ask_status(const std::string& socket_path) {
+  Fd fd = VMCKPT_TRY(connect_to(socket_path));
+  // A supervisor that is stopped (its job is) does not answer; do not wait for it for ever.
+  timeval limit{2, 0};
+  (void)::setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+  pb::ControlRequest request;
+  request.mutable_status();
+  VMCKPT_TRY(send_request(fd.get(), request));
+  pb::ControlReply reply = VMCKPT_TRY(receive_reply(fd.get()));
+  if (reply.has_error()) return error(reply.error());
+  return reply.status();
+}
+
+Result<Fd> find_target(const std::string& name_or_pid) {
+  std::vector<std::string> matches;
+  std::string names;
+  for (const std::string& socket : list_sockets()) {
+    auto status = ask_status(socket);
+    if (!status.ok()) continue;
+    names += (names.empty() ? "" : ", ") + status->name();
+    bool by_pid = name_or_pid == std::to_string(status->pid()) || name_or_pid == std::to_string(status->supervisor_pid());
+    if (name_or_pid.empty() || name_or_pid == status->name() || by_pid) matches.push_back(socket);
+  }
+  if (matches.size() == 1) return connect_to(matches.front());
+  if (matches.size() > 1) return error("several targets are running: " + names, "name one of them");
+  if (name_or_pid.empty()) return error("no target is running", "start one with `vmckpt launch`");
+  std::string known = names.empty() ? "none is running" : "running: " + names;
+  return error(fmt::format("no target \"{}\" ({})", name_or_pid, known),
+               "if its supervisor was killed it runs on, but can no longer be checkpointed");
+}
+
+}  // namespace vmckpt

@@ -1,0 +1,247 @@
+// Mirror of checkpoint_sequence.cc: verify, preflight, create the process, rebuild, play, take over, run.
+#include "supervisor/restart_sequence.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+
+#include <signal.h>
+#include <sys/ptrace.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "core/clock.h"
+#include "core/proc.h"
+#include "image/reader.h"
+#include "memory/maps.h"
+#include "modules/process.h"
+#include "modules/threads.h"
+#include "restart/new_process.h"
+#include "restart/preflight.h"
+#include "restart/rebuild.h"
+#include "supervisor/fault_point.h"
+#include "supervisor/phase_clock.h"
+#include "supervisor/terminal_control.h"
+#include "tracer/tape_draft.h"
+#include "tracer/thread_state.h"
+
+namespace vmckpt {
+namespace {
+
+// Ends the new process unless the restart comes to its end.
+class ProcessGuard {
+ public:
+  explicit ProcessGuard(const NewProcess& process) : pid_(process.pid), init_(process.namespace_init) {}
+  ~ProcessGuard() {
+    for (pid_t pid : {pid_, init_}) {
+      if (pid == 0) continue;
+      ::kill(pid, SIGKILL);
+      int status = 0;
+      while (::waitpid(pid, &status, __WALL) == pid && !WIFSIGNALED(status) && !WIFEXITED(status)) {
+      }
+    }
+  }
+  ProcessGuard(const ProcessGuard&) = delete;
+  ProcessGuard& operator=(const ProcessGuard&) = delete;
+  void release() { pid_ = init_ = 0; }
+
+ private:
+  pid_t pid_, init_;
+};
+
+// Traces the new process from its start: its threads attach themselves as they are made, and all die with the supervisor.
+Result<void> trace(const NewProcess& process) {
+  if (::ptrace(PTRACE_SEIZE, process.pid, 0, PTRACE_O_EXITKILL | PTRACE_O_TRACECLONE | PTRACE_O_TRACESYSGOOD) != 0) {
+    return errno_error("trace the new process", "see `vmckpt doctor`");
+  }
+  if (::send(process.channel.get(), "G", 1, MSG_NOSIGNAL) != 1) return errno_error("start the new process");
+  return {};
+}
+
+// The process's messages up to "ready". Its end without one is an error.
+Result<RebuildReport> follow_rebuild(const NewProcess& process, std::vector<std::string>& notes) {
+  std::vector<char> message(64 * 1024);
+  for (;;) {
+    ssize_t got = ::recv(process.channel.get(), message.data(), message.size(), 0);
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) return error("the new process ended before it was rebuilt");
+    std::string text(message.data() + 1, static_cast<size_t>(got) - 1);
+    switch (static_cast<ChannelMessage>(message[0])) {
+      case ChannelMessage::kNote:
+        notes.push_back(text);
+        break;
+      case ChannelMessage::kError:
+        return error(text);
+      case ChannelMessage::kReady: {
+        RebuildReport report;
+        if (text.size() != sizeof report) return error("the new process reported nonsense");
+        std::memcpy(&report, text.data(), sizeof report);
+        return report;
+      }
+    }
+  }
+}
+
+// Why the leader's tape ended early, if it did.
+Result<void> check_leader_tape(pid_t pid, const RebuildReport& report) {
+  std::vector<uint8_t> bytes(report.leader_tape_bytes);
+  VMCKPT_TRY(read_memory(pid, report.leader_tape, bytes.data(), bytes.size()));
+  Tape head;
+  std::memcpy(&head, bytes.data(), sizeof head);
+  if (head.failed == 0) return {};
+  TapeCall call;
+  std::memcpy(&call, bytes.data() + sizeof head + (head.failed - 1) * sizeof call, sizeof call);
+  errno = static_cast<int>(-call.result);
+  return errno_error(fmt::format("step {} of {} of the restart, {}({:#x}, {:#x}, {:#x}, {:#x})", head.failed, head.calls,
+                                 call.number < kOpFirst ? tape_call_name(call.number) : fmt::format("player call {}", call.number - kOpFirst),
+                                 call.args[0], call.args[1], call.args[2], call.args[3]));
+}
+
+// Lets the player run until every thread has played its tape and stopped itself. Returns the threads by their own numbers.
+Result<std::map<pid_t, pid_t>> follow_tapes(pid_t leader, const RebuildReport& report, size_t threads) {
+  std::map<pid_t, pid_t> finished;  // number in the target -> number here
+  while (finished.size() < threads) {
+    int status = 0;
+    pid_t tid = ::waitpid(-1, &status, __WALL);
+    if (tid < 0 && errno == EINTR) continue;
+    if (tid < 0) return errno_error("wait for the new process");
+    if (WIFEXITED(status) || WIFSIGNALED(status)) {
+      if (tid != leader) continue;
+      return error(fmt::format("the new process ended while it was being rebuilt (wait status {:#x})", status));
+    }
+    int event = status >> 16;
+    if (event == 0 && WSTOPSIG(status) == SIGSTOP) {
+      StatusFields fields = VMCKPT_TRY(read_status(leader, tid));
+      finished[static_cast<pid_t>(status_innermost(fields, "NSpid"))] = tid;
+      if (tid == leader) VMCKPT_TRY(check_leader_tape(leader, report));
+      continue;
+    }
+    if (event == 0 && WSTOPSIG(status) != SIGTRAP) {
+      return error(fmt::format("thread {} of the new process got signal {} while it was being rebuilt", tid, WSTOPSIG(status)));
+    }
+    ::ptrace(PTRACE_CONT, tid, 0, 0);
+  }
+  return finished;
+}
+
+// The one call that the player cannot make: unmapping itself. Made at the vdso's system call instruction.
+Result<void> unmap_arena(pid_t leader, const RebuildReport& report) {
+  user_regs_struct regs;
+  if (::ptrace(PTRACE_GETREGS, leader, 0, &regs) != 0) return errno_error("read the leader's registers");
+  regs.orig_rax = ~uint64_t{0};
+  regs.rip = report.syscall_instruction;
+  regs.rax = SYS_munmap;
+  regs.rdi = report.arena;
+  regs.rsi = report.arena_bytes;
+  if (::ptrace(PTRACE_SETREGS, leader, 0, &regs) != 0) return errno_error("set the leader's registers");
+  for (int stops = 0; stops < 2;) {  // system call entry and exit
+    if (::ptrace(PTRACE_SYSCALL, leader, 0, 0) != 0) return errno_error("let the leader run");
+    int status = 0;
+    if (::waitpid(leader, &status, __WALL) != leader || !WIFSTOPPED(status)) return error("the leader ended");
+    if (WSTOPSIG(status) == (SIGTRAP | 0x80)) ++stops;
+  }
+  if (::ptrace(PTRACE_GETREGS, leader, 0, &regs) != 0) return errno_error("read the leader's registers");
+  if (static_cast<int64_t>(regs.rax) != 0) {
+    errno = static_cast<int>(-static_cast<int64_t>(regs.rax));
+    return errno_error("unmap the player");
+  }
+  return {};
+}
+
+Result<void> set_thread_states(const pb::Image& image, const std::map<pid_t, pid_t>& tids) {
+  for (const pb::Thread& thread : image.threads()) {
+    auto tid = tids.find(thread.tid());
+    if (tid == tids.end()) return error(fmt::format("thread {} was not made", thread.tid()));
+    VMCKPT_TRY(write_thread_state(restored_state(thread, tid->second)));
+    for (int i = 0; i < thread.debug_registers_size(); ++i) {
+      ::ptrace(PTRACE_POKEUSER, tid->second, offsetof(struct user, u_debugreg) + static_cast<size_t>(i) * sizeof(long),
+               thread.debug_registers(i));
+    }
+  }
+  return {};
+}
+
+// How the kernel names the image in the target's maps: what lies on it is anonymous memory to the next checkpoint.
+BackingImage find_backing(pid_t pid, const std::string& path) {
+  auto maps = read_maps(pid);
+  if (!maps.ok()) return {};
+  for (const Vma& vma : *maps) {
+    if (!vma.shared && (vma.name == path || vma.name == path + " (deleted)")) return {vma.device, vma.inode};
+  }
+  return {};
+}
+
+Target target_of(const RestartRequest& request, const ImageReader& image, const NewProcess& process) {
+  const pb::Target& saved = image.metadata().target();
+  Target target;
+  target.name = request.name.empty() ? saved.name() : request.name;
+  target.image_dir = saved.image_dir();
+  target.command.assign(saved.command().begin(), saved.command().end());
+  std::copy(std::begin(image.header().target_id), std::end(image.header().target_id), target.target_id.begin());
+  std::copy(std::begin(image.header().image_id), std::end(image.header().image_id), target.parent_image_id.begin());
+  target.generation = saved.generation() + 1;
+  target.launch_filter = saved.devices_denied();
+  target.pid = process.pid;
+  target.namespace_init = process.namespace_init;
+  target.backing = find_backing(process.pid, image.path());
+  return target;
+}
+
+}  // namespace
+
+Result<RestartResult> restart_target(const RestartRequest& request) {
+  PhaseClock clock;
+  RestartResult result;
+
+  // 1. verify: header, structure and checksums of the metadata (page data: `vmckpt verify`)
+  ImageReader image = VMCKPT_TRY(ImageReader::open(request.image));
+  const pb::Image& metadata = image.metadata();
+  clock.mark("verify");
+
+  // 2. preflight: all problems at once, nothing started yet
+  VMCKPT_TRY(preflight(image, request.cpu_check, result.notes));
+  clock.mark("preflight");
+
+  // 3. create the process with its old number
+  std::array<int, 3> stdio = {0, 1, 2};
+  RebuildInputs inputs{image, stdio};
+  NewProcess process = VMCKPT_TRY(make_process(metadata, result.notes, [&](const Birthplace& birthplace) {
+    rebuild_and_play(inputs, birthplace);
+  }));
+  ProcessGuard guard(process);
+  clock.mark("create");
+  fault_point("restart-create");
+
+  // 4. rebuild: descriptors and all else that hosted code can do
+  VMCKPT_TRY(trace(process));
+  RebuildReport report = VMCKPT_TRY(follow_rebuild(process, result.notes));
+  clock.mark("rebuild");
+  fault_point("restart-rebuild");
+
+  // 5. play: memory, threads, signals, timers
+  auto tids = VMCKPT_TRY(follow_tapes(process.pid, report, static_cast<size_t>(metadata.threads_size())));
+  clock.mark("play");
+  fault_point("restart-play");
+
+  // 6. take over: the player goes, registers and masks come
+  VMCKPT_TRY(unmap_arena(process.pid, report));
+  result.target = target_of(request, image, process);
+  VMCKPT_TRY(set_thread_states(metadata, tids));
+  restore_limits(metadata.process(), process.pid, result.notes);
+  give_terminal_back(metadata.process(), process.pid);
+  clock.mark("take over");
+
+  // 7. run
+  result.group_stopped = metadata.process().group_stopped();
+  if (result.group_stopped) ::kill(process.pid, SIGSTOP);
+  for (const auto& [tid_in_target, tid] : tids) ::ptrace(PTRACE_DETACH, tid, 0, 0);
+  guard.release();
+  result.restart_us = monotonic_us() - request.started_us;
+  clock.mark("run");
+  result.phases = std::move(clock.phases);
+  return result;
+}
+
+}  // namespace vmckpt

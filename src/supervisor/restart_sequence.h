@@ -1,0 +1,33 @@
+// One restart, from the image's path to the running target.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/result.h"
+#include "modules/host.h"
+#include "supervisor/target.h"
+
+namespace vmckpt {
+
+struct RestartRequest {
+  std::string image;
+  std::string name;  // empty: the image's
+  CpuCheck cpu_check = CpuCheck::kStrict;
+  bool detached = false;
+  int64_t started_us = 0;  // CLOCK_MONOTONIC when the command started
+};
+
+struct RestartResult {
+  Target target;
+  int64_t restart_us = 0;  // command start until the target's threads run
+  std::vector<std::pair<std::string, int64_t>> phases;
+  std::vector<std::string> notes;
+  bool group_stopped = false;  // it was stopped by job control, and is again
+};
+
+Result<RestartResult> restart_target(const RestartRequest& request);
+
+}  // namespace vmckpt

@@ -1,0 +1,298 @@
+#include "supervisor/service.h"
+
+#include <atomic>
+#include <list>
+#include <memory>
+#include <optional>
+#include <thread>
+
+#include <poll.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "core/proc.h"
+#include "supervisor/checkpoint_sequence.h"
+
+namespace vmckpt {
+namespace {
+
+constexpr size_t kMaxClients = 64;
+constexpr int kProgressIntervalMs = 200;
+constexpr int kServiceSignals[] = {SIGCHLD, SIGINT, SIGQUIT, SIGTERM, SIGHUP, SIGTSTP, SIGTTOU, SIGTTIN, SIGCONT, SIGPIPE,
+                                   SIGUSR1, SIGUSR2, SIGXFSZ};
+
+struct Client {
+  Fd fd;
+  bool waits_for_checkpoint = false;
+};
+
+// The image being written by a thread of its own, while the service goes on.
+struct Writing {
+  std::unique_ptr<CheckpointInProgress> checkpoint;
+  bool stop = false;
+  Client* client = nullptr;  // null when it has gone
+  std::thread thread;
+  std::optional<Result<CheckpointResult>> result;
+};
+
+struct Order {
+  pb::CheckpointOrder order;
+  Client* client;
+};
+
+class Service {
+ public:
+  Service(Target& target, ControlListener& listener, TerminalControl& terminal, bool detached)
+      : target_(target), listener_(listener), terminal_(terminal), detached_(detached) {}
+
+  int run() {
+    sigset_t mask;
+    sigemptyset(&mask);
+    for (int signal : kServiceSignals) sigaddset(&mask, signal);
+    signals_ = Fd(::signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK));
+    written_ = Fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    ::prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+    while (!reap_finds_nobody() || writing_) {
+      start_next_checkpoint();
+      wait_for_events();
+    }
+    end_namespace();
+    terminal_.take_back(WIFSIGNALED(wait_status_));
+    return wait_status_;
+  }
+
+ private:
+  // Reaps whatever has ended, follows stops. True when the target and its descendants have all gone.
+  bool reap_finds_nobody() {
+    for (;;) {
+      int status = 0;
+      pid_t pid = ::waitpid(-1, &status, WNOHANG | WUNTRACED | __WALL);
+      if (pid <= 0) break;
+      if (pid != target_.pid) continue;
+      if (WIFSTOPPED(status)) {
+        int signal = WSTOPSIG(status);
+        bool by_terminal = signal == SIGTSTP || signal == SIGTTIN || signal == SIGTTOU;
+        if (by_terminal && !detached_ && status >> 16 == 0) terminal_.stop_with_target(pid);
+      } else {
+        wait_status_ = status;
+        target_ended_ = true;
+      }
+    }
+    if (!target_ended_) return false;
+    for (pid_t pid : list_descendants(::getpid())) {
+      if (pid != target_.namespace_init && process_exists(pid)) return false;
+    }
+    return true;
+  }
+
+  void end_namespace() {
+    if (target_.namespace_init == 0) return;
+    ::kill(target_.namespace_init, SIGKILL);
+    ::waitpid(target_.namespace_init, nullptr, __WALL);
+  }
+
+  void wait_for_events() {
+    std::vector<pollfd> polls = {{signals_.get(), POLLIN, 0}, {listener_.fd(), POLLIN, 0}, {written_.get(), POLLIN, 0}};
+    std::vector<Client*> polled;
+    for (Client& client : clients_) {
+      polls.push_back({client.fd.get(), POLLIN, 0});
+      polled.push_back(&client);
+    }
+    // With the target gone its leftover processes may be somebody else's children: look for them now and then.
+    int timeout_ms = writing_ ? kProgressIntervalMs : target_ended_ ? 100 : -1;
+    int ready = ::poll(polls.data(), polls.size(), timeout_ms);
+    if (ready == 0) return send_progress();
+    if (ready < 0) return;
+    if (polls[0].revents) take_signals();
+    if (polls[2].revents) finish_writing();
+    for (size_t i = 0; i < polled.size(); ++i) {
+      if (polls[3 + i].revents) serve_client(*polled[i]);
+    }
+    if (polls[1].revents) accept_client();
+  }
+
+  void take_signals() {
+    signalfd_siginfo info;
+    while (::read(signals_.get(), &info, sizeof info) == static_cast<ssize_t>(sizeof info)) {
+      int signal = static_cast<int>(info.ssi_signo);
+      // What the terminal sends reaches the target by itself; what somebody sends to us is meant for it.
+      bool to_forward = signal == SIGTERM || signal == SIGHUP || signal == SIGINT || signal == SIGQUIT || signal == SIGUSR1 || signal == SIGUSR2;
+      if (to_forward && info.ssi_code == SI_USER && !target_ended_) ::kill(target_.pid, signal);
+    }
+  }
+
+  void accept_client() {
+    auto client = listener_.accept();
+    if (client.ok() && clients_.size() < kMaxClients) clients_.push_back({std::move(*client), false});
+  }
+
+  void serve_client(Client& client) {
+    std::string bytes(kMaxControlBytes, '\0');
+    ssize_t got = ::recv(client.fd.get(), bytes.data(), bytes.size(), MSG_DONTWAIT | MSG_TRUNC);
+    if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
+    pb::ControlRequest request;
+    bool readable = got > 0 && got <= static_cast<ssize_t>(bytes.size()) &&
+                    request.ParseFromArray(bytes.data(), static_cast<int>(got));
+    if (got > 0 && !readable) reply_error(&client, "the request cannot be read");
+    if (!readable) return drop(client);
+    if (request.has_status()) {
+      pb::ControlReply reply;
+      *reply.mutable_status() = status();
+      (void)send_reply(client.fd.get(), reply);
+    } else if (request.has_checkpoint()) {
+      client.waits_for_checkpoint = true;
+      orders_.push_back({request.checkpoint(), &client});
+    } else {
+      reply_error(&client, "this supervisor does not know that request; it is of another version");
+    }
+  }
+
+  void drop(Client& client) {
+    // A checkpoint goes on and is committed though nobody waits for it any more.
+    if (writing_ && writing_->client == &client) writing_->client = nullptr;
+    for (Order& order : orders_) {
+      if (order.client == &client) order.client = nullptr;
+    }
+    clients_.remove_if([&](const Client& other) { return &other == &client; });
+  }
+
+  pb::Status status() const {
+    pb::Status status;
+    status.set_name(target_.name);
+    status.set_pid(target_ended_ ? 0 : target_.pid);
+    status.set_supervisor_pid(::getpid());
+    uint32_t processes = 0;
+    for (pid_t pid : list_descendants(::getpid())) {
+      bool snapshot = writing_ && pid == writing_->checkpoint->snapshot_pid();
+      if (pid != target_.namespace_init && !snapshot) ++processes;
+    }
+    status.set_processes(processes);
+    auto fields = read_status(target_.pid);
+    bool stopped = fields.ok() && status_field(*fields, "State").starts_with("T");
+    status.set_state(writing_ ? "checkpointing" : target_ended_ ? "ended" : stopped ? "stopped" : "running");
+    status.set_generation(target_.generation);
+    status.set_image_dir(target_.image_dir);
+    for (const std::string& word : target_.command) status.add_command(word);
+    status.set_checkpoints(checkpoints_);
+    status.set_last_image(last_image_);
+    return status;
+  }
+
+  void reply_error(Client* client, const std::string& text) {
+    if (client == nullptr) return;
+    pb::ControlReply reply;
+    reply.set_error(text);
+    (void)send_reply(client->fd.get(), reply);
+    client->waits_for_checkpoint = false;
+  }
+
+  void start_next_checkpoint() {
+    while (!writing_ && !orders_.empty()) {
+      Order next = std::move(orders_.front());
+      orders_.pop_front();
+      CheckpointRequest request;
+      request.output = next.order.output();
+      request.stop = next.order.stop();
+      request.self_contained = next.order.self_contained();
+      if (next.order.shared_limit_bytes() != 0) request.shared_limit_bytes = next.order.shared_limit_bytes();
+      if (next.order.freeze_timeout_us() != 0) request.freeze_timeout_us = next.order.freeze_timeout_us();
+      auto begun = begin_checkpoint(target_, request);
+      if (!begun.ok()) {
+        reply_error(next.client, begun.error().message());
+        continue;
+      }
+      writing_ = std::make_unique<Writing>();
+      writing_->checkpoint = std::move(*begun);
+      writing_->stop = request.stop;
+      writing_->client = next.client;
+      writing_->thread = std::thread([this, writing = writing_.get()] {
+        writing->result = writing->checkpoint->write();
+        uint64_t one = 1;
+        (void)!::write(written_.get(), &one, sizeof one);
+      });
+    }
+  }
+
+  void finish_writing() {
+    uint64_t count;
+    (void)!::read(written_.get(), &count, sizeof count);
+    if (!writing_) return;
+    writing_->thread.join();
+    std::unique_ptr<Writing> done = std::move(writing_);
+    const Result<CheckpointResult>& result = *done->result;
+    if (result.ok()) {
+      if (done->stop) done->checkpoint->kill_target();
+      ++checkpoints_;
+      last_image_ = result.value().image;
+    }
+    done->checkpoint.reset();  // lets go of the snapshot, or of a target that was stopped in vain
+    if (done->client == nullptr) return;
+    if (!result.ok()) return reply_error(done->client, result.error().message());
+    pb::ControlReply reply;
+    fill(result.value(), reply.mutable_done());
+    (void)send_reply(done->client->fd.get(), reply);
+    done->client->waits_for_checkpoint = false;
+  }
+
+  static void fill(const CheckpointResult& result, pb::CheckpointDone* done) {
+    done->set_image(result.image);
+    done->set_pause_us(result.pause_us);
+    done->set_total_us(result.total_us);
+    done->set_image_bytes(result.image_bytes);
+    done->set_memory_bytes_saved(result.memory_bytes_saved);
+    for (const auto& [name, us] : result.phases) {
+      pb::Phase* phase = done->add_phases();
+      phase->set_name(name);
+      phase->set_us(us);
+    }
+    for (const std::string& note : result.notes) done->add_notes(note);
+  }
+
+  void send_progress() {
+    if (!writing_ || writing_->client == nullptr) return;
+    pb::ControlReply reply;
+    pb::Progress* progress = reply.mutable_progress();
+    progress->set_bytes_done(writing_->checkpoint->progress().bytes_done);
+    progress->set_bytes_saved(writing_->checkpoint->progress().bytes_saved);
+    progress->set_bytes_total(writing_->checkpoint->bytes_to_look_at());
+    (void)send_reply(writing_->client->fd.get(), reply);
+  }
+
+  Target& target_;
+  ControlListener& listener_;
+  TerminalControl& terminal_;
+  const bool detached_;
+  Fd signals_, written_;
+  std::list<Client> clients_;
+  std::list<Order> orders_;
+  std::unique_ptr<Writing> writing_;
+  uint32_t checkpoints_ = 0;
+  std::string last_image_;
+  int wait_status_ = 0;
+  bool target_ended_ = false;
+};
+
+}  // namespace
+
+sigset_t block_service_signals() {
+  sigset_t mask, before;
+  sigemptyset(&mask);
+  for (int signal : kServiceSignals) sigaddset(&mask, signal);
+  ::pthread_sigmask(SIG_BLOCK, &mask, &before);
+  return before;
+}
+
+int serve(Target& target, ControlListener& listener, TerminalControl& terminal, bool detached) {
+  return Service(target, listener, terminal, detached).run();
+}
+
+int exit_status_of(int wait_status) {
+  return WIFSIGNALED(wait_status) ? 128 + WTERMSIG(wait_status) : WEXITSTATUS(wait_status);
+}
+
+}  // namespace vmckpt

@@ -1,0 +1,21 @@
+// The supervisor's life beside a running target: reaps it and its orphans, serves the control socket, follows job control.
+#pragma once
+
+#include "core/result.h"
+#include "supervisor/control_socket.h"
+#include "supervisor/target.h"
+#include "supervisor/terminal_control.h"
+
+namespace vmckpt {
+
+// Blocks the signals that the service handles; call before the target is started. Returns the mask that was in force, which the
+// target must get.
+sigset_t block_service_signals();
+
+// Until the target and all that it left behind have ended. Returns the target's wait status.
+int serve(Target& target, ControlListener& listener, TerminalControl& terminal, bool detached);
+
+// The exit status that tells a wait status: its own, or 128 + signal.
+int exit_status_of(int wait_status);
+
+}  // namespace vmckpt

@@ -1,0 +1,29 @@
+// The target as its supervisor knows it.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <sys/types.h>
+
+#include "image/writer.h"
+#include "memory/address_space.h"
+
+namespace vmckpt {
+
+struct Target {
+  std::string name;
+  std::string image_dir;
+  std::vector<std::string> command;
+  Id128 target_id{};       // made at launch, kept by every restart
+  Id128 parent_image_id{};  // image it was restarted from, or zeros
+  uint32_t generation = 0;  // restarts behind it
+  bool launch_filter = true;  // launch's system call filter is in force
+  pid_t pid = 0;              // its first process, as the supervisor sees it
+  pid_t namespace_init = 0;   // PID 1 of its own PID namespace, when restart made one
+  BackingImage backing;       // where its memory lies after a restart
+  uint64_t ledger_address = 0;  // where the recorder's ledger was last time; 0: unknown
+};
+
+}  // namespace vmckpt

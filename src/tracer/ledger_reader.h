@@ -1,0 +1,16 @@
+// Finds and reads the recorder's ledger in a stopped target.
+#pragma once
+
+#include <memory>
+
+#include "core/result.h"
+#include "recorder/ledger.h"
+
+namespace vmckpt {
+
+// `maps` is the text of /proc/PID/maps. The ledger is found by its magic in libvmckpt.so's writable pages, so it is found in
+// a restarted target too, whatever its pages are backed by: `hint` is where it was last time (0: unknown).
+Result<uint64_t> find_ledger(pid_t pid, const std::string& maps, uint64_t hint);
+Result<std::unique_ptr<Ledger>> read_ledger(pid_t pid, uint64_t address);
+
+}  // namespace vmckpt

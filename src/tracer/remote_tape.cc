@@ -1,0 +1,168 @@
+#include "tracer/remote_tape.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include <sched.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "core/clock.h"
+#include "core/proc.h"
+#include "player/player.h"
+#include "tracer/thread_state.h"
+
+namespace vmckpt {
+namespace {
+
+constexpr uint64_t kFrameAlign = 64;
+constexpr int64_t kPlayTimeoutUs = 30'000'000;
+
+uint64_t align_up(uint64_t value, uint64_t to) { return (value + to - 1) / to * to; }
+
+// The signal that ends a tape must do nothing when it reaches the program: one that is ignored by default and has no
+// handler. (A program that handles all four would see one spurious SIGURG, if the supervisor died within these microseconds.)
+int choose_end_signal(pid_t pid) {
+  auto status = read_status(pid);
+  uint64_t caught = status.ok() ? status_hex(*status, "SigCgt") : 0;
+  for (int signal : {SIGURG, SIGWINCH, SIGCHLD, SIGCONT}) {
+    if (!(caught & (uint64_t{1} << (signal - 1)))) return signal;
+  }
+  return SIGURG;
+}
+
+}  // namespace
+
+// One thread's part of the arena: [tape | rooms | return frame | stack].
+class TapePlay {
+ public:
+  TapePlay(const ThreadTape& item, uint64_t address) : thread_(item.thread), tape_(item.tape), address_(address) {
+    frame_offset_ = align_up(tape_->bytes(), kFrameAlign);
+    frame_ = make_return_frame(*thread_, address_ + frame_offset_, &frame_stack_pointer_);
+    stack_top_ = address_ + align_up(frame_offset_ + frame_.size(), 16) + kPlayerStackBytes;
+  }
+
+  uint64_t end() const { return align_up(stack_top_, kFrameAlign); }
+
+  Result<void> place(pid_t pid, int end_signal, pid_t process_id) {
+    Tape head{};
+    head.end_signal = end_signal;
+    head.process_id = process_id;
+    head.thread_id = thread_->tid_in_target;
+    head.return_frame = frame_stack_pointer_;
+    std::vector<uint8_t> bytes = tape_->lay_out(address_, head);
+    bytes.resize(frame_offset_);
+    bytes.insert(bytes.end(), frame_.begin(), frame_.end());
+    return write_memory(pid, address_, bytes.data(), bytes.size());
+  }
+
+  // One ptrace call moves the thread to the player: before it nothing has changed, after it the thread comes back alone.
+  Result<void> start(uint64_t player_entry, int end_signal) {
+    uint64_t mask = ~(uint64_t{1} << (end_signal - 1));
+    thread_->disturbed = true;
+    if (::ptrace(PTRACE_SETSIGMASK, thread_->tid, sizeof mask, &mask) != 0) return failed("block signals of");
+    user_regs_struct regs = thread_->regs;
+    regs.orig_rax = ~uint64_t{0};
+    regs.rip = player_entry;
+    regs.rdi = address_;
+    regs.rsp = stack_top_;
+    if (::ptrace(PTRACE_SETREGS, thread_->tid, 0, &regs) != 0) return failed("redirect");
+    if (::ptrace(PTRACE_CONT, thread_->tid, 0, 0) != 0) return failed("continue");
+    return {};
+  }
+
+  // Returns true when the thread has come to the end of its tape.
+  Result<bool> handle_stop(int status, int end_signal, pid_t* snapshot_child) {
+    if (!WIFSTOPPED(status)) return error(fmt::format("thread {} ended during the checkpoint", thread_->tid));
+    int event = status >> 16;
+    if (event == 0 && WSTOPSIG(status) == end_signal) return true;
+    if (event == PTRACE_EVENT_FORK) {
+      unsigned long pid = 0;
+      if (::ptrace(PTRACE_GETEVENTMSG, thread_->tid, 0, &pid) != 0) return failed("learn the snapshot's number from");
+      if (snapshot_child != nullptr) *snapshot_child = static_cast<pid_t>(pid);
+    }
+    // A real stop signal reached the thread: it comes back when the thread runs on.
+    if (event == 0 && WSTOPSIG(status) != SIGTRAP) thread_->stop_signal = WSTOPSIG(status);
+    if (event == 0 && (WSTOPSIG(status) == SIGSEGV || WSTOPSIG(status) == SIGBUS || WSTOPSIG(status) == SIGSYS)) {
+      return error(fmt::format("thread {} was stopped by signal {} while it answered the checkpoint's questions",
+                               thread_->tid, WSTOPSIG(status)));
+    }
+    if (::ptrace(PTRACE_CONT, thread_->tid, 0, 0) != 0) return failed("continue");
+    return false;
+  }
+
+  Result<void> read_back(pid_t pid) {
+    std::vector<uint8_t> bytes(tape_->bytes());
+    VMCKPT_TRY(read_memory(pid, address_, bytes.data(), bytes.size()));
+    return tape_->read_back(bytes);
+  }
+
+  pid_t tid() const { return thread_->tid; }
+
+ private:
+  Error failed(const char* what) { return errno_error(fmt::format("{} thread {}", what, thread_->tid)); }
+
+  StoppedThread* thread_;
+  TapeDraft* tape_;
+  uint64_t address_;
+  uint64_t frame_offset_ = 0;
+  uint64_t frame_stack_pointer_ = 0;
+  uint64_t stack_top_ = 0;
+  std::vector<uint8_t> frame_;
+};
+
+namespace {
+
+Result<void> wait_for_end(TapePlay& play, int end_signal, pid_t* snapshot_child, int64_t deadline_us) {
+  for (int round = 0;; ++round) {
+    int status = 0;
+    pid_t got = ::waitpid(play.tid(), &status, __WALL | WNOHANG);
+    if (got < 0 && errno != EINTR) return errno_error(fmt::format("wait for thread {}", play.tid()));
+    if (got == play.tid()) {
+      if (VMCKPT_TRY(play.handle_stop(status, end_signal, snapshot_child))) return {};
+      round = 0;
+    } else if (monotonic_us() > deadline_us) {
+      return error(fmt::format("thread {} does not come back{}", play.tid(), describe_wait(play.tid())));
+    } else if (round > 1000) {
+      ::usleep(50);
+    } else {
+      ::sched_yield();
+    }
+  }
+}
+
+Result<void> play_batch(StoppedWorld& world, const Ledger& ledger, std::vector<TapePlay>& batch, int end_signal,
+                        pid_t* snapshot_child) {
+  for (TapePlay& play : batch) VMCKPT_TRY(play.place(world.pid(), end_signal, world.pid_in_target()));
+  for (TapePlay& play : batch) VMCKPT_TRY(play.start(ledger.player_entry, end_signal));
+  int64_t deadline_us = monotonic_us() + kPlayTimeoutUs;
+  for (TapePlay& play : batch) VMCKPT_TRY(wait_for_end(play, end_signal, snapshot_child, deadline_us));
+  for (TapePlay& play : batch) VMCKPT_TRY(play.read_back(world.pid()));
+  return {};
+}
+
+}  // namespace
+
+Result<void> play_tapes(StoppedWorld& world, const Ledger& ledger, const std::vector<ThreadTape>& tapes,
+                        pid_t* snapshot_child) {
+  const int end_signal = choose_end_signal(world.pid());
+  const uint64_t arena_end = ledger.arena + uint64_t{ledger.arena_slots} * ledger.arena_slot_bytes;
+  std::vector<TapePlay> batch;
+  uint64_t next = ledger.arena;
+  for (const ThreadTape& item : tapes) {
+    TapePlay play(item, next);
+    if (play.end() > arena_end) {
+      if (batch.empty()) return error(fmt::format("the tape for thread {} is too long", item.thread->tid));
+      VMCKPT_TRY(play_batch(world, ledger, batch, end_signal, snapshot_child));
+      batch.clear();
+      next = ledger.arena;
+      play = TapePlay(item, next);
+    }
+    next = play.end();
+    batch.push_back(play);
+  }
+  return play_batch(world, ledger, batch, end_signal, snapshot_child);
+}
+
+}  // namespace vmckpt

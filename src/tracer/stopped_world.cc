@@ -1,0 +1,229 @@
+#include "tracer/stopped_world.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <map>
+#include <set>
+
+#include <dirent.h>
+#include <elf.h>
+#include <sched.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "core/clock.h"
+#include "core/proc.h"
+#include "tracer/thread_state.h"
+
+namespace vmckpt {
+namespace {
+
+// Waits for `tid` to stop under ptrace. Waiting is short (a thread leaves the kernel within microseconds) or for ever (a
+// thread in an uninterruptible sleep), so it polls, yielding first and sleeping after a while.
+Result<int> wait_for_stop(pid_t tid, int64_t deadline_us) {
+  for (int round = 0;; ++round) {
+    int status = 0;
+    pid_t got = ::waitpid(tid, &status, __WALL | WNOHANG);
+    if (got == tid) return status;
+    if (got < 0 && errno != EINTR) return errno_error(fmt::format("wait for thread {}", tid));
+    if (monotonic_us() > deadline_us) {
+      return error(fmt::format("thread {} does not stop{}", tid, describe_wait(tid)),
+                   "it is probably waiting for a device or a network file system; try again later");
+    }
+    if (round < 200) ::sched_yield();
+    else ::usleep(50);
+  }
+}
+
+}  // namespace
+
+Result<void> read_memory(pid_t pid, uint64_t address, void* to, size_t bytes) {
+  char* next = static_cast<char*>(to);
+  while (bytes > 0) {
+    iovec local{next, bytes}, remote{reinterpret_cast<void*>(address), bytes};
+    ssize_t got = ::process_vm_readv(pid, &local, 1, &remote, 1, 0);
+    if (got <= 0) return errno_error(fmt::format("read {} bytes at {:#x} of process {}", bytes, address, pid));
+    next += got;
+    address += static_cast<uint64_t>(got);
+    bytes -= static_cast<size_t>(got);
+  }
+  return {};
+}
+
+Result<void> write_memory(pid_t pid, uint64_t address, const void* from, size_t bytes) {
+  const char* next = static_cast<const char*>(from);
+  while (bytes > 0) {
+    iovec local{const_cast<char*>(next), bytes}, remote{reinterpret_cast<void*>(address), bytes};
+    ssize_t put = ::process_vm_writev(pid, &local, 1, &remote, 1, 0);
+    if (put <= 0) return errno_error(fmt::format("write {} bytes at {:#x} of process {}", bytes, address, pid));
+    next += put;
+    address += static_cast<uint64_t>(put);
+    bytes -= static_cast<size_t>(put);
+  }
+  return {};
+}
+
+namespace {
+
+// Threads that are traced by us while the freeze is being built; detached again unless the freeze succeeds.
+class FreezeInProgress {
+ public:
+  FreezeInProgress(pid_t pid, int64_t deadline_us) : pid_(pid), deadline_us_(deadline_us) {}
+  ~FreezeInProgress() {
+    for (auto& [tid, thread] : stopped_) ::ptrace(PTRACE_DETACH, tid, 0, 0);
+    for (pid_t tid : seized_) release_running(tid);
+  }
+
+  Result<void> stop_all() {
+    for (int stable = 0; stable < 2;) {
+      bool news = VMCKPT_TRY(seize_new_threads());
+      for (pid_t tid : std::set<pid_t>(seized_)) VMCKPT_TRY(collect(tid));
+      stable = news ? 0 : stable + 1;
+    }
+    if (stopped_.empty() || !stopped_.count(pid_)) {
+      return error(fmt::format("process {} ended while it was being stopped", pid_));
+    }
+    return {};
+  }
+
+  std::vector<StoppedThread> take() {
+    std::vector<StoppedThread> threads;
+    threads.push_back(std::move(stopped_.at(pid_)));
+    for (auto& [tid, thread] : stopped_) {
+      if (tid != pid_) threads.push_back(std::move(thread));
+    }
+    stopped_.clear();
+    return threads;
+  }
+
+ private:
+  Result<bool> seize_new_threads() {
+    bool news = false;
+    for (pid_t tid : VMCKPT_TRY(list_threads(pid_))) {
+      if (seized_.count(tid) || stopped_.count(tid)) continue;
+      if (::ptrace(PTRACE_SEIZE, tid, 0, PTRACE_O_TRACEFORK | PTRACE_O_TRACESYSGOOD) != 0) {
+        if (errno == ESRCH) continue;  // it has just ended
+        return why_seize_failed(tid);
+      }
+      seized_.insert(tid);
+      news = true;
+      if (::ptrace(PTRACE_INTERRUPT, tid, 0, 0) != 0 && errno != ESRCH) {
+        return errno_error(fmt::format("interrupt thread {}", tid));
+      }
+    }
+    return news;
+  }
+
+  Error why_seize_failed(pid_t tid) {
+    int err = errno;
+    if (pid_t tracer = tracer_of(tid); tracer != 0) {
+      return error(fmt::format("process {} is traced by a debugger, process {} ({})", pid_, tracer, command_of(tracer)),
+                   "detach it first");
+    }
+    errno = err;
+    return errno_error(fmt::format("attach to thread {} of process {}", tid, pid_),
+                       "see `vmckpt doctor`: another user's process, a set-uid program, or Yama's ptrace_scope forbid it");
+  }
+
+  // Waits until `tid` is in the stop that PTRACE_INTERRUPT asked for and takes its state.
+  Result<void> collect(pid_t tid) {
+    for (;;) {
+      int status = VMCKPT_TRY(wait_for_stop(tid, deadline_us_));
+      if (WIFEXITED(status) || WIFSIGNALED(status)) {
+        seized_.erase(tid);
+        return {};
+      }
+      if (status >> 16 == PTRACE_EVENT_STOP) {
+        StoppedThread thread;
+        thread.tid = tid;
+        int signal = WSTOPSIG(status);
+        thread.group_stopped = signal != SIGTRAP;
+        thread.stop_signal = thread.group_stopped ? signal : 0;
+        seized_.erase(tid);
+        StoppedThread& kept = stopped_[tid] = std::move(thread);
+        return read_thread_state(kept);
+      }
+      // A signal got there first: deliver it; the interrupt is still pending and stops the thread before its handler runs.
+      int signal = status >> 16 == 0 ? WSTOPSIG(status) : 0;
+      if (::ptrace(PTRACE_CONT, tid, 0, signal) != 0 && errno != ESRCH) {
+        return errno_error(fmt::format("continue thread {}", tid));
+      }
+    }
+  }
+
+  // A thread that was asked to stop but has not: it can only be detached once it stops, so wait for it a little longer.
+  void release_running(pid_t tid) {
+    if (auto status = wait_for_stop(tid, monotonic_us() + 200'000); status.ok()) ::ptrace(PTRACE_DETACH, tid, 0, 0);
+  }
+
+  pid_t pid_;
+  int64_t deadline_us_;
+  std::set<pid_t> seized_;                  // attached, not yet seen to stop
+  std::map<pid_t, StoppedThread> stopped_;  // in the stop we asked for
+};
+
+Result<void> number_threads_as_the_target_does(pid_t pid, std::vector<StoppedThread>& threads) {
+  StatusFields leader = VMCKPT_TRY(read_status(pid));
+  const bool same_namespace = split_words(status_field(leader, "NSpid")).size() == 1;
+  for (StoppedThread& thread : threads) {
+    thread.tid_in_target = thread.tid;
+    if (same_namespace) continue;
+    StatusFields status = VMCKPT_TRY(read_status(pid, thread.tid));
+    thread.tid_in_target = static_cast<pid_t>(status_innermost(status, "NSpid"));
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<StoppedWorld> freeze(pid_t pid, int64_t timeout_us) {
+  StoppedWorld world;
+  world.pid_ = pid;
+  world.pidfd_ = Fd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+  if (!world.pidfd_) return errno_error(fmt::format("open process {}", pid));
+  FreezeInProgress progress(pid, monotonic_us() + timeout_us);
+  VMCKPT_TRY(progress.stop_all());
+  world.threads_ = progress.take();
+  VMCKPT_TRY(number_threads_as_the_target_does(pid, world.threads_));
+  return world;
+}
+
+StoppedWorld::StoppedWorld(StoppedWorld&& other) noexcept
+    : pid_(other.pid_), pidfd_(std::move(other.pidfd_)), threads_(std::move(other.threads_)) {
+  other.threads_.clear();
+}
+
+StoppedWorld::~StoppedWorld() { resume(); }
+
+Result<Fd> StoppedWorld::duplicate_fd(int target_fd) const {
+  int fd = static_cast<int>(::syscall(SYS_pidfd_getfd, pidfd_.get(), target_fd, 0));
+  if (fd < 0) return errno_error(fmt::format("duplicate descriptor {} of process {}", target_fd, pid_));
+  return Fd(fd);
+}
+
+namespace {
+
+// Puts one thread back and lets go of it. A tape that failed half way may have left the thread running: stop it first.
+void release(const StoppedThread& thread) {
+  // A stop signal that came while a tape was playing is delivered now; one that had stopped the thread before still holds.
+  long signal = thread.group_stopped ? 0 : thread.stop_signal;
+  if (thread.disturbed && !write_thread_state(thread).ok()) {
+    ::ptrace(PTRACE_INTERRUPT, thread.tid, 0, 0);
+    if (!wait_for_stop(thread.tid, monotonic_us() + 1'000'000).ok()) return;
+    (void)write_thread_state(thread);  // fails only when the thread has been killed
+  }
+  ::ptrace(PTRACE_DETACH, thread.tid, 0, signal);
+}
+
+}  // namespace
+
+void StoppedWorld::resume() {
+  // The leader last: when it goes on, the program as a whole does.
+  for (auto thread = threads_.rbegin(); thread != threads_.rend(); ++thread) release(*thread);
+  threads_.clear();
+}
+
+}  // namespace vmckpt

@@ -1,0 +1,68 @@
+// Freeze from outside: every thread of one process is stopped with PTRACE_SEIZE and PTRACE_INTERRUPT, no signal used.
+// A StoppedWorld proves that all threads are stopped; its destructor puts them back exactly where they were and resumes.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <signal.h>
+#include <sys/types.h>
+#include <sys/user.h>
+
+#include "core/fd.h"
+#include "core/result.h"
+
+namespace vmckpt {
+
+struct StoppedThread {
+  pid_t tid = 0;            // as this process sees it
+  pid_t tid_in_target = 0;  // as the target's own PID namespace numbers it
+  user_regs_struct regs{};  // the state to come back to: what resume() and restart put into the thread
+  std::vector<uint8_t> xstate;
+  uint64_t signal_mask = 0;
+  bool group_stopped = false;  // the thread was in a job-control stop (SIGTSTP, SIGSTOP) when it was frozen
+  int stop_signal = 0;         // the signal of that stop
+  bool disturbed = false;      // registers or mask were changed since: resume() puts them back
+};
+
+class StoppedWorld {
+ public:
+  StoppedWorld(StoppedWorld&&) noexcept;
+  StoppedWorld& operator=(StoppedWorld&&) = delete;
+  ~StoppedWorld();
+
+  pid_t pid() const { return pid_; }
+  pid_t pid_in_target() const { return threads_.front().tid_in_target; }
+  int pidfd() const { return pidfd_.get(); }
+  // The thread group leader comes first.
+  std::vector<StoppedThread>& threads() { return threads_; }
+  const std::vector<StoppedThread>& threads() const { return threads_; }
+
+  // A duplicate of the target's descriptor (pidfd_getfd): same open file description.
+  Result<Fd> duplicate_fd(int target_fd) const;
+
+  // Lets every thread go on from its `regs`. `regs` may have been changed by restart_interrupted_calls().
+  void resume();
+
+  // Forgets the target without touching it: it has been killed.
+  void abandon() { threads_.clear(); }
+
+ private:
+  friend Result<StoppedWorld> freeze(pid_t pid, int64_t timeout_us);
+  StoppedWorld() = default;
+  pid_t pid_ = 0;
+  Fd pidfd_;
+  std::vector<StoppedThread> threads_;
+};
+
+// Stops all threads of `pid`; on failure (a debugger is attached, a thread does not stop in time, no permission) everything
+// that was stopped runs on.
+Result<StoppedWorld> freeze(pid_t pid, int64_t timeout_us);
+
+// Memory of another process, by address there.
+Result<void> read_memory(pid_t pid, uint64_t address, void* to, size_t bytes);
+Result<void> write_memory(pid_t pid, uint64_t address, const void* from, size_t bytes);
+
+}  // namespace vmckpt

@@ -1,0 +1,84 @@
+#include "tracer/tape_draft.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+#include <seccomp.h>
+
+namespace vmckpt {
+
+size_t TapeDraft::call(int64_t number, std::vector<uint64_t> args, bool must_succeed, std::string description) {
+  TapeCall entry{};
+  entry.number = number;
+  std::copy(args.begin(), args.end(), entry.args);
+  entry.flags = must_succeed ? kTapeMustSucceed : 0u;
+  calls_.push_back(entry);
+  descriptions_.push_back(std::move(description));
+  return calls_.size() - 1;
+}
+
+uint64_t TapeDraft::room(size_t bytes) {
+  // 64-byte steps: the strictest alignment that any argument needs (rseq, xsave).
+  uint64_t offset = room_.size();
+  room_.resize(offset + (bytes + 63) / 64 * 64);
+  return kRoomTag | offset;
+}
+
+uint64_t TapeDraft::data(const void* bytes_to_place, size_t bytes) {
+  uint64_t argument = room(bytes);
+  std::memcpy(room_.data() + (argument & ~kRoomMask), bytes_to_place, bytes);
+  return argument;
+}
+
+std::vector<uint8_t> TapeDraft::lay_out(uint64_t address, Tape head) const {
+  std::vector<uint8_t> result(bytes());
+  head.magic = kTapeMagic;
+  head.calls = static_cast<uint32_t>(calls_.size());
+  head.failed = head.done = 0;
+  std::memcpy(result.data(), &head, sizeof head);
+  std::vector<TapeCall> calls = calls_;
+  for (TapeCall& call : calls) {
+    for (uint64_t& argument : call.args) {
+      if ((argument & kRoomMask) == kRoomTag) argument = address + room_offset() + (argument & ~kRoomMask);
+    }
+  }
+  std::memcpy(result.data() + sizeof(Tape), calls.data(), calls.size() * sizeof(TapeCall));
+  std::memcpy(result.data() + room_offset(), room_.data(), room_.size());
+  for (const Pointer& pointer : pointers_) {
+    uint64_t to = address + room_offset() + (pointer.to & ~kRoomMask);
+    std::memcpy(result.data() + room_offset() + pointer.room_offset, &to, sizeof to);
+  }
+  return result;
+}
+
+std::vector<TapeCall> TapeDraft::plain_calls() const {
+  std::vector<TapeCall> plain;
+  for (const TapeCall& call : calls_) {
+    if (call.number < kOpFirst) plain.push_back(call);
+  }
+  return plain;
+}
+
+std::string tape_call_name(int64_t number) {
+  char* name = ::seccomp_syscall_resolve_num_arch(SCMP_ARCH_X86_64, static_cast<int>(number));
+  std::string result = name != nullptr ? name : fmt::format("number {}", number);
+  ::free(name);
+  return result;
+}
+
+Result<void> TapeDraft::read_back(const std::vector<uint8_t>& bytes) {
+  Tape head{};
+  std::memcpy(&head, bytes.data(), sizeof head);
+  std::memcpy(calls_.data(), bytes.data() + sizeof(Tape), calls_.size() * sizeof(TapeCall));
+  std::memcpy(room_.data(), bytes.data() + room_offset(), room_.size());
+  if (head.failed == 0 || head.failed > calls_.size()) return {};
+  const TapeCall& call = calls_[head.failed - 1];
+  const std::string& description = descriptions_[head.failed - 1];
+  errno = static_cast<int>(-call.result);
+  if (!description.empty()) return errno_error(description);
+  return errno_error(fmt::format("{} (arguments {:#x} {:#x} {:#x})", tape_call_name(call.number), call.args[0],
+                                 call.args[1], call.args[2]));
+}
+
+}  // namespace vmckpt

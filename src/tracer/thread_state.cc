@@ -1,0 +1,151 @@
+#include "tracer/thread_state.h"
+
+#include <cstring>
+
+#include <elf.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <ucontext.h>
+
+namespace vmckpt {
+namespace {
+
+// include/linux/errno.h: kernel-internal results of interrupted system calls.
+constexpr int64_t kRestartSys = 512, kRestartNoIntr = 513, kRestartNoHand = 514, kRestartBlock = 516;
+constexpr size_t kMaxXstateBytes = 16 * 1024;  // AVX-512 needs 2.7 KiB, AMX another 8 KiB
+
+bool in_system_call(const user_regs_struct& regs) { return static_cast<int64_t>(regs.orig_rax) >= 0; }
+
+bool answers_interrupted_to_a_stop(uint64_t number) {
+  switch (number) {
+    case SYS_epoll_wait:
+    case SYS_epoll_pwait:
+    case SYS_epoll_pwait2:
+    case SYS_rt_sigtimedwait:
+    case SYS_semop:
+    case SYS_semtimedop:
+    case SYS_read:
+    case SYS_recvfrom:
+    case SYS_recvmsg:
+    case SYS_recvmmsg:
+    case SYS_sendto:
+    case SYS_sendmsg:
+    case SYS_accept:
+    case SYS_accept4:
+    case SYS_futex:
+    case SYS_io_getevents:
+      return true;
+    default:
+      return false;
+  }
+}
+
+}  // namespace
+
+Result<void> read_thread_state(StoppedThread& thread) {
+  iovec general{&thread.regs, sizeof thread.regs};
+  if (::ptrace(PTRACE_GETREGSET, thread.tid, NT_PRSTATUS, &general) != 0) {
+    return errno_error(fmt::format("read registers of thread {}", thread.tid));
+  }
+  thread.xstate.resize(kMaxXstateBytes);
+  iovec extended{thread.xstate.data(), thread.xstate.size()};
+  if (::ptrace(PTRACE_GETREGSET, thread.tid, NT_X86_XSTATE, &extended) != 0) {
+    return errno_error(fmt::format("read extended registers of thread {}", thread.tid));
+  }
+  thread.xstate.resize(extended.iov_len);
+  if (::ptrace(PTRACE_GETSIGMASK, thread.tid, sizeof thread.signal_mask, &thread.signal_mask) != 0) {
+    return errno_error(fmt::format("read signal mask of thread {}", thread.tid));
+  }
+  return {};
+}
+
+Result<void> write_thread_state(const StoppedThread& thread) {
+  iovec extended{const_cast<uint8_t*>(thread.xstate.data()), thread.xstate.size()};
+  if (::ptrace(PTRACE_SETREGSET, thread.tid, NT_X86_XSTATE, &extended) != 0) {
+    return errno_error(fmt::format("set extended registers of thread {}", thread.tid));
+  }
+  uint64_t mask = thread.signal_mask;
+  if (::ptrace(PTRACE_SETSIGMASK, thread.tid, sizeof mask, &mask) != 0) {
+    return errno_error(fmt::format("set signal mask of thread {}", thread.tid));
+  }
+  iovec general{const_cast<user_regs_struct*>(&thread.regs), sizeof thread.regs};
+  if (::ptrace(PTRACE_SETREGSET, thread.tid, NT_PRSTATUS, &general) != 0) {
+    return errno_error(fmt::format("set registers of thread {}", thread.tid));
+  }
+  return {};
+}
+
+user_regs_struct registers_that_repeat_the_call(const user_regs_struct& regs) {
+  constexpr uint64_t kSyscallInstructionBytes = 2;
+  user_regs_struct result = regs;
+  if (!in_system_call(regs)) return result;
+  int64_t value = -static_cast<int64_t>(regs.rax);
+  if (value == kRestartSys || value == kRestartNoIntr || value == kRestartNoHand || value == kRestartBlock) {
+    // For -ERESTART_RESTARTBLOCK the kernel would go on with the time that was left; that is not to be had from outside, so
+    // the call starts again with its whole (relative) timeout.
+    result.rax = regs.orig_rax;
+    result.rip -= kSyscallInstructionBytes;
+  }
+  result.orig_rax = ~uint64_t{0};
+  return result;
+}
+
+bool hide_interruption(StoppedThread& thread) {
+  user_regs_struct& regs = thread.regs;
+  if (!in_system_call(regs) || static_cast<int64_t>(regs.rax) != -EINTR) return false;
+  if (!answers_interrupted_to_a_stop(regs.orig_rax)) return false;
+  regs.rax = static_cast<uint64_t>(-kRestartNoHand);
+  thread.disturbed = true;
+  return true;
+}
+
+std::vector<uint8_t> make_return_frame(const StoppedThread& thread, uint64_t address, uint64_t* stack_pointer) {
+  // struct rt_sigframe (arch/x86/include/asm/sigframe.h): return address, ucontext, siginfo; the extended state follows at a
+  // 64-byte boundary. At rt_sigreturn rsp points behind the return address.
+  constexpr uint64_t kUcFpXstate = 1, kUcSigcontextSs = 2, kUcStrictRestoreSs = 4;
+  constexpr size_t kContextOffset = 8;
+  constexpr size_t kXstateOffset = 1024;  // ucontext (kernel's view: 304 bytes) ends well before
+  const user_regs_struct regs = registers_that_repeat_the_call(thread.regs);
+
+  struct KernelUcontext {
+    uint64_t flags;
+    uint64_t link;
+    stack_t stack;
+    sigcontext registers;
+    uint64_t signal_mask;
+  } context{};
+  context.flags = kUcFpXstate | kUcSigcontextSs | kUcStrictRestoreSs;
+  context.stack.ss_flags = 0x7f;  // invalid: rt_sigreturn leaves the alternate stack as it is
+  sigcontext& c = context.registers;
+  c.r8 = regs.r8, c.r9 = regs.r9, c.r10 = regs.r10, c.r11 = regs.r11;
+  c.r12 = regs.r12, c.r13 = regs.r13, c.r14 = regs.r14, c.r15 = regs.r15;
+  c.rdi = regs.rdi, c.rsi = regs.rsi, c.rbp = regs.rbp, c.rbx = regs.rbx;
+  c.rdx = regs.rdx, c.rax = regs.rax, c.rcx = regs.rcx, c.rsp = regs.rsp;
+  c.rip = regs.rip, c.eflags = regs.eflags;
+  c.cs = static_cast<uint16_t>(regs.cs);
+  c.__pad0 = static_cast<uint16_t>(regs.ss);  // glibc's name for the kernel's `ss`
+  context.signal_mask = thread.signal_mask;
+
+  std::vector<uint8_t> xstate = thread.xstate;
+  uint64_t features = 0;
+  constexpr size_t kSoftwareOffset = 464;  // struct _fpx_sw_bytes in the legacy area; ptrace puts XCR0 first there
+  std::memcpy(&features, xstate.data() + kSoftwareOffset, sizeof features);
+  _fpx_sw_bytes software{};
+  software.magic1 = FP_XSTATE_MAGIC1;
+  software.xstate_bv = features;
+  software.xstate_size = static_cast<uint32_t>(xstate.size());
+  software.extended_size = static_cast<uint32_t>(xstate.size() + FP_XSTATE_MAGIC2_SIZE);
+  std::memcpy(xstate.data() + kSoftwareOffset, &software, sizeof software);
+  uint32_t magic2 = FP_XSTATE_MAGIC2;
+  xstate.insert(xstate.end(), reinterpret_cast<uint8_t*>(&magic2), reinterpret_cast<uint8_t*>(&magic2) + sizeof magic2);
+
+  c.fpstate = reinterpret_cast<_fpstate*>(address + kXstateOffset);
+  std::vector<uint8_t> frame(kXstateOffset + xstate.size());
+  std::memcpy(frame.data() + kContextOffset, &context, sizeof context);
+  std::memcpy(frame.data() + kXstateOffset, xstate.data(), xstate.size());
+  *stack_pointer = address + kContextOffset;
+  return frame;
+}
+
+}  // namespace vmckpt

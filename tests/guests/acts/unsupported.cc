@@ -1,0 +1,130 @@
+// Holds something that a checkpoint does not support, named by the first argument. The checkpoint must say so; the
+// program then goes on as if nothing had been tried.
+
+#include <fcntl.h>
+#include <linux/netlink.h>
+#include <linux/perf_event.h>
+#include <mqueue.h>
+#include <net/ethernet.h>
+#include <netinet/in.h>
+#include <sched.h>
+#include <sys/fanotify.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include <atomic>
+#include <thread>
+
+#include "act.h"
+
+static std::atomic<bool> over{false};
+static std::thread helper;
+static pid_t child = -1;
+
+static void need(long result, const char* what) {
+  if (result < 0) act::skip(std::string(what) + " is not to be had here: " + strerror(errno));
+}
+
+// A descriptor sent over a socket pair and not yet received: it exists nowhere else.
+static void send_descriptor(int over_socket, int fd) {
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof fd)] = {};
+  char byte = 'd';
+  iovec data{&byte, 1};
+  msghdr message{};
+  message.msg_iov = &data;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof control;
+  cmsghdr* header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(sizeof fd);
+  memcpy(CMSG_DATA(header), &fd, sizeof fd);
+  MUST(sendmsg(over_socket, &message, 0));
+}
+
+static void hold(const std::string& kind) {
+  if (kind == "netlink") {
+    need(socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE), "a netlink socket");
+  } else if (kind == "packet-socket") {
+    need(socket(AF_PACKET, SOCK_RAW, htons(ETH_P_ALL)), "a packet socket");
+  } else if (kind == "userfaultfd") {
+    need(syscall(SYS_userfaultfd, O_CLOEXEC), "userfaultfd");
+  } else if (kind == "fanotify") {
+    need(fanotify_init(FAN_CLASS_NOTIF, O_RDONLY), "fanotify");
+  } else if (kind == "message-queue") {
+    std::string name = "/vmckpt-act-" + std::to_string(act::random_u64());
+    need(mq_open(name.c_str(), O_RDWR | O_CREAT, 0600, nullptr), "a POSIX message queue");
+    mq_unlink(name.c_str());
+  } else if (kind == "perf-event") {
+    perf_event_attr attributes{};
+    attributes.type = PERF_TYPE_SOFTWARE;
+    attributes.size = sizeof attributes;
+    attributes.config = PERF_COUNT_SW_TASK_CLOCK;
+    attributes.exclude_kernel = 1;
+    need(syscall(SYS_perf_event_open, &attributes, 0, -1, -1, 0), "perf_event_open");
+  } else if (kind == "huge-page") {
+    void* page = mmap(nullptr, 2 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
+    need(page == MAP_FAILED ? -1 : 0, "a reserved huge page");
+    memset(page, 1, 2 << 20);
+  } else if (kind == "own-descriptor-table") {
+    std::atomic<bool> ready{false};
+    helper = std::thread([&ready] {
+      MUST(unshare(CLONE_FILES));
+      MUST(open("/dev/null", O_RDONLY));
+      ready = true;
+      while (!over) act::sleep_ms(1);
+    });
+    while (!ready) act::sleep_ms(1);
+  } else if (kind == "own-directory") {
+    std::atomic<bool> ready{false};
+    helper = std::thread([&ready] {
+      MUST(unshare(CLONE_FS));
+      MUST(chdir("/"));
+      ready = true;
+      while (!over) act::sleep_ms(1);
+    });
+    while (!ready) act::sleep_ms(1);
+  } else if (kind == "descriptor-in-flight") {
+    int pair[2];
+    MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+    int fd = MUST(open("/dev/zero", O_RDONLY));
+    send_descriptor(pair[0], fd);
+    close(fd);
+  } else if (kind == "child") {
+    child = MUST(fork());
+    if (child == 0) {
+      for (;;) pause();
+    }
+  } else if (kind == "not-dumpable") {
+    MUST(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0));
+  } else if (kind == "directory-removed") {
+    MUST(mkdir("short-lived", 0755));
+    MUST(chdir("short-lived"));
+    MUST(rmdir("../short-lived"));
+  } else {
+    std::fprintf(stderr, "unknown kind \"%s\"\n", kind.c_str());
+    std::exit(2);
+  }
+}
+
+int main(int argc, char** argv) {
+  act::begin(argc, argv);
+  uint64_t secret = act::random_u64();
+  volatile uint64_t copy = secret;
+  hold(act::args.empty() ? "netlink" : act::args[0]);
+
+  act::intermission();
+
+  over = true;
+  if (helper.joinable()) helper.join();
+  if (child > 0) {
+    act::expect_equal("the child lives", 0, kill(child, 0));
+    kill(child, SIGKILL);
+    waitpid(child, nullptr, 0);
+  }
+  act::expect_equal("secret", secret, static_cast<uint64_t>(copy));
+  return act::finish();
+}

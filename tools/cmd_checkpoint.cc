@@ -1,0 +1,94 @@
+// vmckpt checkpoint: asks the target's supervisor for an image and waits until it is committed.
+#include <cstdio>
+#include <filesystem>
+
+#include <nlohmann/json.hpp>
+#include <unistd.h>
+
+#include "command_line.h"
+#include "commands.h"
+#include "supervisor/control_socket.h"
+
+namespace vmckpt {
+
+namespace po = boost::program_options;
+
+namespace {
+
+constexpr Verb kVerb = {"checkpoint", "[NAME|PID]", "Writes an image of a running target; the target runs on."};
+
+std::string to_json(const pb::CheckpointDone& done) {
+  nlohmann::ordered_json phases = nlohmann::ordered_json::object();
+  for (const pb::Phase& phase : done.phases()) phases[phase.name()] = phase.us();
+  nlohmann::ordered_json json;
+  json["image"] = done.image();
+  json["pause_us"] = done.pause_us();
+  json["total_us"] = done.total_us();
+  json["image_bytes"] = done.image_bytes();
+  json["memory_bytes_saved"] = done.memory_bytes_saved();
+  json["phases_us"] = phases;
+  json["notes"] = std::vector<std::string>(done.notes().begin(), done.notes().end());
+  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+void show_progress(const pb::Progress& progress) {
+  double share = progress.bytes_total() == 0 ? 0 : 100.0 * static_cast<double>(progress.bytes_done()) / static_cast<double>(progress.bytes_total());
+  std::fprintf(stderr, "\r\033[Kwriting: %3.0f %%, %.0f MiB saved", share, static_cast<double>(progress.bytes_saved()) / (1 << 20));
+  std::fflush(stderr);
+}
+
+Result<pb::CheckpointDone> wait_for_image(int fd) {
+  const bool on_terminal = ::isatty(2);
+  bool shown = false;
+  for (;;) {
+    pb::ControlReply reply = VMCKPT_TRY(receive_reply(fd));
+    if (reply.has_progress()) {
+      if (on_terminal) show_progress(reply.progress());
+      shown = on_terminal;
+      continue;
+    }
+    if (shown) std::fputs("\r\033[K", stderr);
+    if (reply.has_error()) return error(reply.error());
+    return reply.done();
+  }
+}
+
+}  // namespace
+
+int cmd_checkpoint(int argc, char** argv) {
+  po::options_description options("options");
+  options.add_options()
+      ("output,o", po::value<std::string>(), "the image's file (default: IMAGE_DIR/NAME-N.ckpt)")
+      ("stop", "keep the target stopped until the image is committed, then end it")
+      ("self-contained", "embed the mapped files' pages: restart then needs no program or library files")
+      ("shared-limit", po::value<uint64_t>(), "MiB of shared memory and deleted files that may be copied during the pause (default 1024)")
+      ("freeze-timeout", po::value<double>(), "seconds to wait for a thread that does not stop (default 10)")
+      ("json", "print the result as one JSON object");
+  po::variables_map values;
+  if (auto status = parse_command_line(argc, argv, kVerb, options, {"TARGET?"}, values)) return *status;
+  pb::ControlRequest request;
+  pb::CheckpointOrder* order = request.mutable_checkpoint();
+  if (values.count("output")) order->set_output(std::filesystem::absolute(values["output"].as<std::string>()).lexically_normal().string());
+  order->set_stop(values.count("stop") != 0);
+  order->set_self_contained(values.count("self-contained") != 0);
+  if (values.count("shared-limit")) order->set_shared_limit_bytes(values["shared-limit"].as<uint64_t>() << 20);
+  if (values.count("freeze-timeout")) order->set_freeze_timeout_us(static_cast<int64_t>(values["freeze-timeout"].as<double>() * 1e6));
+
+  auto connection = find_target(values.count("TARGET") ? values["TARGET"].as<std::string>() : "");
+  if (!connection.ok()) return fail(kVerb, connection.error());
+  if (auto sent = send_request(connection->get(), request); !sent.ok()) return fail(kVerb, sent.error());
+  auto done = wait_for_image(connection->get());
+  if (!done.ok()) return fail(kVerb, done.error());
+  if (values.count("json")) {
+    std::printf("%s\n", to_json(*done).c_str());
+    return kExitOk;
+  }
+  std::printf("%s\n", done->image().c_str());
+  std::fprintf(stderr, "vmckpt: %.1f MiB in %.0f ms; the target stood still for %.2f ms\n",
+               static_cast<double>(done->image_bytes()) / (1 << 20), static_cast<double>(done->total_us()) / 1e3,
+               static_cast<double>(done->pause_us()) / 1e3);
+  for (const std::string& note : done->notes()) std::fprintf(stderr, "vmckpt: note: %s\n", note.c_str());
+  return kExitOk;
+}
+
+}  // namespace vmckpt

@@ -1,0 +1,331 @@
+// vmckpt inspect: all that restart will use, for people or as JSON. Everything printed comes from a file that may be
+// hostile, so text goes through printable().
+#include <cstdio>
+#include <set>
+#include <string>
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/user.h>
+#include <time.h>
+
+#include "command_line.h"
+#include "commands.h"
+#include "image_json.h"
+
+namespace vmckpt {
+
+namespace po = boost::program_options;
+
+namespace {
+
+constexpr Verb kVerb = {"inspect", "IMAGE", "Shows all that a restart of the image will use; nothing in it is run."};
+
+template <class... Arguments>
+void line(fmt::format_string<Arguments...> format, Arguments&&... arguments) {
+  std::string text = fmt::format(format, std::forward<Arguments>(arguments)...);
+  std::printf("%s\n", text.c_str());
+}
+
+void heading(const std::string& text) { line("\n{}", text); }
+
+std::string size_text(uint64_t bytes) {
+  if (bytes < 10 * 1024) return fmt::format("{} B", bytes);
+  if (bytes < uint64_t{10} << 20) return fmt::format("{} KiB", bytes >> 10);
+  if (bytes < uint64_t{10} << 30) return fmt::format("{} MiB", bytes >> 20);
+  return fmt::format("{} GiB", bytes >> 30);
+}
+
+std::string time_text(int64_t unix_seconds) {
+  time_t seconds = unix_seconds;
+  tm fields;
+  char text[64] = "";
+  if (::gmtime_r(&seconds, &fields) == nullptr || std::strftime(text, sizeof text, "%F %T UTC", &fields) == 0) {
+    return fmt::format("{} s since 1970", unix_seconds);
+  }
+  return text;
+}
+
+std::string seconds_text(double seconds) { return fmt::format("{:.6f} s", seconds); }
+std::string ns_text(int64_t ns) { return seconds_text(static_cast<double>(ns) / 1e9); }
+std::string us_text(int64_t us) { return seconds_text(static_cast<double>(us) / 1e6); }
+
+std::string signal_text(uint32_t number) {
+  const char* name = ::sigabbrev_np(static_cast<int>(number));
+  return name == nullptr ? fmt::format("{}", number) : fmt::format("SIG{}", name);
+}
+
+std::string signal_set_text(uint64_t mask) {
+  if (mask == 0) return "none";
+  std::string text;
+  for (uint32_t number = 1; number <= 64; ++number) {
+    if ((mask >> (number - 1) & 1) == 0) continue;
+    if (!text.empty()) text += " ";
+    text += signal_text(number);
+  }
+  return text;
+}
+
+template <class Texts>
+std::string joined(const Texts& texts, const char* separator = " ") {
+  std::string all;
+  for (const auto& text : texts) {
+    if (!all.empty()) all += separator;
+    all += printable(text);
+  }
+  return all;
+}
+
+// The fields of a message that are not at their default, as "name value, name value".
+std::string compact(const Json& json) {
+  auto is_default = [](const Json& value) {
+    return value.is_null() || value == Json(0) || value == Json(false) || value == Json("") || value == Json("0x0") ||
+           value == Json("0") || (value.is_structured() && value.empty());
+  };
+  if (json.is_object()) {
+    std::string text;
+    for (const auto& [name, value] : json.items()) {
+      if (is_default(value)) continue;
+      if (!text.empty()) text += ", ";
+      text += value == Json(true) ? name : name + " " + compact(value);
+    }
+    return "{" + text + "}";
+  }
+  if (json.is_array()) {
+    std::string text;
+    for (const Json& value : json) text += (text.empty() ? "" : " ") + compact(value);
+    return "[" + text + "]";
+  }
+  constexpr size_t kShownDigits = 64;  // of unread data and the like; --json has it all
+  if (json.is_string()) {
+    const std::string text = json.get<std::string>();
+    return text.size() <= 2 * kShownDigits
+               ? text
+               : text.substr(0, kShownDigits) + fmt::format("... ({} more)", text.size() - kShownDigits);
+  }
+  return json.dump();
+}
+
+std::string without_braces(const std::string& text) { return text.substr(1, text.size() - 2); }
+
+void print_summary(const ImageReader& image) {
+  const ImageHeader& header = image.header();
+  const pb::Image& metadata = image.metadata();
+  auto id = [](const uint8_t(&bytes)[16]) { return to_hex({reinterpret_cast<const char*>(bytes), sizeof bytes}); };
+  uint64_t saved = 0;
+  for (const PageRecord& record : image.records()) saved += record.bytes;
+  line("Image {}", printable(image.path()));
+  line("  id          {}", id(header.image_id));
+  line("  parent      {}", id(header.parent_id));
+  line("  target      \"{}\", {}, after {} restarts", printable(metadata.target().name()), id(header.target_id),
+       metadata.target().generation());
+  line("  made        {} by vmckpt {}, format {} (readers from {} on)", time_text(header.created_unix_us / 1000000),
+       printable(metadata.host().vmckpt_version()), header.format_version, header.min_reader_version);
+  line("  size        {} on disk, {} long; {} of page data in {} runs, {} of metadata",
+       size_text(allocated_bytes(image)), size_text(header.file_bytes), size_text(saved), image.records().size(),
+       size_text(metadata.ByteSizeLong()));
+  for (const std::string& note : metadata.notes()) line("  note        {}", printable(note));
+}
+
+void print_host(const pb::Host& host) {
+  heading("Host it was made on");
+  line("  kernel      {}", printable(host.kernel_release()));
+  line("  CPU         {}, XCR0 {:#x}", printable(host.cpu_model()), host.xstate_features());
+  line("  CPU flags   {}", joined(host.cpu_flags()));
+  line("  boot        {}", printable(host.boot_id()));
+  line("  clocks      real time {}, monotonic {}, since boot {}", time_text(host.realtime_ns() / 1000000000),
+       ns_text(host.monotonic_ns()), ns_text(host.boottime_ns()));
+}
+
+std::string limit_text(uint64_t value) { return value == RLIM_INFINITY ? "unlimited" : fmt::format("{}", value); }
+
+void print_process(const pb::Image& image) {
+  static constexpr const char* kLimitNames[] = {"cpu",      "fsize",  "data",    "stack", "core",  "rss",
+                                                "nproc",    "nofile", "memlock", "as",    "locks", "sigpending",
+                                                "msgqueue", "nice",   "rtprio",  "rttime"};
+  const pb::Process& process = image.process();
+  heading(fmt::format("Process {} ({})", process.pid(), printable(process.command_name())));
+  line("  launched    {}", joined(image.target().command()));
+  line("  executable  {}", printable(process.executable()));
+  line("  arguments   {}", joined(process.arguments()));
+  line("  group       {}, session {}{}{}", process.process_group(), process.session(),
+       process.has_terminal() ? ", has a terminal" : "", process.foreground() ? ", in its foreground" : "");
+  line("  directory   {}, root {}, umask {:#o}", printable(process.working_directory()),
+       printable(process.root_directory()), process.umask());
+  line("  image dir   {}", printable(image.target().image_dir()));
+  line(
+      "  settings    personality {:#x}, dumpable {}, subreaper {}, no huge pages {}, core dump filter {:#x}, "
+      "oom_score_adj {}, xstate permission {:#x}",
+      process.personality(), process.dumpable(), process.child_subreaper(), process.thp_disabled(),
+      process.coredump_filter(), process.oom_score_adj(), process.xstate_permission());
+  line("  filter      {}", image.target().devices_denied() ? "io_uring and Linux AIO are denied" : "none of launch's");
+  if (process.group_stopped()) line("  stopped     by {}", signal_text(static_cast<uint32_t>(process.stop_signal())));
+  for (const auto& limit : process.limits()) {
+    const char* name = limit.resource() < std::size(kLimitNames) ? kLimitNames[limit.resource()] : "?";
+    line("  limit       {} {} (hard {})", name, limit_text(limit.soft()), limit_text(limit.hard()));
+  }
+  for (const auto& action : process.actions()) {
+    if (action.handler() == 0 && action.flags() == 0 && action.mask() == 0) continue;
+    std::string handler = action.handler() == 0   ? "default"
+                          : action.handler() == 1 ? "ignored"
+                                                  : fmt::format("{:#x}", action.handler());
+    line("  signal      {} {}, flags {:#x}, blocks {}", signal_text(action.number()), handler, action.flags(),
+         signal_set_text(action.mask()));
+  }
+  for (const auto& signal : process.pending()) line("  pending     {}", signal_text(signal.number()));
+  for (const auto& variable : process.environment()) line("  environment {}", printable(variable));
+}
+
+void print_timers(const pb::Process& process) {
+  if (process.interval_timers().empty() && process.posix_timers().empty()) return;
+  heading("Timers");
+  static constexpr const char* kIntervalNames[] = {"real", "virtual", "prof"};
+  for (const auto& timer : process.interval_timers()) {
+    line("  {:<11} due in {}, every {}", timer.which() < 3 ? kIntervalNames[timer.which()] : "?",
+         us_text(timer.value_us()), us_text(timer.interval_us()));
+  }
+  for (const auto& timer : process.posix_timers()) {
+    line("  POSIX {:<5} {}", timer.id(), without_braces(compact(message_to_json(timer))));
+  }
+}
+
+void print_threads(const pb::Image& image) {
+  heading(fmt::format("Threads ({})", image.threads_size()));
+  for (const auto& thread : image.threads()) {
+    line("  {} \"{}\"", thread.tid(), printable(thread.name()));
+    // Known fields by name and in groups; whatever else the message has is shown generically.
+    Json json = message_to_json(thread);
+    const Json registers = json["registers"];
+    constexpr size_t kColumns = 4;
+    std::string text;
+    size_t column = 0;
+    for (const auto& [name, value] : registers.items()) {
+      text += fmt::format("{:<8} {:<18} ", name, value.get<std::string>());
+      if (++column % kColumns != 0 && column != registers.size()) continue;
+      line("    {}", text.substr(0, text.find_last_not_of(' ') + 1));
+      text.clear();
+    }
+    line("    blocked signals: {}", signal_set_text(thread.signal_mask()));
+    json["xstate"].erase("hex");
+    for (const char* shown : {"tid", "name", "registers", "signal_mask"}) json.erase(shown);
+    line("    {}", without_braces(compact(json)));
+  }
+}
+
+std::string protection_text(uint32_t protection, bool shared) {
+  std::string text = "---p";
+  if ((protection & PROT_READ) != 0) text[0] = 'r';
+  if ((protection & PROT_WRITE) != 0) text[1] = 'w';
+  if ((protection & PROT_EXEC) != 0) text[2] = 'x';
+  if (shared) text[3] = 's';
+  return text;
+}
+
+const char* mapping_kind_text(pb::Mapping::Kind kind) {
+  switch (kind) {
+    case pb::Mapping::ANONYMOUS: return "anonymous";
+    case pb::Mapping::FILE_PRIVATE: return "file";
+    case pb::Mapping::FILE_SHARED: return "shared file";
+    case pb::Mapping::CAPTURED: return "captured";
+    case pb::Mapping::VDSO: return "kernel";
+    default: return "?";
+  }
+}
+
+void print_memory(const ImageReader& image) {
+  const pb::AddressSpace& memory = image.metadata().memory();
+  heading(fmt::format("Memory map ({} mappings; size, then how much of it is in the image)", memory.mappings_size()));
+  for (const auto& mapping : memory.mappings()) {
+    const bool shared = mapping.kind() == pb::Mapping::FILE_SHARED || mapping.kind() == pb::Mapping::CAPTURED;
+    std::string from;
+    if (mapping.kind() == pb::Mapping::CAPTURED) from = fmt::format("captured file {}", mapping.captured_id());
+    if (mapping.has_file()) from = printable(mapping.file().path());
+    if (from.empty()) from = printable(mapping.name());
+    if (mapping.file_offset() != 0) from += fmt::format(" +{:#x}", mapping.file_offset());
+    line("  {:012x}-{:012x} {} {:<11} {:>9} {:>9} {}{}{}", mapping.start(), mapping.end(),
+         protection_text(mapping.protection(), shared), mapping_kind_text(mapping.kind()),
+         size_text(mapping.end() - mapping.start()), size_text(saved_bytes(image, 0, mapping.start(), mapping.end())),
+         from, mapping.advice().empty() ? "" : "  advice ", joined(mapping.advice()));
+  }
+  line("  code {:#x}-{:#x}, data {:#x}-{:#x}, heap {:#x}-{:#x}, stack {:#x}", memory.start_code(), memory.end_code(),
+       memory.start_data(), memory.end_data(), memory.start_brk(), memory.brk(), memory.start_stack());
+  line("  arguments {:#x}-{:#x}, environment {:#x}-{:#x}, mlockall flags {:#x}, vdso {}", memory.arg_start(),
+       memory.arg_end(), memory.env_start(), memory.env_end(), memory.mlockall_flags(),
+       size_text(memory.vdso_code().size()));
+  line("  auxv {}", without_braces(compact(message_to_json(memory)["auxv"])));
+
+  std::set<std::string> shown;
+  for (const auto& mapping : memory.mappings()) {
+    if (!mapping.has_file() || !shown.insert(mapping.file().path()).second) continue;
+    if (shown.size() == 1) heading("Files that must be as they were");
+    line("  {}", without_braces(compact(message_to_json(mapping.file()))));
+  }
+  if (!memory.captured().empty()) heading("Files whose content is in the image");
+  for (const auto& file : memory.captured()) {
+    line("  {}, {} saved", without_braces(compact(message_to_json(file))),
+         size_text(saved_bytes(image, file.id(), 0, UINT64_MAX)));
+  }
+}
+
+std::string open_flags_text(uint32_t flags) {
+  static constexpr std::pair<uint32_t, const char*> kFlags[] = {
+      {O_APPEND, "append"},       {O_NONBLOCK, "nonblock"}, {O_PATH, "path"},
+      {O_DIRECTORY, "directory"}, {O_NOFOLLOW, "nofollow"}, {O_ASYNC, "async"},
+      {O_DIRECT, "direct"},       {O_DSYNC, "dsync"},       {O_NOATIME, "noatime"}};
+  const uint32_t access = flags & O_ACCMODE;
+  std::string text = access == O_RDONLY ? "r" : access == O_WRONLY ? "w" : "rw";
+  for (const auto& [flag, name] : kFlags) {
+    if ((flags & flag) == flag) text += fmt::format(",{}", name);
+  }
+  return text;
+}
+
+void print_descriptors(const pb::DescriptorTable& table) {
+  heading(fmt::format("Descriptors ({} open files)", table.files_size()));
+  const auto* object = pb::OpenFile::descriptor()->FindOneofByName("object");
+  for (const auto& file : table.files()) {
+    std::string numbers;
+    for (const auto& number : file.numbers()) {
+      numbers += fmt::format("{}{}{}", numbers.empty() ? "" : ",", number.number(), number.close_on_exec() ? "c" : "");
+    }
+    const auto* field = file.GetReflection()->GetOneofFieldDescriptor(file, object);
+    std::string details;
+    if (field != nullptr) details = without_braces(compact(message_to_json(file)[field->name()]));
+    line("  {:<6} {:<12} {:<12} {}  {}", numbers, field == nullptr ? "?" : field->name(),
+         open_flags_text(file.status_flags()), printable(file.name()), details);
+    for (const auto& lock : file.locks()) line("         lock {}", without_braces(compact(message_to_json(lock))));
+    if (file.has_async()) line("         async {}", without_braces(compact(message_to_json(file.async()))));
+  }
+  line("  (c: closed by exec)");
+  for (const auto& pipe : table.pipes()) line("  pipe {}", without_braces(compact(message_to_json(pipe))));
+  for (const auto& terminal : table.terminals())
+    line("  terminal {}", without_braces(compact(message_to_json(terminal))));
+}
+
+}  // namespace
+
+int cmd_inspect(int argc, char** argv) {
+  po::options_description options("Options");
+  options.add_options()("json", "print one JSON object");
+  po::variables_map values;
+  if (auto status = parse_command_line(argc, argv, kVerb, options, {"IMAGE"}, values)) return *status;
+
+  Result<ImageReader> image = ImageReader::open(values["IMAGE"].as<std::string>());
+  if (!image) return fail(kVerb, image.error());
+  if (values.count("json") != 0) {
+    std::printf("%s\n", image_to_json(*image).dump(2).c_str());
+    return kExitOk;
+  }
+  print_summary(*image);
+  print_host(image->metadata().host());
+  print_process(image->metadata());
+  print_timers(image->metadata().process());
+  print_threads(image->metadata());
+  print_memory(*image);
+  print_descriptors(image->metadata().descriptors());
+  return kExitOk;
+}
+
+}  // namespace vmckpt

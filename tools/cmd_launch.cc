@@ -1,0 +1,102 @@
+// vmckpt launch: check, start, supervise.
+#include <cstdio>
+#include <filesystem>
+#include <iostream>
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "command_line.h"
+#include "commands.h"
+#include "core/random.h"
+#include "supervisor/control_socket.h"
+#include "supervisor/detach.h"
+#include "supervisor/launch.h"
+#include "supervisor/service.h"
+
+namespace vmckpt {
+
+namespace po = boost::program_options;
+
+namespace {
+
+constexpr Verb kVerb = {"launch", "-- COMMAND [ARG...]", "Starts COMMAND so that it can be checkpointed, and stays its supervisor."};
+constexpr int kExitCannotStart = 127;
+
+// Everything behind "--" (or behind the first word that is no option of ours) belongs to the command.
+int first_command_word(int argc, char** argv) {
+  for (int i = 1; i < argc; ++i) {
+    std::string word = argv[i];
+    if (word == "--") return i + 1;
+    if (word[0] != '-') return i;
+    if (word == "-n" || word == "--name" || word == "-d" || word == "--image-dir") ++i;
+  }
+  return argc;
+}
+
+Result<std::string> image_directory(const po::variables_map& values) {
+  std::string given = values.count("image-dir") ? values["image-dir"].as<std::string>() : ".";
+  std::error_code missing;
+  std::filesystem::path path = std::filesystem::canonical(given, missing);
+  if (missing) return error(fmt::format("the image folder {} cannot be used: {}", given, missing.message()), "make it first");
+  if (!std::filesystem::is_directory(path)) return error(fmt::format("{} is no folder", given));
+  return path.string();
+}
+
+}  // namespace
+
+int cmd_launch(int argc, char** argv) {
+  po::options_description options("options");
+  options.add_options()
+      ("name,n", po::value<std::string>(), "the target's name (default: the command's)")
+      ("image-dir,d", po::value<std::string>(), "where its images go (default: the current folder)")
+      ("detach", "return when it runs; prints NAME PID")
+      ("allow-io-uring", "do not deny io_uring and Linux AIO; while a ring exists checkpoints are refused")
+      ("allow-devices", "do not hide vhost, VFIO and their kind; while one is open checkpoints are refused");
+  int command_word = first_command_word(argc, argv);
+  bool separator = command_word > 1 && command_word <= argc && std::string(argv[command_word - 1]) == "--";
+  po::variables_map values;
+  if (auto status = parse_command_line(separator ? command_word - 1 : command_word, argv, kVerb, options, {}, values)) return *status;
+  if (command_word >= argc) {
+    std::fprintf(stderr, "vmckpt: launch: COMMAND is missing; see vmckpt launch --help\n");
+    return kExitUsage;
+  }
+  LaunchOptions launch;
+  launch.command.assign(argv + command_word, argv + argc);
+  launch.filter = !values.count("allow-io-uring");
+  launch.allow_devices = values.count("allow-devices") != 0;
+  launch.detached = values.count("detach") != 0;
+
+  Target target;
+  target.command = launch.command;
+  target.target_id = random_id();
+  target.launch_filter = launch.filter;
+  auto directory = image_directory(values);
+  if (!directory.ok()) return fail(kVerb, directory.error());
+  target.image_dir = *directory;
+  if (auto checked = check_program(launch.command[0]); !checked.ok()) return fail(kVerb, checked.error());
+  auto sockets = runtime_directory();
+  if (!sockets.ok()) return fail(kVerb, sockets.error());
+  target.name = values.count("name") ? values["name"].as<std::string>() : free_name(*sockets, launch.command[0]);
+
+  auto detacher = Detacher::detach(launch.detached);
+  if (!detacher.ok()) return fail(kVerb, detacher.error());
+  auto give_up = [&](const Error& error) {
+    detacher->report_failure("vmckpt: launch: " + error.message());
+    return kExitFailed;
+  };
+  auto listener = ControlListener::create(target.name);
+  if (!listener.ok()) return give_up(listener.error());
+  TerminalControl terminal;
+  sigset_t mask = block_service_signals();
+  auto pid = start_program(launch, mask);
+  if (!pid.ok()) {
+    give_up(pid.error());
+    return kExitCannotStart;
+  }
+  target.pid = *pid;
+  detacher->report_running(fmt::format("{} {}\n", target.name, target.pid));
+  return exit_status_of(serve(target, *listener, terminal, launch.detached));
+}
+
+}  // namespace vmckpt

@@ -1,0 +1,83 @@
+// vmckpt restart: an image becomes a running target again, with this process as its supervisor.
+#include <cstdio>
+
+#include <nlohmann/json.hpp>
+
+#include "command_line.h"
+#include "commands.h"
+#include "core/clock.h"
+#include "supervisor/control_socket.h"
+#include "supervisor/detach.h"
+#include "supervisor/restart_sequence.h"
+#include "supervisor/service.h"
+
+namespace vmckpt {
+
+namespace po = boost::program_options;
+
+namespace {
+
+constexpr Verb kVerb = {"restart", "IMAGE", "Restarts the target that IMAGE was made of, and stays its supervisor."};
+
+std::string to_json(const RestartResult& result) {
+  nlohmann::ordered_json phases = nlohmann::ordered_json::object();
+  for (const auto& [name, us] : result.phases) phases[name] = us;
+  nlohmann::ordered_json json;
+  json["name"] = result.target.name;
+  json["pid"] = result.target.pid;
+  json["restart_us"] = result.restart_us;
+  json["generation"] = result.target.generation;
+  json["phases_us"] = phases;
+  json["notes"] = result.notes;
+  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+}
+
+}  // namespace
+
+int cmd_restart(int argc, char** argv) {
+  RestartRequest request;
+  request.started_us = monotonic_us();
+  po::options_description options("options");
+  options.add_options()
+      ("name,n", po::value<std::string>(), "the target's new name (default: its old one, numbered if taken)")
+      ("detach", "return when it runs; prints NAME PID, or the JSON object")
+      ("cpu-check", po::value<std::string>()->default_value("strict"),
+       "strict: the processor must have all that the old one had; none: trust me")
+      ("json", "print one JSON object (in the foreground: on standard error)");
+  po::variables_map values;
+  if (auto status = parse_command_line(argc, argv, kVerb, options, {"IMAGE"}, values)) return *status;
+  request.image = values["IMAGE"].as<std::string>();
+  request.detached = values.count("detach") != 0;
+  const bool json = values.count("json") != 0;
+  const std::string cpu_check = values["cpu-check"].as<std::string>();
+  if (cpu_check != "strict" && cpu_check != "none") {
+    std::fprintf(stderr, "vmckpt: restart: --cpu-check is strict or none; see vmckpt restart --help\n");
+    return kExitUsage;
+  }
+  request.cpu_check = cpu_check == "none" ? CpuCheck::kNone : CpuCheck::kStrict;
+
+  auto sockets = runtime_directory();
+  if (!sockets.ok()) return fail(kVerb, sockets.error());
+  auto detacher = Detacher::detach(request.detached);
+  if (!detacher.ok()) return fail(kVerb, detacher.error());
+  auto give_up = [&](const Error& error) {
+    detacher->report_failure("vmckpt: restart: " + error.message());
+    return kExitFailed;
+  };
+  TerminalControl terminal;
+  if (values.count("name")) request.name = values["name"].as<std::string>();
+  if (auto checked = check_name(request.name.empty() ? "x" : request.name); !checked.ok()) return give_up(checked.error());
+  sigset_t mask = block_service_signals();
+  (void)mask;  // the target gets the masks of its image
+  auto result = restart_target(request);
+  if (!result.ok()) return give_up(result.error());
+  Target& target = result->target;
+  if (request.name.empty()) target.name = free_name(*sockets, target.name);
+  auto listener = ControlListener::create(target.name);
+  if (!listener.ok()) return give_up(listener.error());
+  if (json && !request.detached) std::fputs(to_json(*result).c_str(), stderr);
+  detacher->report_running(json ? to_json(*result) : fmt::format("{} {}\n", target.name, target.pid));
+  return exit_status_of(serve(target, *listener, terminal, request.detached));
+}
+
+}  // namespace vmckpt

@@ -1,0 +1,375 @@
+#include "image_json.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include <arpa/inet.h>
+#include <elf.h>
+#include <linux/filter.h>
+#include <linux/netlink.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/user.h>
+
+#include "image/validate.h"
+
+namespace vmckpt {
+namespace {
+
+using google::protobuf::FieldDescriptor;
+using google::protobuf::Message;
+
+std::string hex_number(uint64_t value) { return fmt::format("{:#x}", value); }
+
+template <class T>
+T load(std::string_view bytes, size_t offset = 0) {
+  T value{};
+  if (offset < bytes.size()) std::memcpy(&value, bytes.data() + offset, std::min(sizeof value, bytes.size() - offset));
+  return value;
+}
+
+// Length of the valid UTF-8 character at the start of `text`, 0 when there is none (overlong forms, surrogates
+// included).
+size_t utf8_length(std::string_view text) {
+  auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
+  const unsigned char first = byte(0);
+  if (first < 0x80) return 1;
+  size_t length = first >= 0xc2 && first < 0xe0   ? 2
+                  : first >= 0xe0 && first < 0xf0 ? 3
+                  : first >= 0xf0 && first < 0xf5 ? 4
+                                                  : 0;
+  if (length == 0 || text.size() < length) return 0;
+  for (size_t i = 1; i < length; ++i) {
+    if ((byte(i) & 0xc0) != 0x80) return 0;
+  }
+  if (first == 0xe0 && byte(1) < 0xa0) return 0;
+  if (first == 0xed && byte(1) >= 0xa0) return 0;
+  if (first == 0xf0 && byte(1) < 0x90) return 0;
+  if (first == 0xf4 && byte(1) >= 0x90) return 0;
+  return length;
+}
+
+Json registers_json(std::string_view bytes) {
+  user_regs_struct r = load<user_regs_struct>(bytes);
+  Json json;
+  const std::pair<const char*, uint64_t> values[] = {{"rip", r.rip},
+                                                     {"rsp", r.rsp},
+                                                     {"rbp", r.rbp},
+                                                     {"rax", r.rax},
+                                                     {"rbx", r.rbx},
+                                                     {"rcx", r.rcx},
+                                                     {"rdx", r.rdx},
+                                                     {"rsi", r.rsi},
+                                                     {"rdi", r.rdi},
+                                                     {"r8", r.r8},
+                                                     {"r9", r.r9},
+                                                     {"r10", r.r10},
+                                                     {"r11", r.r11},
+                                                     {"r12", r.r12},
+                                                     {"r13", r.r13},
+                                                     {"r14", r.r14},
+                                                     {"r15", r.r15},
+                                                     {"eflags", r.eflags},
+                                                     {"orig_rax", r.orig_rax},
+                                                     {"fs_base", r.fs_base},
+                                                     {"gs_base", r.gs_base},
+                                                     {"cs", r.cs},
+                                                     {"ss", r.ss},
+                                                     {"ds", r.ds},
+                                                     {"es", r.es},
+                                                     {"fs", r.fs},
+                                                     {"gs", r.gs}};
+  for (const auto& [name, value] : values) json[name] = hex_number(value);
+  return json;
+}
+
+// The legacy area and the header of XSAVE's standard format (Intel SDM volume 1, chapter 13.4).
+Json xstate_json(std::string_view bytes) {
+  constexpr size_t kMxcsrOffset = 24;
+  constexpr size_t kComponentsOffset = 512;
+  return {{"bytes", bytes.size()},
+          {"components", hex_number(load<uint64_t>(bytes, kComponentsOffset))},
+          {"mxcsr", hex_number(load<uint32_t>(bytes, kMxcsrOffset))},
+          {"hex", to_hex(bytes)}};
+}
+
+Json siginfo_json(std::string_view bytes) {
+  siginfo_t info = load<siginfo_t>(bytes);
+  return {{"signo", info.si_signo}, {"errno", info.si_errno}, {"code", info.si_code}, {"hex", to_hex(bytes)}};
+}
+
+std::string auxv_name(uint64_t type) {
+  switch (type) {
+    case AT_PHDR: return "AT_PHDR";
+    case AT_PHENT: return "AT_PHENT";
+    case AT_PHNUM: return "AT_PHNUM";
+    case AT_PAGESZ: return "AT_PAGESZ";
+    case AT_BASE: return "AT_BASE";
+    case AT_FLAGS: return "AT_FLAGS";
+    case AT_ENTRY: return "AT_ENTRY";
+    case AT_UID: return "AT_UID";
+    case AT_EUID: return "AT_EUID";
+    case AT_GID: return "AT_GID";
+    case AT_EGID: return "AT_EGID";
+    case AT_PLATFORM: return "AT_PLATFORM";
+    case AT_HWCAP: return "AT_HWCAP";
+    case AT_CLKTCK: return "AT_CLKTCK";
+    case AT_SECURE: return "AT_SECURE";
+    case AT_RANDOM: return "AT_RANDOM";
+    case AT_HWCAP2: return "AT_HWCAP2";
+    case AT_EXECFN: return "AT_EXECFN";
+    case AT_SYSINFO_EHDR: return "AT_SYSINFO_EHDR";
+    case AT_MINSIGSTKSZ: return "AT_MINSIGSTKSZ";
+    case 27: return "AT_RSEQ_FEATURE_SIZE";
+    case 28: return "AT_RSEQ_ALIGN";
+    default: return fmt::format("AT_{}", type);
+  }
+}
+
+Json auxv_json(std::string_view bytes) {
+  Json json = Json::object();
+  for (size_t at = 0; at + 16 <= bytes.size(); at += 16) {
+    uint64_t type = load<uint64_t>(bytes, at);
+    if (type == AT_NULL) break;
+    json[auxv_name(type)] = hex_number(load<uint64_t>(bytes, at + 8));
+  }
+  return json;
+}
+
+// {0, 1, 2, 3, 8} as "0-3,8".
+std::string cpu_list(std::string_view bytes) {
+  std::string list;
+  auto has = [&](size_t cpu) { return cpu / 8 < bytes.size() && (bytes[cpu / 8] >> (cpu % 8) & 1) != 0; };
+  for (size_t cpu = 0; cpu < bytes.size() * 8; ++cpu) {
+    if (!has(cpu)) continue;
+    size_t last = cpu;
+    while (has(last + 1)) ++last;
+    list += list.empty() ? "" : ",";
+    list += last == cpu ? fmt::format("{}", cpu) : fmt::format("{}-{}", cpu, last);
+    cpu = last;
+  }
+  return list;
+}
+
+Json filter_json(std::string_view bytes) {
+  Json list = Json::array();
+  for (size_t at = 0; at + sizeof(sock_filter) <= bytes.size(); at += sizeof(sock_filter)) {
+    sock_filter instruction = load<sock_filter>(bytes, at);
+    list.push_back(fmt::format("{:#06x} {} {} {:#x}", instruction.code, instruction.jt, instruction.jf, instruction.k));
+  }
+  return list;
+}
+
+std::string socket_address(std::string_view bytes) {
+  if (bytes.empty()) return {};
+  switch (load<sa_family_t>(bytes)) {
+    case AF_UNIX: {
+      std::string_view path = bytes.substr(std::min(bytes.size(), offsetof(sockaddr_un, sun_path)));
+      if (path.empty()) return "unix:";
+      if (path[0] == '\0') return "unix:@" + printable(path.substr(1));
+      return "unix:" + printable(path.substr(0, path.find('\0')));
+    }
+    case AF_INET: {
+      sockaddr_in address = load<sockaddr_in>(bytes);
+      char text[INET_ADDRSTRLEN] = "?";
+      ::inet_ntop(AF_INET, &address.sin_addr, text, sizeof text);
+      return fmt::format("{}:{}", text, ntohs(address.sin_port));
+    }
+    case AF_INET6: {
+      sockaddr_in6 address = load<sockaddr_in6>(bytes);
+      char text[INET6_ADDRSTRLEN] = "?";
+      ::inet_ntop(AF_INET6, &address.sin6_addr, text, sizeof text);
+      return fmt::format("[{}]:{}", text, ntohs(address.sin6_port));
+    }
+    default: return "hex:" + to_hex(bytes);
+  }
+}
+
+// Binary fields that have a better form than hexadecimal digits, by their full name.
+Json bytes_json(const FieldDescriptor& field, const std::string& bytes) {
+  struct Form {
+    const char* field;
+    Json (*make)(std::string_view);
+  };
+  static constexpr Form kForms[] = {
+      {"vmckpt.pb.Thread.registers", registers_json},
+      {"vmckpt.pb.Thread.xstate", xstate_json},
+      {"vmckpt.pb.Thread.affinity", [](std::string_view set) { return Json(cpu_list(set)); }},
+      {"vmckpt.pb.Signal.info", siginfo_json},
+      {"vmckpt.pb.SeccompFilter.program", filter_json},
+      {"vmckpt.pb.AddressSpace.auxv", auxv_json},
+      {"vmckpt.pb.UnixSocket.local_address", [](std::string_view address) { return Json(socket_address(address)); }},
+      {"vmckpt.pb.UnixSocket.peer_address", [](std::string_view address) { return Json(socket_address(address)); }},
+      {"vmckpt.pb.InetSocket.local_address", [](std::string_view address) { return Json(socket_address(address)); }},
+      {"vmckpt.pb.InetSocket.peer_address", [](std::string_view address) { return Json(socket_address(address)); }},
+      {"vmckpt.pb.SocketMessage.sender", [](std::string_view address) { return Json(socket_address(address)); }},
+  };
+  for (const Form& form : kForms) {
+    if (field.full_name() == form.field) return form.make(bytes);
+  }
+  return is_text_field(field) ? printable(bytes) : to_hex(bytes);
+}
+
+Json integer_json(const FieldDescriptor& field, uint64_t value) {
+  if (field.name() == "mode" || field.name() == "umask" || field.name() == "path_mode")
+    return fmt::format("{:#o}", value);
+  const bool fixed = field.type() == FieldDescriptor::TYPE_FIXED32 || field.type() == FieldDescriptor::TYPE_FIXED64;
+  const bool bits = field.name().find("flags") != std::string::npos || field.name().find("capabilities_") == 0 ||
+                    field.name() == "xstate_features" || field.name() == "seals";
+  if (fixed || bits) return hex_number(value);
+  return value;
+}
+
+Json value_json(const Message& message, const FieldDescriptor& field, int index) {
+  const auto& r = *message.GetReflection();
+  const bool many = field.is_repeated();
+  switch (field.cpp_type()) {
+    case FieldDescriptor::CPPTYPE_MESSAGE:
+      return message_to_json(many ? r.GetRepeatedMessage(message, &field, index) : r.GetMessage(message, &field));
+    case FieldDescriptor::CPPTYPE_STRING: {
+      std::string scratch;
+      return bytes_json(field, many ? r.GetRepeatedStringReference(message, &field, index, &scratch)
+                                    : r.GetStringReference(message, &field, &scratch));
+    }
+    case FieldDescriptor::CPPTYPE_ENUM: {
+      const auto* value = many ? r.GetRepeatedEnum(message, &field, index) : r.GetEnum(message, &field);
+      return value->name();
+    }
+    case FieldDescriptor::CPPTYPE_BOOL:
+      return many ? r.GetRepeatedBool(message, &field, index) : r.GetBool(message, &field);
+    case FieldDescriptor::CPPTYPE_INT32:
+      return many ? r.GetRepeatedInt32(message, &field, index) : r.GetInt32(message, &field);
+    case FieldDescriptor::CPPTYPE_INT64:
+      return many ? r.GetRepeatedInt64(message, &field, index) : r.GetInt64(message, &field);
+    case FieldDescriptor::CPPTYPE_UINT32:
+      return integer_json(field, many ? r.GetRepeatedUInt32(message, &field, index) : r.GetUInt32(message, &field));
+    case FieldDescriptor::CPPTYPE_UINT64:
+      return integer_json(field, many ? r.GetRepeatedUInt64(message, &field, index) : r.GetUInt64(message, &field));
+    default: return nullptr;  // no floating point in the metadata
+  }
+}
+
+const char* section_name(uint32_t kind) {
+  switch (static_cast<SectionKind>(kind)) {
+    case SectionKind::kMetadata: return "metadata";
+    case SectionKind::kPageIndex: return "page_index";
+  }
+  return "unknown";
+}
+
+}  // namespace
+
+std::string printable(std::string_view text) {
+  std::string shown;
+  for (size_t at = 0; at < text.size();) {
+    const auto byte = static_cast<unsigned char>(text[at]);
+    const size_t length = utf8_length(text.substr(at));
+    // C1 control characters (U+0080 to U+009F) steer terminals too.
+    const bool control =
+        byte < 0x20 || byte == 0x7f || (byte == 0xc2 && length == 2 && static_cast<unsigned char>(text[at + 1]) < 0xa0);
+    if (length == 0 || control || byte == '\\') {
+      for (size_t end = at + std::max<size_t>(length, 1); at < end; ++at) {
+        shown += text[at] == '\\' ? "\\\\" : fmt::format("\\x{:02x}", static_cast<unsigned char>(text[at]));
+      }
+    } else {
+      shown += text.substr(at, length);
+      at += length;
+    }
+  }
+  return shown;
+}
+
+std::string to_hex(std::string_view bytes) {
+  static constexpr char kDigits[] = "0123456789abcdef";
+  std::string text;
+  text.reserve(bytes.size() * 2);
+  for (char byte : bytes) {
+    text += kDigits[static_cast<unsigned char>(byte) >> 4];
+    text += kDigits[static_cast<unsigned char>(byte) & 15];
+  }
+  return text;
+}
+
+Json message_to_json(const Message& message) {
+  Json json = Json::object();
+  const auto& descriptor = *message.GetDescriptor();
+  const auto& reflection = *message.GetReflection();
+  for (int i = 0; i < descriptor.field_count(); ++i) {
+    const FieldDescriptor& field = *descriptor.field(i);
+    if (field.is_repeated()) {
+      Json list = Json::array();
+      for (int k = 0; k < reflection.FieldSize(message, &field); ++k) list.push_back(value_json(message, field, k));
+      json[field.name()] = std::move(list);
+    } else if (!field.has_presence() || reflection.HasField(message, &field)) {
+      json[field.name()] = value_json(message, field, 0);
+    }
+  }
+  return json;
+}
+
+uint64_t saved_bytes(const ImageReader& image, uint64_t object, uint64_t start, uint64_t end) {
+  auto before = [](const PageRecord& record, const std::pair<uint64_t, uint64_t>& wanted) {
+    return std::pair(record.object, record.address) < wanted;
+  };
+  uint64_t bytes = 0;
+  const auto& records = image.records();
+  for (auto at = std::lower_bound(records.begin(), records.end(), std::pair(object, start), before);
+       at != records.end() && at->object == object && at->address < end; ++at) {
+    bytes += at->bytes;
+  }
+  return bytes;
+}
+
+uint64_t allocated_bytes(const ImageReader& image) {
+  struct stat status;
+  return ::fstat(image.fd(), &status) == 0 ? static_cast<uint64_t>(status.st_blocks) * 512 : 0;
+}
+
+Json image_to_json(const ImageReader& image) {
+  const ImageHeader& header = image.header();
+  auto id = [](const uint8_t(&bytes)[16]) { return to_hex({reinterpret_cast<const char*>(bytes), sizeof bytes}); };
+  Json json;
+  json["image"] = printable(image.path());
+  json["format_version"] = header.format_version;
+  json["min_reader_version"] = header.min_reader_version;
+  json["image_id"] = id(header.image_id);
+  json["parent_id"] = id(header.parent_id);
+  json["target_id"] = id(header.target_id);
+  json["created_unix_us"] = header.created_unix_us;
+
+  uint64_t memory_bytes = 0, captured_bytes = 0;
+  for (const PageRecord& record : image.records()) (record.object == 0 ? memory_bytes : captured_bytes) += record.bytes;
+  json["sizes"] = {{"file_bytes", header.file_bytes},
+                   {"allocated_bytes", allocated_bytes(image)},
+                   {"memory_bytes_saved", memory_bytes},
+                   {"captured_bytes_saved", captured_bytes},
+                   {"page_runs", image.records().size()}};
+  Json sections = Json::array();
+  for (uint32_t i = 0; i < header.section_count; ++i) {
+    const SectionEntry& section = header.sections[i];
+    sections.push_back({{"kind", section.kind},
+                        {"name", section_name(section.kind)},
+                        {"skippable", (section.flags & kSectionSkippable) != 0},
+                        {"offset", section.offset},
+                        {"bytes", section.bytes},
+                        {"xxh3", hex_number(section.xxh3)}});
+  }
+  json["sections"] = std::move(sections);
+
+  json.update(message_to_json(image.metadata()));
+  // A mapping's and a file's share of the page data is not in the metadata, but what a reader wants to know next.
+  for (int i = 0; i < image.metadata().memory().mappings_size(); ++i) {
+    const auto& mapping = image.metadata().memory().mappings(i);
+    json["memory"]["mappings"][i]["saved_bytes"] = saved_bytes(image, 0, mapping.start(), mapping.end());
+  }
+  for (int i = 0; i < image.metadata().memory().captured_size(); ++i) {
+    const auto& file = image.metadata().memory().captured(i);
+    json["memory"]["captured"][i]["saved_bytes"] = saved_bytes(image, file.id(), 0, UINT64_MAX);
+  }
+  return json;
+}
+
+}  // namespace vmckpt
