@@ -31,6 +31,7 @@ struct TargetFile {
   int socket_domain = -1;  // AF_*, SOCK_* and IPPROTO_* of sockets
   int socket_type = -1;
   int socket_protocol = -1;
+  uint64_t file_system = 0;  // magic number, regular files and folders only
   Fd duplicate;  // shares the open file with the target while its descriptors are being saved
   pb::OpenFile* saved = nullptr;
 
@@ -122,6 +123,11 @@ extern const DescriptorModule kInetSocketModule;
 
 // descriptor_walk.cc: all numbers of the target, those that share an open file description put together.
 Result<std::vector<TargetFile>> walk_descriptors(const StoppedWorld& world, int proc);
+
+// regular_file.cc: a regular file whose content is data, not a message queue or secret memory.
+bool has_ordinary_content(const TargetFile& file);
+// A file of /proc, /sys and the like, made up by the kernel when it is read.
+bool is_pseudo_file(const TargetFile& file);
 
 // memfd.cc: a file that no path leads to.
 Result<void> save_captured(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved);

@@ -107,12 +107,37 @@ std::string_view after_flags(std::string_view fdinfo) {
   return end == std::string_view::npos ? std::string_view() : fdinfo.substr(end);
 }
 
-bool same_open_file(pid_t pid, const TargetFile& a, const TargetFile& b) {
-  long order = ::syscall(SYS_kcmp, pid, pid, KCMP_FILE, a.id(), b.id());
-  if (order >= 0) return order == 0;
-  int answer = ::fcntl(a.duplicate.get(), kFcntlDupfdQuery, b.duplicate.get());
-  return answer != 0;  // -1: an older kernel; the two agree in all that can be seen
-}
+// Open files that look alike, in the order that kcmp gives (0 equal, 1 less, 2 greater), so that the comparisons stay few
+// when a program has the same file open a thousand times.
+class Lookalikes {
+ public:
+  // The one that `file` shares its open file description with, or -1; then `file`, about to become files[index], is added.
+  int find_or_add(pid_t pid, const std::vector<TargetFile>& files, const TargetFile& file, size_t index) {
+    size_t low = 0, high = sorted_.size();
+    while (low < high) {
+      size_t middle = (low + high) / 2;
+      long order = ::syscall(SYS_kcmp, pid, pid, KCMP_FILE, file.id(), files[sorted_[middle]].id());
+      if (order == 0) return static_cast<int>(sorted_[middle]);
+      if (order < 0) return find_without_kcmp(files, file, index);
+      if (order == 1) high = middle;
+      else low = middle + 1;
+    }
+    sorted_.insert(sorted_.begin() + static_cast<ptrdiff_t>(low), index);
+    return -1;
+  }
+
+ private:
+  int find_without_kcmp(const std::vector<TargetFile>& files, const TargetFile& file, size_t index) {
+    for (size_t other : sorted_) {
+      int answer = ::fcntl(file.duplicate.get(), kFcntlDupfdQuery, files[other].duplicate.get());
+      if (answer != 0) return static_cast<int>(other);  // -1: an older kernel; the two agree in all that can be seen
+    }
+    sorted_.push_back(index);
+    return -1;
+  }
+
+  std::vector<size_t> sorted_;
+};
 
 }  // namespace
 
@@ -124,22 +149,17 @@ Result<std::vector<TargetFile>> walk_descriptors(const StoppedWorld& world, int 
   files.reserve(numbers.size());
   // Views into the strings of `files`, which does not grow beyond what is reserved.
   using Key = std::tuple<uint64_t, uint64_t, uint32_t, int64_t, std::string_view>;
-  std::multimap<Key, size_t> seen;
+  auto key_of = [](const TargetFile& file) {
+    return Key(file.status.st_dev, file.status.st_ino, file.flags, file.position, after_flags(file.fdinfo));
+  };
+  std::map<Key, Lookalikes> seen;
   for (int number : numbers) {
-    TargetFile file = VMCKPT_TRY(walk.read_number(number));
-    auto key_of = [](const TargetFile& of) {
-      return Key(of.status.st_dev, of.status.st_ino, of.flags, of.position, after_flags(of.fdinfo));
-    };
-    auto [begin, end] = seen.equal_range(key_of(file));
-    auto same = std::find_if(begin, end, [&](const auto& other) {
-      return same_open_file(world.pid(), files[other.second], file);
-    });
-    if (same != end) {
-      files[same->second].numbers.push_back(file.numbers.front());
-      continue;
-    }
-    files.push_back(std::move(file));
-    seen.emplace(key_of(files.back()), files.size() - 1);
+    files.push_back(VMCKPT_TRY(walk.read_number(number)));
+    TargetFile& file = files.back();
+    int same = seen[key_of(file)].find_or_add(world.pid(), files, file, files.size() - 1);
+    if (same < 0) continue;
+    files[static_cast<size_t>(same)].numbers.push_back(file.numbers.front());
+    files.pop_back();  // its key stays that of the first one
   }
   return files;
 }

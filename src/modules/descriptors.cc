@@ -13,9 +13,11 @@
 #include <ctime>
 
 #include <linux/close_range.h>
+#include <linux/kcmp.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "modules/descriptor_module.h"
@@ -53,7 +55,16 @@ int64_t realtime_ns() {
   return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
 }
 
-Result<void> ask_for_socket_kind(TargetFile& file, int fd) {
+// What stat does not tell and modules need to recognise their own.
+Result<void> ask_for_kind(TargetFile& file) {
+  if ((file.flags & O_PATH) != 0) return {};
+  int fd = file.duplicate.get();
+  if (S_ISREG(file.status.st_mode) || S_ISDIR(file.status.st_mode)) {
+    struct statfs fs;
+    if (::fstatfs(fd, &fs) != 0) return errno_error("ask for the file system of " + file.describe());
+    file.file_system = static_cast<uint64_t>(fs.f_type);
+  }
+  if (!S_ISSOCK(file.status.st_mode)) return {};
   const std::pair<int, int*> questions[] = {
       {SO_DOMAIN, &file.socket_domain}, {SO_TYPE, &file.socket_type}, {SO_PROTOCOL, &file.socket_protocol}};
   for (auto [option, answer] : questions) {
@@ -61,6 +72,17 @@ Result<void> ask_for_socket_kind(TargetFile& file, int fd) {
     if (::getsockopt(fd, SOL_SOCKET, option, answer, &bytes) != 0) {
       return errno_error("ask what kind of socket is " + file.describe());
     }
+  }
+  return {};
+}
+
+// unshare(CLONE_FILES) gives a thread descriptors that /proc/PID/fd does not show.
+Result<void> refuse_separate_tables(const StoppedWorld& world) {
+  for (const StoppedThread& thread : world.threads()) {
+    long order = ::syscall(SYS_kcmp, world.pid(), thread.tid, KCMP_FILES, 0, 0);
+    if (order <= 0) continue;  // the same, or kcmp is not permitted
+    return error(fmt::format("thread {} has a descriptor table of its own (unshare of CLONE_FILES)", thread.tid_in_target),
+                 "checkpoint again when that thread has ended");
   }
   return {};
 }
@@ -74,7 +96,7 @@ void index_files(SaveContext& context) {
 
 Result<void> save_file(SaveContext& context, TargetFile& file) {
   int fd = file.duplicate.get();
-  if (S_ISSOCK(file.status.st_mode) && (file.flags & O_PATH) == 0) VMCKPT_TRY(ask_for_socket_kind(file, fd));
+  VMCKPT_TRY(ask_for_kind(file));
   const DescriptorModule* module = find_module(file);
   if (module == nullptr) return refusal(file);
   pb::OpenFile* saved = context.table->add_files();
@@ -146,6 +168,7 @@ Result<void> save_descriptors(DescriptorSave& save, pb::DescriptorTable* table) 
   Fd proc(::open(fmt::format("/proc/{}", save.world.pid()).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!proc) return errno_error(fmt::format("open /proc/{}", save.world.pid()));
   SaveContext context{save, table, proc.get(), {}, {}, {}, {}, {}};
+  VMCKPT_TRY(refuse_separate_tables(save.world));
   table->set_checkpoint_realtime_ns(realtime_ns());
   context.files = VMCKPT_TRY(walk_descriptors(save.world, proc.get()));
   index_files(context);

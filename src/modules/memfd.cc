@@ -14,8 +14,8 @@ namespace {
 constexpr uint32_t kTmpfileBit = O_TMPFILE & ~O_DIRECTORY;
 
 bool recognise(const TargetFile& file) {
-  return (file.flags & O_PATH) == 0 && S_ISREG(file.status.st_mode) && file.status.st_nlink == 0 && file.link[0] == '/' &&
-         !file.link.starts_with("/secretmem") && !file.link.starts_with("/dmabuf:") && !file.link.starts_with("/proc/");
+  return (file.flags & O_PATH) == 0 && S_ISREG(file.status.st_mode) && file.status.st_nlink == 0 && has_ordinary_content(file) &&
+         !is_pseudo_file(file);
 }
 
 Result<void> restore(RestoreContext& context) {

@@ -80,6 +80,11 @@ Error refusal(const TargetFile& file) {
     if (!std::string_view(file.link).starts_with(object.prefix)) continue;
     return error(fmt::format("{} is {}, which cannot be saved", file.describe(), object.what), std::string(object.cure));
   }
+  if (S_ISREG(file.status.st_mode)) {
+    return error(fmt::format("{} is a POSIX message queue or another object that only looks like a file, which cannot be saved",
+                             file.describe()),
+                 "let the program close it before the checkpoint");
+  }
   if (S_ISCHR(file.status.st_mode)) {
     return error(fmt::format("{} is a device that vmckpt has no module for", file.describe()),
                  "let the program close it before the checkpoint, or run it without that device");

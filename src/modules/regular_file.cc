@@ -17,7 +17,6 @@
 
 #include <linux/magic.h>
 #include <sys/sysmacros.h>
-#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "core/proc.h"
@@ -31,9 +30,8 @@ constexpr std::string_view kOwnProc = "/proc/self";
 
 bool recognise(const TargetFile& file) {
   if (file.link.empty() || file.link[0] != '/') return false;
-  if (file.link.starts_with("/secretmem") || file.link.starts_with("/dmabuf:")) return false;
   if ((file.flags & O_PATH) != 0) return true;
-  return S_ISREG(file.status.st_mode) || S_ISDIR(file.status.st_mode) || S_ISBLK(file.status.st_mode);
+  return (S_ISREG(file.status.st_mode) && has_ordinary_content(file)) || S_ISDIR(file.status.st_mode) || S_ISBLK(file.status.st_mode);
 }
 
 bool opened_as_link(uint32_t mode) { return S_ISLNK(mode); }
@@ -43,22 +41,6 @@ bool is_same_file(const std::string& path, const struct stat& status) {
   int flags = opened_as_link(status.st_mode) ? AT_SYMLINK_NOFOLLOW : 0;
   return ::fstatat(AT_FDCWD, path.c_str(), &there, flags) == 0 && there.st_dev == status.st_dev &&
          there.st_ino == status.st_ino;
-}
-
-// File systems made up by the kernel: size and times are of the moment.
-bool is_pseudo_file(int fd) {
-  struct statfs fs;
-  if (::fstatfs(fd, &fs) != 0) return false;
-  switch (static_cast<uint64_t>(fs.f_type)) {
-    case PROC_SUPER_MAGIC:
-    case SYSFS_MAGIC:
-    case CGROUP_SUPER_MAGIC:
-    case CGROUP2_SUPER_MAGIC:
-    case DEBUGFS_MAGIC:
-    case TRACEFS_MAGIC:
-    case SECURITYFS_MAGIC: return true;
-    default: return false;
-  }
 }
 
 // The target's own folder in /proc under the name that is right in every PID namespace. Empty: a thread's folder, which
@@ -94,7 +76,7 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
   save_identity(file, path_file);
   path_file->set_path(path);
   bool own_proc = path != file.link;
-  path_file->set_volatile_content(own_proc || ((file.flags & O_PATH) == 0 && is_pseudo_file(fd)));
+  path_file->set_volatile_content(own_proc || is_pseudo_file(file));
   if (own_proc || is_same_file(path, file.status)) return {};
   if (S_ISDIR(file.status.st_mode)) {
     path_file->set_deleted_directory(true);
@@ -221,6 +203,26 @@ Result<void> restore(RestoreContext& context) {
 }
 
 }  // namespace
+
+bool has_ordinary_content(const TargetFile& file) {
+  constexpr uint64_t kMessageQueue = 0x19800202;  // MQUEUE_MAGIC (ipc/mqueue.c)
+  return file.link.starts_with("/") && file.file_system != kMessageQueue && file.file_system != SECRETMEM_MAGIC &&
+         file.file_system != DMA_BUF_MAGIC;
+}
+
+// Size and times are of the moment.
+bool is_pseudo_file(const TargetFile& file) {
+  switch (file.file_system) {
+    case PROC_SUPER_MAGIC:
+    case SYSFS_MAGIC:
+    case CGROUP_SUPER_MAGIC:
+    case CGROUP2_SUPER_MAGIC:
+    case DEBUGFS_MAGIC:
+    case TRACEFS_MAGIC:
+    case SECURITYFS_MAGIC: return true;
+    default: return false;
+  }
+}
 
 const DescriptorModule kRegularFileModule{"regular file", recognise, save, nullptr, check, restore};
 

@@ -33,7 +33,8 @@ class TapeDraft {
   const T& as(uint64_t argument) const { return *static_cast<const T*>(contents(argument)); }
 
   size_t calls() const { return calls_.size(); }
-  // The calls that are system calls, as drafted.
+  const std::vector<TapeCall>& all_calls() const { return calls_; }
+  // Those that are system calls, as drafted.
   std::vector<TapeCall> plain_calls() const;
   size_t bytes() const { return room_offset() + room_.size(); }
   // The tape as it must lie at `address`; `head` gives the fields that are not counted here.

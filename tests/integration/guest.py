@@ -14,7 +14,7 @@ import urllib.request
 import pexpect
 import pexpect.fdpexpect
 
-from vmckpt_harness import ORDINARY_USER, REPOSITORY, ROOT, VMCKPT, wait_until
+from vmckpt_harness import ORDINARY_USER, REPOSITORY, ROOT, VMCKPT, descendants_of, signal_process, wait_until
 
 QEMU = os.environ.get("QEMU", "qemu-system-x86_64")
 GUEST_DIRECTORY = pathlib.Path(os.environ.get("VMCKPT_GUEST", REPOSITORY / "build" / "guest"))
@@ -85,6 +85,10 @@ class Guest:
     def _output_log(self):
         return self.directory / "output.log"
 
+    @property
+    def _console_log(self):
+        return self.directory / "console.log"
+
     def _make_disks(self):
         with open(self.raw_disk, "wb") as raw:
             raw.truncate(DISK_BYTES)
@@ -152,6 +156,7 @@ class Guest:
             self._log_what_is_read(self._foreground)
         else:
             with open(self._output_log, "a", encoding="utf-8") as output:
+                os.chown(self._output_log, self.user.uid, -1)  # a restart opens it again, as the user
                 self._foreground = subprocess.Popen(command, cwd=self.directory, env=environment,
                                                     stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         self._foreground_is_vmckpt = is_vmckpt
@@ -195,15 +200,9 @@ class Guest:
         """Ends what still runs, whatever state it is in."""
         if self._foreground is None:
             return
-        try:
-            os.kill(self.pid(), signal.SIGKILL)
-        except (OSError, LookupError, subprocess.SubprocessError):
-            pass
-        foreground = self._foreground
-        try:
-            self.ended()
-        except (pexpect.ExceptionPexpect, subprocess.TimeoutExpired):
-            os.kill(foreground.pid, signal.SIGKILL)
+        for pid in descendants_of([self._foreground.pid]):
+            signal_process(pid, signal.SIGKILL)
+        self.ended()
 
     # ---- the vmckpt command -----------------------------------------------------------------------------------------
 
@@ -260,8 +259,9 @@ class Guest:
         try:
             return wait_until(condition_or_death, what, PATIENCE_S)
         except (AssertionError, RuntimeError) as error:
-            tail = self._output_log.read_text(encoding="utf-8", errors="replace")[-1000:]
-            raise RuntimeError(f"{error}; the end of {self._output_log}: {tail}") from error
+            tails = [f"the end of {log}: {log.read_text(encoding='utf-8', errors='replace')[-1000:]}"
+                     for log in (self._output_log, self._console_log) if log.exists()]
+            raise RuntimeError("; ".join([str(error), *tails])) from error
 
     def _foreground_has_ended(self):
         if self.serial == "terminal":
@@ -290,7 +290,7 @@ class Guest:
 
     def _log_what_is_read(self, console):
         # For whoever looks into a failed test: a guest that panics says so here.
-        console.logfile_read = open(self._output_log, "a", encoding="utf-8")
+        console.logfile_read = open(self._console_log, "a", encoding="utf-8")
 
     def console_command(self, command, check=True):
         """Runs a command in the guest's shell and returns its output."""

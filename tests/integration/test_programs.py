@@ -441,7 +441,7 @@ def test_a_shell_with_a_stopped_job_is_refused_until_the_job_has_ended(stage, sh
     assert "processes" in refused.stderr
     assert list(stage.images.iterdir()) == []
     run_in(shell, "jobs", "Stopped")
-    run_in(shell, "kill -KILL %1; wait", "Killed")
+    run_in(shell, "kill -KILL %1; sleep 0.1", "Killed")
     assert os.path.exists(shell.checkpoint())
     shell.screen.sendline("exit 0")
     assert shell.status() == 0

@@ -80,6 +80,7 @@ def process_is_alive(pid):
 
 
 def signal_process(pid, number):
+    assert pid > 1  # 0 and -1 mean many processes to kill(2)
     try:
         os.kill(pid, number)
     except ProcessLookupError:
@@ -319,6 +320,7 @@ class Target:
         """Its pid as this process sees it."""
         for entry in self.stage.list():
             if entry["name"] == self.name:
+                assert entry["pid"] > 1, f"no pid to send a signal to: {entry}"
                 return entry["pid"]
         raise AssertionError(f"vmckpt list does not show {self.name}; {self.report()}")
 

@@ -1,0 +1,48 @@
+// Images with a given memory layout, for tests of restart's plans.
+#pragma once
+
+#include <algorithm>
+#include <filesystem>
+#include <memory>
+#include <vector>
+
+#include <catch2/catch.hpp>
+#include <stdlib.h>
+
+#include "image/reader.h"
+#include "image/tiny_image.h"
+#include "image/writer.h"
+
+namespace vmckpt {
+
+struct TestRun {
+  uint64_t address;
+  uint64_t bytes;
+};
+
+// The tiny image with other mappings; each run's pages are there (as zeros: plans do not look at them).
+inline std::unique_ptr<ImageReader> image_with_runs(const pb::AddressSpace& space, const std::vector<TestRun>& runs) {
+  char path[] = "/tmp/vmckpt-plan-XXXXXX";
+  const std::string directory = ::mkdtemp(path);
+  ImageDestination destination;
+  destination.path = directory + "/x.ckpt";
+  auto writer = ImageWriter::create(destination, test::tiny_identity());
+  REQUIRE(writer.ok());
+  for (const TestRun& run : runs) {
+    const uint64_t offset = writer->reserve_pages(run.bytes);
+    for (uint64_t at = 0; at < run.bytes; at += kMaxRecordBytes) {
+      writer->add_record({0, run.address + at, std::min(kMaxRecordBytes, run.bytes - at), offset + at, 0});
+    }
+  }
+  pb::Image metadata = test::tiny_metadata();
+  *metadata.mutable_memory() = space;
+  metadata.clear_descriptors();
+  auto committed = writer->commit(metadata);
+  if (!committed.ok()) FAIL(committed.error().message());
+  auto reader = ImageReader::open(destination.path);
+  if (!reader.ok()) FAIL(reader.error().message());
+  std::filesystem::remove_all(directory);
+  return std::make_unique<ImageReader>(std::move(reader).value());
+}
+
+}  // namespace vmckpt
