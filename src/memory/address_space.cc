@@ -233,8 +233,8 @@ Result<AddressSpaceSave> save_address_space(const StoppedWorld& world, const Led
   saved->set_auxv(VMCKPT_TRY(read_whole_file(fmt::format("/proc/{}/auxv", pid))));
   saved->set_mlockall_flags(ledger.mlockall_flags);
   std::string executable = VMCKPT_TRY(read_link(fmt::format("/proc/{}/exe", pid)));
-  if (auto identity = identify_file(executable); identity.ok()) *saved->mutable_executable() = *identity;
-  else saved->mutable_executable()->set_path(executable);
+  *saved->mutable_executable() = known_identity(executable, preview.identities);
+  saved->mutable_executable()->set_path(executable);
   return save;
 }
 

@@ -1,10 +1,14 @@
 #include "memory/page_dump.h"
 
 #include <algorithm>
+#include <condition_variable>
 #include <cstring>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <thread>
 
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <sys/uio.h>
 
 #include "core/fd.h"
@@ -48,16 +52,107 @@ class Pagemap {
   std::vector<uint64_t> window_;
 };
 
+// One chunk on its way from the process to the image.
+struct Chunk {
+  std::vector<uint8_t> buffer = std::vector<uint8_t>(kChunkBytes);
+  uint64_t address = 0;
+  uint64_t bytes = 0;
+  bool exact = false;  // DumpRange::Pages::kModified
+  bool marked[kChunkPages] = {};
+};
+
+// Writes chunks in a thread of its own, in the order they come, so that reading the process and writing the file overlap.
+class ChunkWriter {
+ public:
+  ChunkWriter(ImageWriter& writer, DumpProgress& progress) : writer_(writer), progress_(progress) {
+    for (size_t i = 0; i < kChunksInFlight; ++i) free_.push_back(std::make_unique<Chunk>());
+    thread_ = std::thread([this] { run(); });
+  }
+  ~ChunkWriter() { (void)finish(); }
+  ChunkWriter(const ChunkWriter&) = delete;
+  ChunkWriter& operator=(const ChunkWriter&) = delete;
+
+  // An empty chunk to fill; null when writing has failed.
+  std::unique_ptr<Chunk> take() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return !free_.empty() || !result_.ok(); });
+    if (!result_.ok()) return nullptr;
+    auto chunk = std::move(free_.back());
+    free_.pop_back();
+    return chunk;
+  }
+
+  void put(std::unique_ptr<Chunk> chunk) {
+    std::lock_guard lock(mutex_);
+    full_.push_back(std::move(chunk));
+    changed_.notify_all();
+  }
+
+  void give_back(std::unique_ptr<Chunk> chunk) {
+    std::lock_guard lock(mutex_);
+    free_.push_back(std::move(chunk));
+  }
+
+  // Waits until everything is written.
+  Result<void> finish() {
+    {
+      std::lock_guard lock(mutex_);
+      finished_ = true;
+      changed_.notify_all();
+    }
+    if (thread_.joinable()) thread_.join();
+    return result_;
+  }
+
+ private:
+  static constexpr size_t kChunksInFlight = 8;
+
+  void run() {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      changed_.wait(lock, [&] { return !full_.empty() || finished_; });
+      if (full_.empty()) return;
+      auto chunk = std::move(full_.front());
+      full_.pop_front();
+      lock.unlock();
+      auto written = write(*chunk);
+      lock.lock();
+      if (!written.ok() && result_.ok()) result_ = written.error();
+      free_.push_back(std::move(chunk));
+      changed_.notify_all();
+      if (!result_.ok()) return;
+    }
+  }
+
+  Result<void> write(const Chunk& chunk) {
+    auto written = chunk.exact ? write_marked_runs(chunk.buffer.data(), chunk.bytes, chunk.marked, 0, chunk.address, writer_)
+                               : write_runs(chunk.buffer.data(), chunk.bytes, 0, chunk.address, writer_);
+    progress_.bytes_saved += VMCKPT_TRY(std::move(written));
+    // The disk starts now, not at the final sync.
+    if (progress_.bytes_saved - flushed_bytes_ >= kFlushBytes) {
+      (void)::sync_file_range(writer_.fd(), 0, 0, SYNC_FILE_RANGE_WRITE);
+      flushed_bytes_ = progress_.bytes_saved;
+    }
+    return {};
+  }
+
+  static constexpr uint64_t kFlushBytes = 32u << 20;
+  ImageWriter& writer_;
+  DumpProgress& progress_;
+  uint64_t flushed_bytes_ = 0;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<std::unique_ptr<Chunk>> free_;
+  std::deque<std::unique_ptr<Chunk>> full_;
+  bool finished_ = false;
+  Result<void> result_;
+  std::thread thread_;
+};
+
 class Dumper {
  public:
-  Dumper(pid_t source, ImageWriter& writer, DumpProgress& progress, Pagemap pagemap, Fd memory)
-      : source_(source), writer_(writer), progress_(progress), pagemap_(std::move(pagemap)), memory_(std::move(memory)) {
-    buffer_ = static_cast<uint8_t*>(::mmap(nullptr, kChunkBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    VMCKPT_CHECK(buffer_ != MAP_FAILED);
-  }
-  ~Dumper() { ::munmap(buffer_, kChunkBytes); }
-  Dumper(const Dumper&) = delete;
-  Dumper& operator=(const Dumper&) = delete;
+  Dumper(pid_t source, ChunkWriter& writer, DumpProgress& progress, Pagemap pagemap, Fd memory)
+      : source_(source), writer_(writer), progress_(progress), pagemap_(std::move(pagemap)), memory_(std::move(memory)) {}
 
   Result<void> dump(const DumpRange& range) {
     for (uint64_t chunk = range.start; chunk < range.end;) {
@@ -73,7 +168,9 @@ class Dumper {
   Result<void> dump_chunk(const DumpRange& range, uint64_t start, uint64_t end) {
     size_t pages = (end - start) / kPageBytes;
     bool any = false;
-    bool marked[kChunkPages];
+    auto chunk = writer_.take();
+    if (chunk == nullptr) return writer_.finish();
+    uint8_t* const buffer = chunk->buffer.data();
     iovec local[kChunkPages], remote[kChunkPages];
     size_t spans = 0;
     for (size_t i = 0; i < pages; ++i) {
@@ -83,27 +180,30 @@ class Dumper {
         uint64_t entry = VMCKPT_TRY(pagemap_.entry(address, range.end));
         wanted = (entry & (kPresent | kSwapped)) != 0 && (entry & kFilePage) == 0;
       }
-      marked[i] = wanted;
+      chunk->marked[i] = wanted;
       if (!wanted) {
-        std::memset(buffer_ + i * kPageBytes, 0, kPageBytes);
+        std::memset(buffer + i * kPageBytes, 0, kPageBytes);
         continue;
       }
       any = true;
       bool continues = spans > 0 && static_cast<uint8_t*>(local[spans - 1].iov_base) + local[spans - 1].iov_len ==
-                                        buffer_ + i * kPageBytes;
+                                        buffer + i * kPageBytes;
       if (continues) {
         local[spans - 1].iov_len = remote[spans - 1].iov_len += kPageBytes;
       } else {
-        local[spans] = {buffer_ + i * kPageBytes, kPageBytes};
+        local[spans] = {buffer + i * kPageBytes, kPageBytes};
         remote[spans++] = {reinterpret_cast<void*>(address), kPageBytes};
       }
     }
-    if (!any) return {};
+    if (!any) {
+      writer_.give_back(std::move(chunk));
+      return {};
+    }
     VMCKPT_TRY(read_spans(range, local, remote, spans));
-    auto written = range.pages == DumpRange::Pages::kModified
-                       ? write_marked_runs(buffer_, end - start, marked, 0, start, writer_)
-                       : write_runs(buffer_, end - start, 0, start, writer_);
-    progress_.bytes_saved += VMCKPT_TRY(std::move(written));
+    chunk->address = start;
+    chunk->bytes = end - start;
+    chunk->exact = range.pages == DumpRange::Pages::kModified;
+    writer_.put(std::move(chunk));
     return {};
   }
 
@@ -126,11 +226,10 @@ class Dumper {
   }
 
   pid_t source_;
-  ImageWriter& writer_;
+  ChunkWriter& writer_;
   DumpProgress& progress_;
   Pagemap pagemap_;
   Fd memory_;
-  uint8_t* buffer_;
 };
 
 }  // namespace
@@ -138,9 +237,10 @@ class Dumper {
 Result<void> dump_pages(pid_t source, const std::vector<DumpRange>& ranges, ImageWriter& writer, DumpProgress& progress) {
   Pagemap pagemap = VMCKPT_TRY(Pagemap::open(source));
   Fd memory = VMCKPT_TRY(open_file(fmt::format("/proc/{}/mem", source), O_RDONLY));
-  Dumper dumper(source, writer, progress, std::move(pagemap), std::move(memory));
+  ChunkWriter chunks(writer, progress);
+  Dumper dumper(source, chunks, progress, std::move(pagemap), std::move(memory));
   for (const DumpRange& range : ranges) VMCKPT_TRY(dumper.dump(range));
-  return {};
+  return chunks.finish();
 }
 
 }  // namespace vmckpt

@@ -46,32 +46,33 @@ SnapshotQuestion ask_snapshot(const AddressSpaceSave& space, pid_t parent_in_tar
   return question;
 }
 
-Result<SnapshotChild> take_snapshot(const SnapshotQuestion& question, const TapeDraft& tape, pid_t child,
-                                    const AddressSpaceSave& space) {
+Result<void> settle_snapshot(const SnapshotQuestion& question, const TapeDraft& tape, const SnapshotChild& snapshot) {
   if (!tape.succeeded(question.call)) {
     errno = static_cast<int>(-tape.result(question.call));
     return errno_error("fork the snapshot", "free memory, raise vm.overcommit or RLIMIT_NPROC, or checkpoint with --stop");
   }
+  const pid_t child = snapshot.pid();
   if (child == 0) return error("the forked snapshot was not seen by ptrace");
-  SnapshotChild snapshot(child);
   // It starts with a stop of its own. From now on it dies with the supervisor, and runs to its waiting place.
   int status = 0;
   if (::waitpid(child, &status, __WALL) != child || !WIFSTOPPED(status)) return error("the forked snapshot has ended");
   ::ptrace(PTRACE_SETOPTIONS, child, 0, PTRACE_O_EXITKILL);
   if (::ptrace(PTRACE_CONT, child, 0, 0) != 0) return errno_error("let the forked snapshot run");
-  // A range that fork left out would be lost silently: look.
-  std::vector<Vma> copied = VMCKPT_TRY(read_maps(child));
+  return {};
+}
+
+Result<void> check_snapshot(const SnapshotChild& snapshot, const AddressSpaceSave& space) {
+  std::vector<Vma> copied = VMCKPT_TRY(read_maps(snapshot.pid()));
+  auto vma = copied.begin();  // both lists are sorted
   for (const DumpRange& range : space.ranges) {
     uint64_t reached = range.start;
-    for (const Vma& vma : copied) {
-      if (vma.start <= reached && vma.end > reached) reached = vma.end;
-    }
-    if (reached < range.end) {
-      return error(fmt::format("the forked snapshot lacks memory at {:#x}", reached),
-                   "the program changed its fork advice meanwhile; try again");
-    }
+    while (vma != copied.end() && vma->end <= reached) ++vma;
+    for (auto next = vma; next != copied.end() && next->start <= reached && reached < range.end; ++next) reached = next->end;
+    if (reached >= range.end) continue;
+    return error(fmt::format("the forked snapshot lacks memory at {:#x}", reached),
+                 "the program changed its fork advice meanwhile; try again");
   }
-  return snapshot;
+  return {};
 }
 
 }  // namespace vmckpt

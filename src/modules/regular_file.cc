@@ -36,20 +36,36 @@ bool recognise(const TargetFile& file) {
 
 bool opened_as_link(uint32_t mode) { return S_ISLNK(mode); }
 
-bool is_same_file(const std::string& path, const struct stat& status) {
-  struct stat there;
+// Whether the path leads to the file, seen from here or from the target's mount namespace.
+bool is_same_file(const SaveContext& context, const std::string& path, const struct stat& status) {
   int flags = opened_as_link(status.st_mode) ? AT_SYMLINK_NOFOLLOW : 0;
-  return ::fstatat(AT_FDCWD, path.c_str(), &there, flags) == 0 && there.st_dev == status.st_dev &&
-         there.st_ino == status.st_ino;
+  for (const std::string& seen : {path, "root" + path}) {
+    struct stat there;
+    if (::fstatat(context.proc, seen.c_str(), &there, flags) == 0 && there.st_dev == status.st_dev &&
+        there.st_ino == status.st_ino) {
+      return true;
+    }
+  }
+  return false;
+}
+
+// The number that the target has in the /proc that the file belongs to: a target in a PID namespace has a /proc of its own.
+pid_t own_number(const SaveContext& context, const TargetFile& file) {
+  struct stat our_proc;
+  bool ours = ::stat("/proc", &our_proc) == 0 && our_proc.st_dev == file.status.st_dev;
+  return ours ? context.pid() : context.save.world.pid_in_target();
 }
 
 // The target's own folder in /proc under the name that is right in every PID namespace. Empty: a thread's folder, which
 // does not exist yet when files are opened at restart.
-std::string portable_path(const SaveContext& context, const std::string& path) {
-  std::string own = fmt::format("/proc/{}", context.pid());
+std::string portable_path(const SaveContext& context, const TargetFile& file) {
+  const std::string& path = file.link;
+  if (!path.starts_with("/proc/")) return path;
+  pid_t number = own_number(context, file);
+  std::string own = fmt::format("/proc/{}", number);
   if (path != own && !path.starts_with(own + "/")) return path;
   std::string rest = path.substr(own.size());
-  std::string threads = "/task/", leader = fmt::format("/task/{}", context.pid());
+  std::string threads = "/task/", leader = fmt::format("/task/{}", number);
   if (!rest.starts_with(threads)) return std::string(kOwnProc) + rest;
   if (rest != leader && !rest.starts_with(leader + "/")) return {};
   return fmt::format("{}/task/{}{}", kOwnProc, context.save.world.pid_in_target(), rest.substr(leader.size()));
@@ -67,7 +83,7 @@ void save_identity(const TargetFile& file, pb::PathFile* saved) {
 }
 
 Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved) {
-  std::string path = portable_path(context, file.link);
+  std::string path = portable_path(context, file);
   if (path.empty()) {
     return error(file.describe() + " belongs to a single thread in /proc, which cannot be opened again at restart",
                  "let the program close it before the checkpoint");
@@ -77,7 +93,7 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
   path_file->set_path(path);
   bool own_proc = path != file.link;
   path_file->set_volatile_content(own_proc || is_pseudo_file(file));
-  if (own_proc || is_same_file(path, file.status)) return {};
+  if (own_proc || file.file_system == PROC_SUPER_MAGIC || is_same_file(context, path, file.status)) return {};
   if (S_ISDIR(file.status.st_mode)) {
     path_file->set_deleted_directory(true);
     return {};

@@ -1,8 +1,8 @@
 // Terminals: pseudo terminals (a master and any number of slave files), serial lines, and /dev/tty.
 //
 // Made by opening /dev/ptmx and the slave; changed by tcsetattr, TIOCSWINSZ, TIOCSPTLCK, TIOCPKT and others. Saved per
-// terminal: termios, window size, lock, packet mode, exclusive mode, line discipline. Bytes on their way through the
-// terminal cannot be looked at without taking them from the running program: noted as lost.
+// terminal: termios, window size, lock, packet mode, exclusive mode, line discipline, and in raw mode the bytes on their way
+// (terminal_content.cc).
 //
 //   inside   the master is in this process: a fresh pseudo terminal, with the old number if it is free (numbers in between
 //            are taken for a moment, since the kernel gives out the lowest)
@@ -28,6 +28,7 @@
 
 #include "core/proc.h"
 #include "modules/descriptor_module.h"
+#include "modules/terminal_content.h"
 
 namespace vmckpt {
 namespace {
@@ -127,12 +128,6 @@ Result<pb::Terminal*> find_terminal(SaveContext& context, const TargetFile& file
   return find_or_add(context, file.link, 0, added);
 }
 
-void note_unread(SaveContext& context, const TargetFile& file, int fd) {
-  int unread = 0;
-  if (::ioctl(fd, FIONREAD, &unread) != 0 || unread <= 0) return;
-  context.note(fmt::format("{} has {} bytes that the program has not read; they are not in the image", file.describe(), unread));
-}
-
 Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved) {
   bool added = false;
   pb::TerminalSide* side = saved->mutable_terminal();
@@ -141,7 +136,6 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
   if (added) VMCKPT_TRY(save_settings(file, fd, terminal));
   if (side->side() == pb::TerminalSide::MASTER) {
     VMCKPT_TRY(save_master(file, fd, terminal));
-    note_unread(context, file, fd);
   }
   return {};
 }
@@ -162,6 +156,33 @@ uint64_t device_of(const SaveContext& context, const pb::Terminal& terminal) {
              : 0;
 }
 
+// Input typed ahead at an outside terminal stays there.
+Result<void> save_contents(SaveContext& context) {
+  struct Sides {
+    int master = -1, slave = -1;
+  };
+  std::vector<Sides> all(static_cast<size_t>(context.table->terminals_size()));
+  for (const TargetFile& file : context.files) {
+    if (!file.saved->has_terminal()) continue;
+    const pb::TerminalSide& side = file.saved->terminal();
+    int& fd = side.side() == pb::TerminalSide::MASTER ? all[side.terminal_id() - 1].master : all[side.terminal_id() - 1].slave;
+    // Bytes must be both read and written through it.
+    if ((file.flags & O_ACCMODE) == O_RDWR && fd < 0) fd = file.duplicate.get();
+  }
+  for (size_t i = 0; i < all.size(); ++i) {
+    if (all[i].master < 0) continue;
+    pb::Terminal* terminal = context.table->mutable_terminals(static_cast<int>(i));
+    int unread = 0;
+    if (all[i].slave >= 0) {
+      VMCKPT_TRY(save_terminal_content(context, all[i].master, all[i].slave, terminal));
+    } else if (::ioctl(all[i].master, FIONREAD, &unread) == 0 && unread > 0) {
+      context.note(fmt::format("terminal {} has {} bytes of output that the program has not read; they are not in the image",
+                               terminal->path(), unread));
+    }
+  }
+  return {};
+}
+
 // Only now is it known whether a terminal's master is inside.
 Result<void> save_links(SaveContext& context) {
   if (context.table->terminals_size() == 0) return {};
@@ -180,13 +201,7 @@ Result<void> save_links(SaveContext& context) {
       terminal.set_kind(pb::Terminal::DEVICE);
     }
   }
-  for (const TargetFile& file : context.files) {
-    if (!file.saved->has_terminal() || file.saved->terminal().side() != pb::TerminalSide::SLAVE) continue;
-    const pb::Terminal& terminal = context.table->terminals(static_cast<int>(file.saved->terminal().terminal_id()) - 1);
-    if (terminal.kind() != pb::Terminal::INSIDE) continue;  // input typed ahead stays with the outside terminal
-    note_unread(context, file, file.duplicate.get());
-  }
-  return {};
+  return save_contents(context);
 }
 
 void check(CheckContext& context) {
@@ -249,7 +264,7 @@ Result<unsigned> index_of(int master) {
 Result<Fd> open_master(unsigned wanted) {
   std::vector<Fd> lower;
   for (;;) {
-    Fd master = VMCKPT_TRY(open_file("/dev/ptmx", O_RDWR | O_NOCTTY));
+    Fd master = VMCKPT_TRY(open_file("/dev/ptmx", O_RDWR | O_NOCTTY | O_NONBLOCK));
     unsigned index = VMCKPT_TRY(index_of(master.get()));
     if (index == wanted) return master;
     if (index > wanted || lower.size() >= kMaxTakenNumbers) return lower.empty() ? std::move(master) : std::move(lower[0]);
@@ -351,6 +366,7 @@ Result<void> restore_inside(RestoreContext& context, const pb::Terminal& termina
     return errno_error(fmt::format("make {} the controlling terminal", pts_path(index)));
   }
   VMCKPT_TRY(restore_dev_tty(context, terminal, pair.slave.get()));
+  if (pair.slave) VMCKPT_TRY(restore_terminal_content(terminal, pair.master.get(), pair.slave.get()));
   VMCKPT_TRY(restore_modes(terminal, pair));
   return context.put(*masters[0], std::move(pair.master));
 }

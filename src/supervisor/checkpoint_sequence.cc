@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <future>
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -143,7 +144,6 @@ void take_answers(const Questions& questions, pb::Image* image) {
 Result<void> save_threads(const Target& target, StoppedWorld& world, const Ledger& ledger, pb::Image* image) {
   for (StoppedThread& thread : world.threads()) {
     abort_rseq_section(thread, world.pid(), ledger);
-    hide_interruption(thread);
     VMCKPT_TRY(save_thread(world, thread, ledger, target.launch_filter, image->add_threads()));
   }
   return {};
@@ -184,6 +184,7 @@ Result<std::unique_ptr<CheckpointInProgress>> begin_checkpoint(Target& target, c
   std::unique_ptr<Ledger> ledger;
   checkpoint->frozen_us_ = monotonic_us();
   StoppedWorld world = VMCKPT_TRY(freeze_with_ledger(pid, request, target.ledger_address, &ledger));
+  target.interrupted.after_freeze(world);
   clock.mark("freeze");
   fault_point("freeze");
 
@@ -197,33 +198,34 @@ Result<std::unique_ptr<CheckpointInProgress>> begin_checkpoint(Target& target, c
   AddressSpaceSave space = VMCKPT_TRY(save_address_space(world, *ledger, preview, target.backing,
                                                          {request.self_contained}, captured, image.mutable_memory()));
   clock.mark("maps");
-  DescriptorSave descriptors{world, *ledger, captured, notes};
-  VMCKPT_TRY(save_descriptors(descriptors, image.mutable_descriptors()));
-  for (const auto& [id, file] : captured.files()) *image.mutable_memory()->add_captured() = file;
-  clock.mark("descriptors");
   fault_point("save");
 
-  // 4. snapshot: what the target must be asked itself, and the copy of its memory
+  // 4. snapshot: what the target must be asked itself, and the copy of its memory; descriptors are looked at meanwhile, since
+  // nothing moves in a stopped target but its leader, which only answers
+  DescriptorSave descriptors{world, *ledger, captured, notes};
+  auto descriptors_saved = std::async(std::launch::async, [&] {
+    return save_descriptors(descriptors, image.mutable_descriptors());
+  });
   Questions questions = VMCKPT_TRY(ask(world, space, !request.stop));
-  if (!VMCKPT_TRY(may_fork(image, questions)) && !request.stop) {
-    notes.push_back("the target's seccomp filter forbids forking: its memory was copied while it was stopped");
-    questions = VMCKPT_TRY(ask(world, space, false));
-  }
+  bool fork_forbidden = !VMCKPT_TRY(may_fork(image, questions)) && !request.stop;
+  if (fork_forbidden) questions = VMCKPT_TRY(ask(world, space, false));
   std::vector<ThreadTape> tapes;
   for (size_t i = 0; i < world.threads().size(); ++i) tapes.push_back({&world.threads()[i], &questions.tapes[i]});
   pid_t child = 0;
-  if (auto played = play_tapes(world, *ledger, tapes, &child); !played.ok()) {
-    SnapshotChild discard(child);
-    return played.error();
-  }
-  if (questions.snapshot) {
-    checkpoint->snapshot_ = VMCKPT_TRY(take_snapshot(*questions.snapshot, questions.tapes.front(), child, space));
-  }
+  auto played = play_tapes(world, *ledger, tapes, &child);
+  checkpoint->snapshot_ = SnapshotChild(child);
+  VMCKPT_TRY(std::move(played));
+  if (questions.snapshot) VMCKPT_TRY(settle_snapshot(*questions.snapshot, questions.tapes.front(), checkpoint->snapshot_));
   clock.mark("snapshot");
+  VMCKPT_TRY(descriptors_saved.get());
+  for (const auto& [id, file] : captured.files()) *image.mutable_memory()->add_captured() = file;
+  if (fork_forbidden) notes.push_back("the target's seccomp filter forbids forking: its memory was copied while it was stopped");
+  clock.mark("descriptors");
   fault_point("snapshot");
 
   // 5. resume: the pause ends here
   checkpoint->source_ = questions.snapshot ? checkpoint->snapshot_.pid() : pid;
+  target.interrupted.before_resume(world);
   if (questions.snapshot) {
     world.resume();
     checkpoint->result_.pause_us = monotonic_us() - checkpoint->frozen_us_;
@@ -232,6 +234,7 @@ Result<std::unique_ptr<CheckpointInProgress>> begin_checkpoint(Target& target, c
   }
   clock.mark("resume");
   fault_point("resume");
+  if (questions.snapshot) VMCKPT_TRY(check_snapshot(checkpoint->snapshot_, space));
 
   take_answers(questions, &image);
   for (const std::string& note : notes) image.add_notes(note);

@@ -6,6 +6,7 @@
 #include <optional>
 #include <thread>
 
+#include <malloc.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/eventfd.h>
@@ -57,8 +58,12 @@ class Service {
     signals_ = Fd(::signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK));
     written_ = Fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     ::prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
-    while (!reap_finds_nobody() || writing_) {
-      start_next_checkpoint();
+    // What a checkpoint needs again and again stays mapped: page faults would be the largest part of its pause.
+    ::mallopt(M_MMAP_THRESHOLD, 1 << 30);
+    ::mallopt(M_TRIM_THRESHOLD, 64 << 20);
+    for (;;) {
+      start_next_checkpoint();  // may take a SIGCHLD, so reaping comes after it
+      if (reap_finds_nobody() && !writing_) break;
       wait_for_events();
     }
     end_namespace();

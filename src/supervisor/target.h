@@ -9,6 +9,7 @@
 
 #include "image/writer.h"
 #include "memory/address_space.h"
+#include "tracer/interrupted_calls.h"
 
 namespace vmckpt {
 
@@ -23,6 +24,7 @@ struct Target {
   pid_t pid = 0;              // its first process, as the supervisor sees it
   pid_t namespace_init = 0;   // PID 1 of its own PID namespace, when restart made one
   BackingImage backing;       // where its memory lies after a restart
+  InterruptedCalls interrupted;  // calls that earlier checkpoints made threads begin anew
   uint64_t ledger_address = 0;  // where the recorder's ledger was last time; 0: unknown
 };
 

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include <sched.h>
 #include <sys/ptrace.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -124,10 +123,8 @@ Result<void> wait_for_end(TapePlay& play, int end_signal, pid_t* snapshot_child,
       round = 0;
     } else if (monotonic_us() > deadline_us) {
       return error(fmt::format("thread {} does not come back{}", play.tid(), describe_wait(play.tid())));
-    } else if (round > 1000) {
-      ::usleep(50);
     } else {
-      ::sched_yield();
+      wait_for_child_signal(round);
     }
   }
 }

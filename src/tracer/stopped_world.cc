@@ -21,8 +21,7 @@
 namespace vmckpt {
 namespace {
 
-// Waits for `tid` to stop under ptrace. Waiting is short (a thread leaves the kernel within microseconds) or for ever (a
-// thread in an uninterruptible sleep), so it polls, yielding first and sleeping after a while.
+// Waits for `tid` to stop under ptrace: microseconds as a rule, for ever when it is in an uninterruptible sleep.
 Result<int> wait_for_stop(pid_t tid, int64_t deadline_us) {
   for (int round = 0;; ++round) {
     int status = 0;
@@ -33,12 +32,25 @@ Result<int> wait_for_stop(pid_t tid, int64_t deadline_us) {
       return error(fmt::format("thread {} does not stop{}", tid, describe_wait(tid)),
                    "it is probably waiting for a device or a network file system; try again later");
     }
-    if (round < 200) ::sched_yield();
-    else ::usleep(50);
+    wait_for_child_signal(round);
   }
 }
 
 }  // namespace
+
+void wait_for_child_signal(int round) {
+  if (round < 2) {
+    ::sched_yield();
+    return;
+  }
+  // Spinning longer would take the processor from the very thread that is waited for. The supervisor has SIGCHLD blocked; where
+  // it is not (unit tests), this is a short sleep.
+  sigset_t child;
+  sigemptyset(&child);
+  sigaddset(&child, SIGCHLD);
+  constexpr timespec kAtMost{0, 1'000'000};
+  ::sigtimedwait(&child, nullptr, &kAtMost);
+}
 
 Result<void> read_memory(pid_t pid, uint64_t address, void* to, size_t bytes) {
   char* next = static_cast<char*>(to);

@@ -61,6 +61,10 @@ class StoppedWorld {
 // that was stopped runs on.
 Result<StoppedWorld> freeze(pid_t pid, int64_t timeout_us);
 
+// Lets some time pass until a traced thread may have stopped; `round` counts the calls. Takes a pending SIGCHLD: whoever waits
+// for that signal elsewhere must look at his children afterwards.
+void wait_for_child_signal(int round);
+
 // Memory of another process, by address there.
 Result<void> read_memory(pid_t pid, uint64_t address, void* to, size_t bytes);
 Result<void> write_memory(pid_t pid, uint64_t address, const void* from, size_t bytes);

@@ -15,7 +15,7 @@ import threading
 
 import pytest
 
-from vmckpt_harness import ORDINARY_USER, ROOT, VMCKPT
+from vmckpt_harness import ORDINARY_USER, ROOT, VMCKPT, processes_marked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -347,13 +347,16 @@ def test_io_uring_and_linux_aio_are_denied_so_that_programs_fall_back(stage):
 
 @needs_vmckpt
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be two users")
-def test_root_restarts_an_ordinary_users_image_with_that_users_rights(make_stage):
-    """Credentials never rise: the program checks that its user is the one it was."""
+def test_an_ordinary_users_image_never_runs_with_roots_rights(make_stage):
+    """An image is a program: root restarting somebody else's would be root running somebody else's program."""
     stage = make_stage(ORDINARY_USER)
     target = begin(stage, "identity")
     image = target.checkpoint()
     target.kill()
-    stage.user = ROOT
-    os.chown(stage.runtime, 0, 0)
-    target.restart(image)
-    end(stage, target)
+    runtime_of_root = stage.directory / "runtime of root"
+    runtime_of_root.mkdir(mode=0o700)
+    environment = {**stage.environment, "VMCKPT_RUNTIME_DIR": str(runtime_of_root)}
+    outcome = stage.vmckpt("restart", image, "--detach", "-n", "refused", user=ROOT, env=environment)
+    assert outcome.status == 1
+    assert "belongs to user" in outcome.stderr
+    assert processes_marked(stage.mark) == set()

@@ -32,7 +32,7 @@ VMCKPT = os.environ.get("VMCKPT", str(REPOSITORY / "build" / "vmckpt"))
 ACTS = pathlib.Path(os.environ.get("VMCKPT_ACTS", REPOSITORY / "build" / "tests" / "guests"))
 
 # No step of a test takes longer, unless it hangs; busy hosts are slow, so this is generous.
-PATIENCE_S = 30
+PATIENCE_S = float(os.environ.get("VMCKPT_TEST_PATIENCE_S", "30"))
 
 # Stands in the environment of all that a stage starts, so that whatever is left over can be found and ended.
 MARK = "VMCKPT_TEST_STAGE"

@@ -291,7 +291,12 @@ std::string comparable(const pb::DescriptorTable& original) {
   pb::DescriptorTable table = original;
   table.clear_checkpoint_realtime_ns();
   for (pb::PipeBuffer& pipe : *table.mutable_pipes()) pipe.clear_inode();
+  for (pb::Terminal& terminal : *table.mutable_terminals()) {
+    terminal.clear_path();  // the number may have been taken meanwhile
+    terminal.clear_index();
+  }
   for (pb::OpenFile& file : *table.mutable_files()) {
+    if (file.name().starts_with("/dev/pts/")) file.clear_name();
     if (file.name().starts_with("pipe:[") || file.name().starts_with("socket:[")) file.clear_name();
     if (file.has_timerfd()) {
       file.mutable_timerfd()->clear_remaining_ns();

@@ -2,9 +2,12 @@
 #include <catch2/catch.hpp>
 
 #include <algorithm>
+#include <thread>
 
 #include <fcntl.h>
+#include <mqueue.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -341,7 +344,7 @@ TEST_CASE("a FIFO is opened again by its path with its content") {
   CHECK(trip.check().size() == 1);
 }
 
-TEST_CASE("a pseudo terminal inside the process keeps its number, settings and modes") {
+TEST_CASE("a pseudo terminal inside the process keeps its settings and modes, and its number if that is free") {
   RoundTrip trip([&] {
     put_at(::posix_openpt(O_RDWR | O_NOCTTY), 10);
     EXPECT(::grantpt(10) == 0 && ::unlockpt(10) == 0);
@@ -364,7 +367,10 @@ TEST_CASE("a pseudo terminal inside the process keeps its number, settings and m
   REQUIRE(message_of(trip.save()) == "");
   trip.kill_target();
   ::usleep(20'000);  // the kernel frees the number a little later
+  std::string name = trip.table.terminals(0).path();
+  bool was_free = ::access(name.c_str(), F_OK) != 0;
   CHECK(trip.restore([&] {
+    EXPECT(!was_free || ::ptsname(10) == name || ::access(name.c_str(), F_OK) == 0);
     termios settings;
     EXPECT(::tcgetattr(12, &settings) == 0);
     EXPECT((settings.c_lflag & (ICANON | ECHO)) == 0 && settings.c_cc[VMIN] == 7);
@@ -377,6 +383,50 @@ TEST_CASE("a pseudo terminal inside the process keeps its number, settings and m
     EXPECT(poll_now(20, POLLIN) == 0);
     EXPECT((poll_now(21, POLLIN) & POLLHUP) != 0);
   }) == "");
+}
+
+TEST_CASE("bytes on their way through a raw pseudo terminal are saved, and the running program still gets them") {
+  std::string keys(900, 'k'), screen(3000, 's');
+  RoundTrip trip([&] {
+    put_at(::posix_openpt(O_RDWR | O_NOCTTY), 10);
+    EXPECT(::unlockpt(10) == 0);
+    put_at(::open(::ptsname(10), O_RDWR | O_NOCTTY), 11);
+    termios settings;
+    EXPECT(::tcgetattr(11, &settings) == 0);
+    ::cfmakeraw(&settings);
+    EXPECT(::tcsetattr(11, TCSANOW, &settings) == 0);
+    write_all(10, keys + "end");
+    write_all(11, screen + "end");
+  });
+  REQUIRE(message_of(trip.save()) == "");
+  std::string first = comparable(trip.table);
+  REQUIRE(message_of(trip.save()) == "");
+  CHECK(comparable(trip.table) == first);
+  CHECK(trip.notes.empty());
+  trip.kill_target();
+  CHECK(trip.restore([&] {
+    auto read_all = [](int fd) {
+      std::string all;
+      while ((poll_now(fd, POLLIN) & POLLIN) != 0) all += read_now(fd);
+      return all;
+    };
+    EXPECT(read_all(11) == keys + "end");
+    EXPECT(read_all(10) == screen + "end");
+    EXPECT((::fcntl(10, F_GETFL) & O_NONBLOCK) == 0);
+  }) == "");
+}
+
+TEST_CASE("unread lines of a cooked pseudo terminal are left alone and noted") {
+  RoundTrip trip([] {
+    put_at(::posix_openpt(O_RDWR | O_NOCTTY), 10);
+    EXPECT(::unlockpt(10) == 0);
+    put_at(::open(::ptsname(10), O_RDWR | O_NOCTTY), 11);
+    write_all(10, "a line\n");
+    ::usleep(10'000);
+  });
+  REQUIRE(message_of(trip.save()) == "");
+  REQUIRE(message_of(trip.save()) == "");
+  CHECK(mentions(trip.notes, "has 7 bytes of input and 8 bytes of output"));  // the echo ends in \r\n
 }
 
 TEST_CASE("the terminal the program was run from is replaced by restart's own, with the saved settings") {
@@ -450,6 +500,24 @@ TEST_CASE("devices without state are opened again, others are refused by name") 
     RoundTrip refused([] { put_at(::open("/dev/kmsg", O_RDONLY), 4); });
     CHECK(message_of(refused.save()).find("descriptor 4 (\"/dev/kmsg\") is a device that vmckpt has no module for; ") == 0);
   }
+}
+
+TEST_CASE("objects that cannot be saved are refused with their number, what they are and what to do") {
+  RoundTrip queue([] {
+    std::string name = fmt::format("/vmckpt-test-{}", ::getpid());
+    put_at(::mq_open(name.c_str(), O_RDWR | O_CREAT, 0600, nullptr), 6);
+    ::mq_unlink(name.c_str());
+  });
+  CHECK(message_of(queue.save()).find("descriptor 6") == 0);
+  CHECK(message_of(queue.save()).find("POSIX message queue") != std::string::npos);
+  RoundTrip table([] {
+    std::thread([] {
+      ::unshare(CLONE_FILES);
+      for (;;) ::pause();
+    }).detach();
+    ::usleep(20'000);
+  });
+  CHECK(message_of(table.save()).find("has a descriptor table of its own") != std::string::npos);
 }
 
 TEST_CASE("eventfds keep their count and mode") {

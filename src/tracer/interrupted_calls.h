@@ -1,0 +1,34 @@
+// epoll_wait with a timeout starts anew, with its whole timeout, when a freeze interrupts it (thread_state.h). Checkpoints that
+// come faster than the timeout would put it off for ever. So the supervisor remembers which calls it interrupted, and at the
+// next freeze gives a call that is still the same one only the time that it has left.
+//
+// "Still the same": same registers, and the thread has slept exactly once since it was let go (proc(5),
+// voluntary_ctxt_switches). Other calls with timeouts (poll, futex, nanosleep) the kernel itself continues rightly.
+#pragma once
+
+#include <cstdint>
+#include <map>
+
+#include <sys/types.h>
+
+#include "tracer/stopped_world.h"
+
+namespace vmckpt {
+
+class InterruptedCalls {
+ public:
+  // Right after the freeze: calls hide_interruption() for each thread and shortens the timeouts of calls seen before.
+  void after_freeze(StoppedWorld& world);
+  // Right before the threads go on.
+  void before_resume(const StoppedWorld& world);
+
+ private:
+  struct Call {
+    uint64_t rsp, rip, epoll, events;
+    int64_t deadline_us;         // CLOCK_MONOTONIC of the supervisor
+    int64_t switches_at_resume;  // -1 until the thread has been let go
+  };
+  std::map<pid_t, Call> calls_;
+};
+
+}  // namespace vmckpt
