@@ -4,7 +4,7 @@
 
     sum-results.py NAME=STATUS=REPORT.xml ...
 
-STATUS is the exit status of the step that wrote the report. A step that failed without a failed test in its report (or
+STATUS is the exit status of the step that wrote the report; REPORT.xml is empty for a step that writes none. A step that failed without a failed test in its report (or
 without any report) counts as one failed test, so that nothing that broke early can look like success.
 """
 
@@ -20,7 +20,7 @@ def main():
         outcomes = {"passed": 0, "failed": 0, "skipped": 0}
         reasons = collections.defaultdict(list)
         try:
-            for case in ElementTree.parse(path).iter("testcase"):
+            for case in ElementTree.parse(path).iter("testcase") if path else ():
                 outcome, detail = outcome_of(case)
                 outcomes[outcome] += 1
                 if outcome == "failed":

@@ -27,7 +27,7 @@ must() {
     local name=$1
     shift
     "$@" && return
-    outcomes+=("$name=$?=/dev/null")
+    outcomes+=("$name=$?=")
     finish
 }
 

@@ -2,6 +2,7 @@
 #include <cstdio>
 
 #include <nlohmann/json.hpp>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "command_line.h"
@@ -49,7 +50,9 @@ int cmd_list(int argc, char** argv) {
     auto status = ask_status(socket);
     if (!status.ok()) {
       // Left by a supervisor that was killed.
-      if (status.error().err == ECONNREFUSED) ::unlink(socket.c_str());
+      struct stat info {};
+      bool own = ::lstat(socket.c_str(), &info) == 0 && S_ISSOCK(info.st_mode) && info.st_uid == ::geteuid();
+      if (status.error().err == ECONNREFUSED && own) ::unlink(socket.c_str());
       continue;
     }
     if (json) array.push_back(to_json(*status));

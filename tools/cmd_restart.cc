@@ -1,5 +1,6 @@
 // vmckpt restart: an image becomes a running target again, with this process as its supervisor.
 #include <cstdio>
+#include <optional>
 
 #include <nlohmann/json.hpp>
 
@@ -69,15 +70,19 @@ int cmd_restart(int argc, char** argv) {
   if (auto checked = check_name(request.name.empty() ? "x" : request.name); !checked.ok()) return give_up(checked.error());
   sigset_t mask = block_service_signals();
   (void)mask;  // the target gets the masks of its image
+  std::optional<ControlListener> listener;
+  request.claim_name = [&](const std::string& saved_name) -> Result<void> {
+    if (request.name.empty()) request.name = free_name(*sockets, saved_name);
+    listener.emplace(VMCKPT_TRY(ControlListener::create(request.name)));
+    return {};
+  };
   auto result = restart_target(request);
   if (!result.ok()) return give_up(result.error());
   Target& target = result->target;
-  if (request.name.empty()) target.name = free_name(*sockets, target.name);
-  auto listener = ControlListener::create(target.name);
-  if (!listener.ok()) return give_up(listener.error());
+  for (size_t i = 0; !json && i < result->notes.size(); ++i) std::fprintf(stderr, "vmckpt: note: %s\n", result->notes[i].c_str());
   if (json && !request.detached) std::fputs(to_json(*result).c_str(), stderr);
   detacher->report_running(json ? to_json(*result) : fmt::format("{} {}\n", target.name, target.pid));
-  return exit_status_of(serve(target, *listener, terminal, request.detached));
+  return exit_status_of(serve(target, *listener, terminal, request.detached, std::move(result->terminal_master)));
 }
 
 }  // namespace vmckpt

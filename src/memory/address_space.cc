@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
 #include <map>
 
 #include <fcntl.h>
@@ -127,8 +128,23 @@ class Saver {
     // With privileges the file itself can be opened, and its holes be told from its data.
     std::string link = fmt::format("/proc/{}/map_files/{:x}-{:x}", world_.pid(), vma.start, vma.end);
     if (auto fd = open_file(link, O_RDONLY); fd.ok()) return captured_.capture(fd->get(), vma.name);
+    // A descriptor of the same file shows all of it, the mapping only its part.
+    if (auto fd = descriptor_of(vma.inode); fd.valid()) return captured_.capture(fd.get(), vma.name);
     return captured_.capture_mapping(world_.pid(), vma.start, vma.bytes(), vma.file_offset, parse_device(vma.device),
                                      vma.inode, vma.name);
+  }
+
+  // A readable descriptor of the target's for the file with this inode; invalid when there is none.
+  Fd descriptor_of(uint64_t inode) {
+    const std::string folder = fmt::format("/proc/{}/fd", world_.pid());
+    std::error_code ignored;
+    for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+      struct stat info {};
+      if (::stat(entry.path().c_str(), &info) != 0 || info.st_ino != inode || !S_ISREG(info.st_mode)) continue;
+      auto fd = world_.duplicate_fd(static_cast<int>(parse_number(entry.path().filename().string())));
+      if (fd.ok() && (::fcntl(fd->get(), F_GETFL) & O_ACCMODE) != O_WRONLY) return std::move(fd).value();
+    }
+    return Fd();
   }
 
   static uint64_t parse_device(const std::string& device) {

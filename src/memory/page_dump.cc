@@ -218,7 +218,8 @@ class Dumper {
         auto address = reinterpret_cast<uint64_t>(remote[i].iov_base) + at;
         ssize_t got = ::pread(memory_.get(), to, kPageBytes, static_cast<off_t>(address));
         if (got == static_cast<ssize_t>(kPageBytes)) continue;
-        if (range.pages == DumpRange::Pages::kAll) std::memset(to, 0, kPageBytes);  // nothing is mapped there
+        // Beyond the end of a mapped file nothing is there; no answer at all means that the process has gone.
+        if (got < 0 && errno == EIO && range.pages == DumpRange::Pages::kAll) std::memset(to, 0, kPageBytes);
         else return errno_error(fmt::format("read memory of process {} at {:#x}", source_, address));
       }
     }

@@ -32,13 +32,13 @@ struct TargetFile {
   int socket_type = -1;
   int socket_protocol = -1;
   uint64_t file_system = 0;  // magic number, regular files and folders only
-  Fd duplicate;  // shares the open file with the target while its descriptors are being saved
+  Fd duplicate;              // shares the open file with the target while its descriptors are being saved
   pb::OpenFile* saved = nullptr;
 
   int id() const { return numbers.front().number; }
   // The lowest number if it is standard input, output or error; otherwise -1.
   int stdio() const { return id() <= 2 ? id() : -1; }
-  std::string describe() const;  // `descriptor 5 ("pipe:[123]")`, for messages
+  std::string describe() const;                    // `descriptor 5 ("pipe:[123]")`, for messages
   bool is_anonymous(std::string_view name) const;  // link is "anon_inode:" + name
 };
 
@@ -53,8 +53,8 @@ uint64_t parse_octal(std::string_view text);
 struct SaveContext {
   DescriptorSave& save;
   pb::DescriptorTable* table;
-  int proc;                       // descriptor of /proc/PID
-  std::vector<TargetFile> files;  // ascending by id
+  int proc;                                                                // descriptor of /proc/PID
+  std::vector<TargetFile> files;                                           // ascending by id
   std::map<std::array<int, 3>, std::vector<std::string>> socket_defaults;  // socket_options.cc
   std::unordered_map<int, const TargetFile*> by_number;
   std::unordered_map<uint64_t, const TargetFile*> by_socket_inode;
@@ -83,7 +83,7 @@ struct CheckContext {
 struct RestoreContext {
   const pb::DescriptorTable& table;
   DescriptorRestore& restore;
-  std::map<uint32_t, Fd> built;        // by OpenFile id
+  std::map<uint32_t, Fd> built;            // by OpenFile id
   std::set<uint32_t> shared_with_restart;  // dups of restart's own stdio: others see changes of their flags
 
   void note(std::string text) { restore.notes.push_back(std::move(text)); }

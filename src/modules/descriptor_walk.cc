@@ -1,10 +1,11 @@
 // Reads /proc/PID/fd and fdinfo of a stopped process once and finds which numbers share one open file description
-// (dup, dup2, fork and SCM_RIGHTS make such numbers): they share position and status flags, so restart must share them too.
+// (dup, dup2, fork and SCM_RIGHTS make such numbers): they share position and status flags, so restart must share them
+// too.
 //
-// Two numbers can only share if device, inode, flags, position and the rest of fdinfo agree, which leaves few candidates;
-// those are compared with kcmp(2) KCMP_FILE. Where kcmp is not permitted or not built in, fcntl F_DUPFD_QUERY (Linux 6.10)
-// answers the same question about two duplicates; failing that too, agreement in all of the above must do.
-// Sources: proc_pid_fdinfo(5), kcmp(2), include/uapi/linux/fcntl.h.
+// Two numbers can only share if device, inode, flags, position and the rest of fdinfo agree, which leaves few
+// candidates; those are compared with kcmp(2) KCMP_FILE. Where kcmp is not permitted or not built in, fcntl
+// F_DUPFD_QUERY (Linux 6.10) answers the same question about two duplicates; failing that too, agreement in all of the
+// above must do. Sources: proc_pid_fdinfo(5), kcmp(2), include/uapi/linux/fcntl.h.
 #include <algorithm>
 #include <charconv>
 #include <tuple>
@@ -45,7 +46,8 @@ class Walk {
   Result<TargetFile> read_number(int number) {
     TargetFile file;
     file.duplicate = VMCKPT_TRY(world_.duplicate_fd(number));
-    if (::fstat(file.duplicate.get(), &file.status) != 0) return errno_error(fmt::format("look at descriptor {}", number));
+    if (::fstat(file.duplicate.get(), &file.status) != 0)
+      return errno_error(fmt::format("look at descriptor {}", number));
     file.link = VMCKPT_TRY(read_link(number, file.status));
     file.fdinfo = VMCKPT_TRY(read_fdinfo(number));
     uint64_t flags = parse_octal(fdinfo_field(file.fdinfo, "flags"));
@@ -107,11 +109,12 @@ std::string_view after_flags(std::string_view fdinfo) {
   return end == std::string_view::npos ? std::string_view() : fdinfo.substr(end);
 }
 
-// Open files that look alike, in the order that kcmp gives (0 equal, 1 less, 2 greater), so that the comparisons stay few
-// when a program has the same file open a thousand times.
+// Open files that look alike, in the order that kcmp gives (0 equal, 1 less, 2 greater), so that the comparisons stay
+// few when a program has the same file open a thousand times.
 class Lookalikes {
  public:
-  // The one that `file` shares its open file description with, or -1; then `file`, about to become files[index], is added.
+  // The one that `file` shares its open file description with, or -1; then `file`, about to become files[index], is
+  // added.
   int find_or_add(pid_t pid, const std::vector<TargetFile>& files, const TargetFile& file, size_t index) {
     size_t low = 0, high = sorted_.size();
     while (low < high) {

@@ -1,12 +1,12 @@
 // All open descriptors of one process: the list of modules, and the three entry points that call them.
 //
 //   save     walk /proc/PID/fd -> one TargetFile per open file description -> its module -> links between the files
-//   restore  every module makes its objects at service numbers -> status flags -> everything below the service numbers is
-//            closed -> dup3 to the target's numbers -> epoll registrations -> service numbers closed -> locks
+//   restore  every module makes its objects at service numbers -> status flags -> everything below the service numbers
+//            is closed -> dup3 to the target's numbers -> epoll registrations -> service numbers closed -> locks
 //
-// Epoll registrations name numbers, so they wait for the numbers; POSIX locks are lost on any close of the same file, so
-// they wait for the closes. Nothing here changes the running target: it works on duplicates (pidfd_getfd, Linux 5.6), which
-// share the target's open files, and only asks.
+// Epoll registrations name numbers, so they wait for the numbers; POSIX locks are lost on any close of the same file,
+// so they wait for the closes. Nothing here changes the running target: it works on duplicates (pidfd_getfd, Linux
+// 5.6), which share the target's open files, and only asks.
 #include "modules/descriptors.h"
 
 #include <algorithm>
@@ -27,19 +27,17 @@ namespace {
 
 // First match saves; all restore in this order.
 constexpr const DescriptorModule* kModules[] = {
-    &kEventfdModule,       // anonymous objects are known by their link alone and need nothing else
-    &kSignalfdModule,
-    &kTimerfdModule,
-    &kPidfdModule,
-    &kMemfdModule,         // before regular files: a deleted file also is a regular file
-    &kRegularFileModule,   // also takes everything opened with O_PATH, whatever it is
-    &kInotifyModule,       // after regular files, whose opening is no event for the program
+    &kEventfdModule,  // anonymous objects are known by their link alone and need nothing else
+    &kSignalfdModule,    &kTimerfdModule, &kPidfdModule,
+    &kMemfdModule,        // before regular files: a deleted file also is a regular file
+    &kRegularFileModule,  // also takes everything opened with O_PATH, whatever it is
+    &kInotifyModule,      // after regular files, whose opening is no event for the program
     &kPipeModule,
-    &kTerminalModule,      // before devices: most terminals are character devices
+    &kTerminalModule,  // before devices: most terminals are character devices
     &kDeviceModule,
-    &kUnixSocketModule,    // listeners first, then connections to them
+    &kUnixSocketModule,  // listeners first, then connections to them
     &kInetSocketModule,
-    &kEpollModule,         // last: can watch every other kind
+    &kEpollModule,  // last: can watch every other kind
 };
 
 const DescriptorModule* find_module(const TargetFile& file) {
@@ -81,8 +79,9 @@ Result<void> refuse_separate_tables(const StoppedWorld& world) {
   for (const StoppedThread& thread : world.threads()) {
     long order = ::syscall(SYS_kcmp, world.pid(), thread.tid, KCMP_FILES, 0, 0);
     if (order <= 0) continue;  // the same, or kcmp is not permitted
-    return error(fmt::format("thread {} has a descriptor table of its own (unshare of CLONE_FILES)", thread.tid_in_target),
-                 "checkpoint again when that thread has ended");
+    return error(
+        fmt::format("thread {} has a descriptor table of its own (unshare of CLONE_FILES)", thread.tid_in_target),
+        "checkpoint again when that thread has ended");
   }
   return {};
 }
@@ -90,7 +89,8 @@ Result<void> refuse_separate_tables(const StoppedWorld& world) {
 void index_files(SaveContext& context) {
   for (const TargetFile& file : context.files) {
     for (const TargetFile::Number& number : file.numbers) context.by_number[number.number] = &file;
-    if (S_ISSOCK(file.status.st_mode) && (file.flags & O_PATH) == 0) context.by_socket_inode[file.status.st_ino] = &file;
+    if (S_ISSOCK(file.status.st_mode) && (file.flags & O_PATH) == 0)
+      context.by_socket_inode[file.status.st_ino] = &file;
   }
 }
 

@@ -31,13 +31,15 @@ Result<void> save_descriptors(DescriptorSave& save, pb::DescriptorTable* table);
 
 struct DescriptorRestore {
   const RebuiltFiles& captured;
-  // What stands for the target's outside world: dups (close-on-exec, at service numbers) of restart's stdin, stdout, stderr.
+  // What stands for the target's outside world: dups (close-on-exec, at service numbers) of restart's stdin, stdout,
+  // stderr.
   std::array<int, 3> stdio;
   // Numbers from here on belong to restart itself until it has finished: no descriptor of the target is that high.
   int first_service_fd;
   Notes& notes;
-  // Set when the target had a terminal and restart has none: the master of the fresh pseudo terminal that takes its place
-  // (close-on-exec, at a service number). Whoever keeps it open should drain it; when it is closed the terminal hangs up.
+  // Set when the target had a terminal and restart has none: the master of the fresh pseudo terminal that takes its
+  // place (close-on-exec, at a service number). Whoever keeps it open should drain it; when it is closed the terminal
+  // hangs up.
   Fd terminal_master{};
 };
 
@@ -48,8 +50,9 @@ void check_descriptors(const pb::DescriptorTable& table, std::vector<Error>& pro
 // table's numbers are open below first_service_fd.
 Result<void> restore_descriptors(const pb::DescriptorTable& table, DescriptorRestore& restore);
 
-// POSIX record locks, which restore_descriptors() has taken. A process loses them on a file when it closes any descriptor
-// of that file (fcntl(2)), so a restart that closes such descriptors afterwards takes them again: fcntl(number, F_SETLK, &lock).
+// POSIX record locks, which restore_descriptors() has taken. A process loses them on a file when it closes any
+// descriptor of that file (fcntl(2)), so a restart that closes such descriptors afterwards takes them again:
+// fcntl(number, F_SETLK, &lock).
 struct LateLock {
   int number;
   struct flock lock;

@@ -1,5 +1,5 @@
-// Character devices without state: /dev/null, zero, full, random, urandom. Opened again under their usual name, because the
-// path that the target used may have been a bind mount. Every other device is refused by name (refused.cc).
+// Character devices without state: /dev/null, zero, full, random, urandom. Opened again under their usual name, because
+// the path that the target used may have been a bind mount. Every other device is refused by name (refused.cc).
 // Sources: null(4), full(4), random(4), Documentation/admin-guide/devices.txt (major 1).
 #include <sys/sysmacros.h>
 
@@ -38,7 +38,8 @@ void check(CheckContext& context) {
     struct stat now;
     const std::string& path = file.device().path();
     if (::stat(path.c_str(), &now) != 0) {
-      context.problem(errno_error(fmt::format("device \"{}\" ({}) is missing", path, describe(file)), "make it with mknod"));
+      context.problem(
+          errno_error(fmt::format("device \"{}\" ({}) is missing", path, describe(file)), "make it with mknod"));
     } else if (!S_ISCHR(now.st_mode) || now.st_rdev != file.device().device_number()) {
       context.problem(error(fmt::format("\"{}\" ({}) is not the device of that name", path, describe(file)),
                             "make it again with mknod"));

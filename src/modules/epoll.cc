@@ -1,14 +1,14 @@
 // epoll(7): an interest list of open files, each registered under the number it had at that time.
 //
-// Made by epoll_create, changed by epoll_ctl and, for EPOLLONESHOT, by every epoll_wait. Saved: all registrations from fdinfo
-// (number, events, data). The number may have been closed or reused since, while the file lives on under another one: the
-// kernel tells which file is meant with kcmp(2) KCMP_EPOLL_TFD (Linux 4.13). A file that no number of the process leads to
-// any more (another process holds it) cannot be registered again: refused.
+// Made by epoll_create, changed by epoll_ctl and, for EPOLLONESHOT, by every epoll_wait. Saved: all registrations from
+// fdinfo (number, events, data). The number may have been closed or reused since, while the file lives on under another
+// one: the kernel tells which file is meant with kcmp(2) KCMP_EPOLL_TFD (Linux 4.13). A file that no number of the
+// process leads to any more (another process holds it) cannot be registered again: refused.
 //
-// Restored last, when all files have their numbers. A registration whose number belongs to another file by now borrows that
-// number for a moment. A one-shot registration that has fired shows no events; epoll_ctl cannot make one like that (the
-// kernel always adds EPOLLERR and EPOLLHUP), so it is armed for everything and made to fire by an epoll_wait while it is the
-// only one there. A file that is ready for nothing then stays armed for errors and hang-up alone.
+// Restored last, when all files have their numbers. A registration whose number belongs to another file by now borrows
+// that number for a moment. A one-shot registration that has fired shows no events; epoll_ctl cannot make one like that
+// (the kernel always adds EPOLLERR and EPOLLHUP), so it is armed for everything and made to fire by an epoll_wait while
+// it is the only one there. A file that is ready for nothing then stays armed for errors and hang-up alone.
 //
 // Which ready events had been reported already under EPOLLET is not shown; after a restart they are reported once more,
 // which edge-triggered programs must expect anyway. Sources: epoll(7), proc_pid_fdinfo(5), fs/eventpoll.c.
@@ -24,14 +24,17 @@ namespace vmckpt {
 namespace {
 
 // Bits that are not events; a one-shot registration that has fired has nothing else.
-constexpr uint32_t kPrivateBits = (1u << 28) /* EPOLLEXCLUSIVE */ | (1u << 29) /* EPOLLWAKEUP */ | EPOLLONESHOT | EPOLLET;
+constexpr uint32_t kPrivateBits =
+    (1u << 28) /* EPOLLEXCLUSIVE */ | (1u << 29) /* EPOLLWAKEUP */ | EPOLLONESHOT | EPOLLET;
 
 bool recognise(const TargetFile& file) { return file.is_anonymous("[eventpoll]"); }
 
 bool is_disarmed(const pb::EpollRegistration& registration) { return (registration.events() & ~kPrivateBits) == 0; }
 
-// Whether `file` is what the epoll file has registered as the `offset`th one under `number`. -1: the kernel does not tell.
-int is_registered(const SaveContext& context, const TargetFile& file, const TargetFile& epoll, int number, uint32_t offset) {
+// Whether `file` is what the epoll file has registered as the `offset`th one under `number`. -1: the kernel does not
+// tell.
+int is_registered(const SaveContext& context, const TargetFile& file, const TargetFile& epoll, int number,
+                  uint32_t offset) {
   kcmp_epoll_slot slot{static_cast<uint32_t>(epoll.id()), static_cast<uint32_t>(number), offset};
   long order = ::syscall(SYS_kcmp, context.pid(), context.pid(), KCMP_EPOLL_TFD, file.id(), &slot);
   return order < 0 ? -1 : order == 0;
@@ -61,8 +64,8 @@ Result<void> save(SaveContext& context, const TargetFile& file, int, pb::OpenFil
     uint64_t inode = parse_hex(word_after(line, " ino:"));
     const TargetFile* target = find_registered(context, file, number, inode, same_number[number]++);
     if (target == nullptr) {
-      return error(fmt::format("{} watches a file that was descriptor {} and is open in another process only", file.describe(),
-                               number),
+      return error(fmt::format("{} watches a file that was descriptor {} and is open in another process only",
+                               file.describe(), number),
                    "checkpoint again when that process has ended");
     }
     pb::EpollRegistration* registration = epoll->add_registrations();
@@ -156,7 +159,8 @@ Result<void> restore_registrations(RestoreContext& context, const NumberOwners& 
     if (owner != owners.end() && owner->second == registration.target()) {
       VMCKPT_TRY(register_file(epoll, registration));
     } else {
-      BorrowedNumber borrowed = VMCKPT_TRY(BorrowedNumber::borrow(context, registration.number(), registration.target()));
+      BorrowedNumber borrowed =
+          VMCKPT_TRY(BorrowedNumber::borrow(context, registration.number(), registration.target()));
       VMCKPT_TRY(register_file(epoll, registration));
     }
   }

@@ -1,9 +1,9 @@
 // eventfd(2): a counter in the kernel.
 //
-// Made by eventfd; changed by read and write; the semaphore mode is fixed at creation. Saved: counter and mode, from fdinfo.
-// Kernels before 6.5 do not show the mode, so the recorder notes EFD_SEMAPHORE. A counter's link to others (KVM's irqfd,
-// aio) belongs to the module of the other. Restored: eventfd, then one write of the count, which may be as large as
-// 2^64 - 2 and thus does not fit eventfd's first argument. Sources: eventfd(2), fs/eventfd.c.
+// Made by eventfd; changed by read and write; the semaphore mode is fixed at creation. Saved: counter and mode, from
+// fdinfo. Kernels before 6.5 do not show the mode, so the recorder notes EFD_SEMAPHORE. A counter's link to others
+// (KVM's irqfd, aio) belongs to the module of the other. Restored: eventfd, then one write of the count, which may be
+// as large as 2^64 - 2 and thus does not fit eventfd's first argument. Sources: eventfd(2), fs/eventfd.c.
 #include <sys/eventfd.h>
 
 #include "core/proc.h"
@@ -19,9 +19,9 @@ Result<void> save(SaveContext& context, const TargetFile& file, int, pb::OpenFil
   if (count.empty()) return error(file.describe() + " has no counter in /proc/PID/fdinfo");
   std::string_view semaphore = fdinfo_field(file.fdinfo, "eventfd-semaphore");
   saved->mutable_eventfd()->set_count(parse_hex(count));
-  saved->mutable_eventfd()->set_semaphore(semaphore.empty()
-                                              ? context.find_ledger_note(NoteKind::kEventfdSemaphore, file, -1) != nullptr
-                                              : semaphore == "1");
+  saved->mutable_eventfd()->set_semaphore(
+      semaphore.empty() ? context.find_ledger_note(NoteKind::kEventfdSemaphore, file, -1) != nullptr
+                        : semaphore == "1");
   return {};
 }
 

@@ -1,11 +1,13 @@
-// File locks: flock(2), POSIX record locks (F_SETLK), open-file-description locks (F_OFD_SETLK) and leases (F_SETLEASE).
+// File locks: flock(2), POSIX record locks (F_SETLK), open-file-description locks (F_OFD_SETLK) and leases
+// (F_SETLEASE).
 //
-// Saved from the "lock:" lines of /proc/PID/fdinfo/N, which list the locks taken through this open file. Restart takes them
-// without waiting; a lock that somebody else holds is an error, found by the preflight where the kernel can be asked.
+// Saved from the "lock:" lines of /proc/PID/fdinfo/N, which list the locks taken through this open file. Restart takes
+// them without waiting; a lock that somebody else holds is an error, found by the preflight where the kernel can be
+// asked.
 //
-// Locks come last of all: a process loses its POSIX locks on a file when it closes any descriptor of that file, and restart
-// closes many. late_locks() lists them for those who close descriptors even later.
-// Sources: proc_pid_fdinfo(5), fcntl(2) "Advisory record locking", fs/locks.c (lock_get_status). Linux 4.1 shows the lines.
+// Locks come last of all: a process loses its POSIX locks on a file when it closes any descriptor of that file, and
+// restart closes many. late_locks() lists them for those who close descriptors even later. Sources: proc_pid_fdinfo(5),
+// fcntl(2) "Advisory record locking", fs/locks.c (lock_get_status). Linux 4.1 shows the lines.
 #include <sys/file.h>
 #include <unistd.h>
 
@@ -55,7 +57,8 @@ int take(int fd, const pb::FileLock& lock) {
   }
 }
 
-constexpr const char* kLockCure = "end the process that holds it; a program that locks its files cannot run twice at a time";
+constexpr const char* kLockCure =
+    "end the process that holds it; a program that locks its files cannot run twice at a time";
 
 }  // namespace
 
@@ -72,7 +75,8 @@ void check_locks(CheckContext& context, const pb::OpenFile& file, const std::str
       if (lock.kind() == pb::FileLock::LEASE) continue;
       Fd fd(::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC));
       if (fd && take(fd.get(), lock) != 0 && errno == EWOULDBLOCK) {
-        context.problem(error(fmt::format("file \"{}\" ({}) is locked by another process", path, describe(file)), kLockCure));
+        context.problem(
+            error(fmt::format("file \"{}\" ({}) is locked by another process", path, describe(file)), kLockCure));
       }
       continue;
     }

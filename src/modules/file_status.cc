@@ -1,9 +1,9 @@
 // State that fcntl(2) keeps with every open file description: status flags, and for signal-driven input and output the
 // owner and the signal (F_SETOWN, F_SETOWN_EX, F_SETSIG, O_ASYNC).
 //
-// Status flags are mostly given when the object is made; here they are brought to exactly what they were. An owner that is
-// a single thread other than the first does not exist yet at this point of a restart and is noted as lost.
-// O_ASYNC comes last: from then on the file may send signals. Sources: fcntl(2), F_SETOWN_EX since Linux 2.6.32.
+// Status flags are mostly given when the object is made; here they are brought to exactly what they were. An owner that
+// is a single thread other than the first does not exist yet at this point of a restart and is noted as lost. O_ASYNC
+// comes last: from then on the file may send signals. Sources: fcntl(2), F_SETOWN_EX since Linux 2.6.32.
 #include <unistd.h>
 
 #include "core/proc.h"
@@ -22,8 +22,8 @@ Result<void> restore_async_io(RestoreContext& context, const pb::OpenFile& file,
     owner.pid = async.owner();
     if (::fcntl(fd, F_SETOWN_EX, &owner) != 0) {
       if (errno != ESRCH) return errno_error(describe(file) + ": set the receiver of its signals");
-      context.note(fmt::format("{} no longer signals process or thread {}, which is not there at restart", describe(file),
-                               async.owner()));
+      context.note(fmt::format("{} no longer signals process or thread {}, which is not there at restart",
+                               describe(file), async.owner()));
     }
   }
   if (async.signal() != 0 && ::fcntl(fd, F_SETSIG, async.signal()) != 0) {
@@ -73,7 +73,8 @@ int32_t SaveContext::pid_in_target(pid_t pid) const {
   for (const StoppedThread& thread : save.world.threads()) {
     if (thread.tid == pid) return thread.tid_in_target;
   }
-  // NSpid has one number per PID namespace, from that of our /proc inwards. The target's own depth tells which is meant.
+  // NSpid has one number per PID namespace, from that of our /proc inwards. The target's own depth tells which is
+  // meant.
   auto target = read_status(save.world.pid());
   auto other = read_status(pid);
   if (!target.ok() || !other.ok()) return 0;

@@ -41,7 +41,8 @@ std::string with_port(const std::string& address, unsigned port) {
   uint16_t network_order = htons(static_cast<uint16_t>(port));
   // sin_port and sin6_port are at the same place.
   static_assert(offsetof(sockaddr_in, sin_port) == offsetof(sockaddr_in6, sin6_port));
-  if (changed.size() >= sizeof(sockaddr_in)) std::memcpy(&changed[offsetof(sockaddr_in, sin_port)], &network_order, sizeof network_order);
+  if (changed.size() >= sizeof(sockaddr_in))
+    std::memcpy(&changed[offsetof(sockaddr_in, sin_port)], &network_order, sizeof network_order);
   return changed;
 }
 

@@ -4,13 +4,14 @@
 // addresses, TCP state, backlog, options, unread bytes of a stream (MSG_PEEK leaves them where they are).
 //
 //   TCP listener            bound to the same address and listening; connections not accepted yet are lost (noted)
-//   TCP, both ends inside   a fresh connection with the unread bytes and, if they are free, the old ports. Bytes that have
-//                           not reached the other end yet cannot be read: refused, they arrive within a moment
+//   TCP, both ends inside   a fresh connection with the unread bytes and, if they are free, the old ports. Bytes that
+//                           have not reached the other end yet cannot be read: refused, they arrive within a moment
 //   TCP, other end outside  a connection that the other end has reset: the program reads what is left, then gets
-//                           ECONNRESET, and writing gives EPIPE; noted. Reset rather than end of file, because an end of
-//                           file would say that the peer had sent everything
+//                           ECONNRESET, and writing gives EPIPE; noted. Reset rather than end of file, because an end
+//                           of file would say that the peer had sent everything
 //   TCP, peer had finished  the unread bytes, then end of file as before; writing gives EPIPE
-//   UDP                     bound and connected to the same addresses; waiting datagrams are lost, as they may always be
+//   UDP                     bound and connected to the same addresses; waiting datagrams are lost, as they may always
+//   be
 //   raw sockets             refused (refused.cc)
 //
 // Preflight tries every address that is needed. A UDP port from the range that the kernel gives out by itself may be
@@ -37,8 +38,9 @@ namespace {
 bool recognise(const TargetFile& file) {
   if (file.socket_domain != AF_INET && file.socket_domain != AF_INET6) return false;
   if (file.socket_type == SOCK_STREAM) return file.socket_protocol == IPPROTO_TCP;
-  return file.socket_type == SOCK_DGRAM && (file.socket_protocol == IPPROTO_UDP || file.socket_protocol == IPPROTO_UDPLITE ||
-                                            file.socket_protocol == IPPROTO_ICMP || file.socket_protocol == IPPROTO_ICMPV6);
+  return file.socket_type == SOCK_DGRAM &&
+         (file.socket_protocol == IPPROTO_UDP || file.socket_protocol == IPPROTO_UDPLITE ||
+          file.socket_protocol == IPPROTO_ICMP || file.socket_protocol == IPPROTO_ICMPV6);
 }
 
 std::string local_address(int fd) {
@@ -64,7 +66,8 @@ uint32_t ask_amount(int fd, unsigned long request) {
 Result<void> save_tcp(SaveContext& context, const TargetFile& file, int fd, pb::InetSocket* socket) {
   tcp_info info{};
   socklen_t bytes = sizeof info;
-  if (::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &bytes) != 0) return errno_error("ask for the state of " + file.describe());
+  if (::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &bytes) != 0)
+    return errno_error("ask for the state of " + file.describe());
   socket->set_state(info.tcpi_state);
   if (info.tcpi_state == TCP_LISTEN) {  // the kernel gives the accept queue in these two fields then
     socket->set_listening(true);
@@ -83,8 +86,10 @@ Result<void> save_tcp(SaveContext& context, const TargetFile& file, int fd, pb::
   if (!was_connected) return {};
   socket->set_error_pending((ask.revents & POLLERR) != 0);
   bool finished_sending = info.tcpi_state == TCP_FIN_WAIT1 || info.tcpi_state == TCP_FIN_WAIT2 ||
-                          info.tcpi_state == TCP_CLOSING || info.tcpi_state == TCP_LAST_ACK || info.tcpi_state == TCP_TIME_WAIT;
-  socket->set_shutdown(((ask.revents & POLLRDHUP) != 0 ? kPeerHasFinished : 0) | (finished_sending ? kNoMoreSending : 0));
+                          info.tcpi_state == TCP_CLOSING || info.tcpi_state == TCP_LAST_ACK ||
+                          info.tcpi_state == TCP_TIME_WAIT;
+  socket->set_shutdown(((ask.revents & POLLRDHUP) != 0 ? kPeerHasFinished : 0) |
+                       (finished_sending ? kNoMoreSending : 0));
   if (info.tcpi_state != TCP_SYN_SENT) socket->set_unread(VMCKPT_TRY(peek_stream(file, fd)));
   socket->set_unsent_bytes(info.tcpi_state == TCP_CLOSE ? 0 : ask_amount(fd, SIOCOUTQNSD));
   if (info.tcpi_state == TCP_CLOSE || info.tcpi_state == TCP_TIME_WAIT) socket->set_peer(pb::PEER_CLOSED);
@@ -103,7 +108,8 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
   if (file.socket_type == SOCK_STREAM) return save_tcp(context, file, fd, socket);
   socket->set_queued_datagram_bytes(ask_amount(fd, FIONREAD));
   if (socket->queued_datagram_bytes() != 0) {
-    context.note(fmt::format("{} has datagrams that the program has not read; they are not in the image", file.describe()));
+    context.note(
+        fmt::format("{} has datagrams that the program has not read; they are not in the image", file.describe()));
   }
   return {};
 }
@@ -125,9 +131,10 @@ Result<void> save_links(SaveContext& context) {
     if (other == ends.end() || other->second == file) continue;
     pb::InetSocket* socket = file->saved->mutable_inet_socket();
     if (socket->unsent_bytes() != 0) {
-      return error(fmt::format("{} has {} bytes that have not reached the other end of the connection within the program",
-                               file->describe(), socket->unsent_bytes()),
-                   "checkpoint again when the program has read more");
+      return error(
+          fmt::format("{} has {} bytes that have not reached the other end of the connection within the program",
+                      file->describe(), socket->unsent_bytes()),
+          "checkpoint again when the program has read more");
     }
     socket->set_peer(pb::PEER_INSIDE);
     socket->set_peer_id(static_cast<uint32_t>(other->second->id()));
@@ -138,7 +145,9 @@ Result<void> save_links(SaveContext& context) {
     if (file.stdio() >= 0) {
       socket->set_peer(pb::PEER_STDIO);
     } else {
-      std::string lost = socket->unsent_bytes() != 0 ? fmt::format(", {} bytes that were not sent yet with it", socket->unsent_bytes()) : "";
+      std::string lost = socket->unsent_bytes() != 0
+                             ? fmt::format(", {} bytes that were not sent yet with it", socket->unsent_bytes())
+                             : "";
       context.note(fmt::format("{} is connected to {}; after a restart that connection is reset{}", file.describe(),
                                endpoint_text(socket->peer_address()), lost));
     }
@@ -157,13 +166,16 @@ void check_address(CheckContext& context, const pb::OpenFile& file) {
   }
   (void)prepare_bind(file, probe.get());
   const std::string& address = socket.local_address();
-  if (::bind(probe.get(), reinterpret_cast<const sockaddr*>(address.data()), static_cast<socklen_t>(address.size())) == 0) return;
+  if (::bind(probe.get(), reinterpret_cast<const sockaddr*>(address.data()), static_cast<socklen_t>(address.size())) ==
+      0)
+    return;
   if (errno == EADDRINUSE && may_change_port(socket)) return;
   const char* cure = errno == EADDRINUSE      ? "end the process that uses it"
                      : errno == EADDRNOTAVAIL ? "give this host the address, or let the program listen on all addresses"
                      : errno == EACCES        ? "ports below net.ipv4.ip_unprivileged_port_start need root"
                                               : "";
-  context.problem(errno_error(fmt::format("address {} ({}) cannot be used again", endpoint_text(address), describe(file)), cure));
+  context.problem(
+      errno_error(fmt::format("address {} ({}) cannot be used again", endpoint_text(address), describe(file)), cure));
 }
 
 void check(CheckContext& context) {
@@ -177,8 +189,10 @@ void check(CheckContext& context) {
 
 Result<void> prepare_bind(const pb::OpenFile& file, int fd) {
   const SocketOptions& options = file.inet_socket().options();
-  constexpr std::pair<int, int> kDecisive[] = {
-      {IPPROTO_IPV6, IPV6_V6ONLY}, {SOL_SOCKET, SO_REUSEPORT}, {IPPROTO_IP, IP_FREEBIND}, {IPPROTO_IPV6, IPV6_FREEBIND}};
+  constexpr std::pair<int, int> kDecisive[] = {{IPPROTO_IPV6, IPV6_V6ONLY},
+                                               {SOL_SOCKET, SO_REUSEPORT},
+                                               {IPPROTO_IP, IP_FREEBIND},
+                                               {IPPROTO_IPV6, IPV6_FREEBIND}};
   for (auto [level, name] : kDecisive) {
     int value = saved_option(options, level, name);
     if (value != 0) VMCKPT_TRY(set_option(fd, level, name, value, describe(file)));

@@ -1,5 +1,5 @@
-// Shared by the parts of the TCP and UDP module: inet_socket.cc (save, check), inet_socket_restore.cc and inet_address.cc.
-// Addresses are sockaddr_in or sockaddr_in6 as bytes, as the image has them.
+// Shared by the parts of the TCP and UDP module: inet_socket.cc (save, check), inet_socket_restore.cc and
+// inet_address.cc. Addresses are sockaddr_in or sockaddr_in6 as bytes, as the image has them.
 #pragma once
 
 #include <string>
@@ -14,7 +14,7 @@ constexpr uint32_t kNoMoreSending = 2;
 unsigned port_of(const std::string& address);
 std::string with_port(const std::string& address, unsigned port);
 bool same_endpoint(const std::string& a, const std::string& b);  // IPv4 and IPv4-in-IPv6 compare equal
-std::string endpoint_text(const std::string& address);          // "127.0.0.1:80", "[::1]:80"
+std::string endpoint_text(const std::string& address);           // "127.0.0.1:80", "[::1]:80"
 
 // Options that decide whether an address can be bound.
 Result<void> prepare_bind(const pb::OpenFile& file, int fd);

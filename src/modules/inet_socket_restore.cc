@@ -1,5 +1,6 @@
-// Restore of TCP and UDP sockets. Connections come first: making one needs a listener at its address for a moment, which the
-// program's own listener would forbid. All connections are made over the loopback interface or the host's own addresses.
+// Restore of TCP and UDP sockets. Connections come first: making one needs a listener at its address for a moment,
+// which the program's own listener would forbid. All connections are made over the loopback interface or the host's own
+// addresses.
 #include <algorithm>
 
 #include <netinet/in.h>
@@ -64,7 +65,8 @@ void make_room(int fd, size_t bytes) {
   int wanted = static_cast<int>(std::min<size_t>(bytes * 2, size_t{1} << 30));
   if (get_option(fd, SOL_SOCKET, SO_RCVBUF) >= wanted) return;
   ::setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &wanted, sizeof wanted);
-  if (get_option(fd, SOL_SOCKET, SO_RCVBUF) < wanted) ::setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &wanted, sizeof wanted);
+  if (get_option(fd, SOL_SOCKET, SO_RCVBUF) < wanted)
+    ::setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &wanted, sizeof wanted);
 }
 
 // A listener that exists for one connection, at `address` or, if that is in use, at any port of the loopback interface.
@@ -86,11 +88,13 @@ Result<Fd> accept_from(int listener, int client) {
   std::string wanted = name_of(client);
   for (;;) {
     pollfd ready{listener, POLLIN, 0};
-    if (::poll(&ready, 1, kLoopbackTimeoutMs) != 1) return error("a connection over the loopback interface did not arrive");
+    if (::poll(&ready, 1, kLoopbackTimeoutMs) != 1)
+      return error("a connection over the loopback interface did not arrive");
     sockaddr_storage peer{};
     socklen_t bytes = sizeof peer;
     Fd fd(::accept4(listener, reinterpret_cast<sockaddr*>(&peer), &bytes, SOCK_CLOEXEC));
-    if (!fd && errno != EINTR && errno != ECONNABORTED) return errno_error("accept a connection over the loopback interface");
+    if (!fd && errno != EINTR && errno != ECONNABORTED)
+      return errno_error("accept a connection over the loopback interface");
     if (fd && same_endpoint(std::string(reinterpret_cast<char*>(&peer), bytes), wanted)) return fd;
   }
 }
@@ -163,7 +167,9 @@ const pb::OpenFile* find_file(const RestoreContext& context, uint32_t id) {
 // The end whose port the program listens at was made by accept.
 bool was_accepted(const RestoreContext& context, const pb::InetSocket& socket) {
   for (const pb::OpenFile& file : context.table.files()) {
-    if (file.inet_socket().listening() && port_of(file.inet_socket().local_address()) == port_of(socket.local_address())) return true;
+    if (file.inet_socket().listening() &&
+        port_of(file.inet_socket().local_address()) == port_of(socket.local_address()))
+      return true;
   }
   return false;
 }
@@ -185,19 +191,23 @@ Result<void> restore_inside(RestoreContext& context, const pb::OpenFile& file) {
   const pb::OpenFile& client = accepted_is_file ? *peer : file;
   const pb::OpenFile& accepted = accepted_is_file ? file : *peer;
   const pb::InetSocket &client_socket = client.inet_socket(), &accepted_socket = accepted.inet_socket();
-  Connection connection = VMCKPT_TRY(connect_pair(context, client, client_socket.local_address(), accepted_socket.local_address(),
-                                                  client_socket.unread().size(), accepted_socket.unread().size()));
+  Connection connection =
+      VMCKPT_TRY(connect_pair(context, client, client_socket.local_address(), accepted_socket.local_address(),
+                              client_socket.unread().size(), accepted_socket.unread().size()));
   int client_fd = connection.client.get(), accepted_fd = connection.accepted.get();
   restore_socket_options(context, accepted, accepted_socket.options(), accepted_fd, OptionStage::kBeforeBind);
   if (!same_endpoint(name_of(client_fd), client_socket.local_address()) ||
       !same_endpoint(name_of(accepted_fd), accepted_socket.local_address())) {
-    context.note(fmt::format("the connection between {} and {} has other ports now: {} and {}", describe(client), describe(accepted),
-                             endpoint_text(name_of(client_fd)), endpoint_text(name_of(accepted_fd))));
+    context.note(fmt::format("the connection between {} and {} has other ports now: {} and {}", describe(client),
+                             describe(accepted), endpoint_text(name_of(client_fd)),
+                             endpoint_text(name_of(accepted_fd))));
   }
   VMCKPT_TRY(put_unread_back(client, accepted_fd));
   VMCKPT_TRY(put_unread_back(accepted, client_fd));
-  bool client_done = (client_socket.shutdown() & kNoMoreSending) != 0 || (accepted_socket.shutdown() & kPeerHasFinished) != 0;
-  bool accepted_done = (accepted_socket.shutdown() & kNoMoreSending) != 0 || (client_socket.shutdown() & kPeerHasFinished) != 0;
+  bool client_done =
+      (client_socket.shutdown() & kNoMoreSending) != 0 || (accepted_socket.shutdown() & kPeerHasFinished) != 0;
+  bool accepted_done =
+      (accepted_socket.shutdown() & kNoMoreSending) != 0 || (client_socket.shutdown() & kPeerHasFinished) != 0;
   if (client_done) ::shutdown(client_fd, SHUT_WR);
   if (accepted_done) ::shutdown(accepted_fd, SHUT_WR);
   VMCKPT_TRY(context.put(client, std::move(connection.client)));
@@ -218,8 +228,8 @@ Result<void> restore_lost(RestoreContext& context, const pb::OpenFile& file) {
   VMCKPT_TRY(send_all(other, socket.unread()));
   size_t arrived = wait_for_bytes(fd, socket.unread().size());
   if (arrived < socket.unread().size()) {
-    context.note(fmt::format("{} has {} of {} unread bytes: the receive buffer may not be larger here", describe(file), arrived,
-                             socket.unread().size()));
+    context.note(fmt::format("{} has {} of {} unread bytes: the receive buffer may not be larger here", describe(file),
+                             arrived, socket.unread().size()));
   }
   bool had_finished = (socket.shutdown() & kPeerHasFinished) != 0;
   if (had_finished && !socket.error_pending()) ::shutdown(other, SHUT_WR);
@@ -238,9 +248,10 @@ Result<void> bind_again(RestoreContext& context, const pb::OpenFile& file, int f
   if (errno != EADDRINUSE || !may_change_port(socket)) {
     return errno_error(fmt::format("{}: bind to {}", describe(file), endpoint_text(socket.local_address())));
   }
-  if (bind_to(fd, with_port(socket.local_address(), 0)) != 0) return errno_error(describe(file) + ": bind to another port");
-  context.note(fmt::format("{} was at {} and is at {} now: the port is in use", describe(file), endpoint_text(socket.local_address()),
-                           endpoint_text(name_of(fd))));
+  if (bind_to(fd, with_port(socket.local_address(), 0)) != 0)
+    return errno_error(describe(file) + ": bind to another port");
+  context.note(fmt::format("{} was at {} and is at {} now: the port is in use", describe(file),
+                           endpoint_text(socket.local_address()), endpoint_text(name_of(fd))));
   return {};
 }
 
@@ -248,7 +259,8 @@ Result<void> restore_unconnected(RestoreContext& context, const pb::OpenFile& fi
   const pb::InetSocket& socket = file.inet_socket();
   Fd fd = VMCKPT_TRY(make_socket(context, file));
   if (!socket.local_address().empty()) VMCKPT_TRY(bind_again(context, file, fd.get()));
-  if (socket.type() == SOCK_DGRAM && !socket.peer_address().empty() && connect_to(fd.get(), socket.peer_address()) != 0) {
+  if (socket.type() == SOCK_DGRAM && !socket.peer_address().empty() &&
+      connect_to(fd.get(), socket.peer_address()) != 0) {
     context.note(fmt::format("{} cannot be connected to {}: {}", describe(file), endpoint_text(socket.peer_address()),
                              std::strerror(errno)));
   }
@@ -278,7 +290,8 @@ Result<void> restore_inet_sockets(RestoreContext& context) {
   }
   // Only now: until the last bind, all sockets of a port must allow sharing it.
   for (const pb::OpenFile& file : context.table.files()) {
-    if (file.has_inet_socket() && file.inet_socket().peer() != pb::PEER_STDIO) finish_options(context, file, context.fd(file.id()));
+    if (file.has_inet_socket() && file.inet_socket().peer() != pb::PEER_STDIO)
+      finish_options(context, file, context.fd(file.id()));
   }
   return {};
 }

@@ -1,15 +1,16 @@
 // inotify(7): watches on inodes, each with a watch descriptor, and a queue of events.
 //
-// Made by inotify_init, changed by inotify_add_watch and inotify_rm_watch. fdinfo shows watch descriptor, inode and mask, but
-// no path; the recorder notes the path given, which is believed only if it still leads to the inode watched. Otherwise the
-// target's own open files may know the inode, and root asks with open_by_handle_at(2). A watch without a path is refused.
+// Made by inotify_init, changed by inotify_add_watch and inotify_rm_watch. fdinfo shows watch descriptor, inode and
+// mask, but no path; the recorder notes the path given, which is believed only if it still leads to the inode watched.
+// Otherwise the target's own open files may know the inode, and root asks with open_by_handle_at(2). A watch without a
+// path is refused.
 //
-// Watch descriptors are kept: the kernel gives them out in increasing order (idr_alloc_cyclic), so watches are added in that
-// order and numbers in between are used up by adding and removing a watch on a file nobody else knows.
+// Watch descriptors are kept: the kernel gives them out in increasing order (idr_alloc_cyclic), so watches are added in
+// that order and numbers in between are used up by adding and removing a watch on a file nobody else knows.
 //
-// Events that wait in the queue cannot be looked at without taking them from the running program: they are not saved, and
-// a note says how many bytes there were. Restored after regular files, so that opening those is not seen as an event.
-// Sources: inotify(7), proc_pid_fdinfo(5), fs/notify/inotify/inotify_user.c. fdinfo: Linux 3.8.
+// Events that wait in the queue cannot be looked at without taking them from the running program: they are not saved,
+// and a note says how many bytes there were. Restored after regular files, so that opening those is not seen as an
+// event. Sources: inotify(7), proc_pid_fdinfo(5), fs/notify/inotify/inotify_user.c. fdinfo: Linux 3.8.
 #include <algorithm>
 #include <climits>
 
@@ -27,7 +28,8 @@ namespace {
 
 constexpr uint32_t kWatchBits = IN_ALL_EVENTS | IN_EXCL_UNLINK | IN_ONESHOT | IN_ONLYDIR;
 constexpr int kMaxUnusedWatches = 1 << 20;
-constexpr int kUnusedPerDrain = 4096;  // below fs.inotify.max_queued_events (16384), for each leaves an IN_IGNORED event
+constexpr int kUnusedPerDrain =
+    4096;  // below fs.inotify.max_queued_events (16384), for each leaves an IN_IGNORED event
 
 struct WatchLine {
   int watch;
@@ -37,9 +39,7 @@ struct WatchLine {
   std::string_view text;
 };
 
-bool recognise(const TargetFile& file) {
-  return file.is_anonymous("inotify") || file.is_anonymous("[inotify]");
-}
+bool recognise(const TargetFile& file) { return file.is_anonymous("inotify") || file.is_anonymous("[inotify]"); }
 
 // "inotify wd:1 ino:3c51a sdev:fe00000 mask:2 ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:1ac5030000000000"
 WatchLine parse_watch(std::string_view line) {
@@ -47,10 +47,12 @@ WatchLine parse_watch(std::string_view line) {
           parse_hex(word_after(line, " sdev:")), static_cast<uint32_t>(parse_hex(word_after(line, " mask:"))), line};
 }
 
-// Whether a watch on `path` is a watch on that inode, in the kernel's own numbers (on overlayfs and btrfs stat has others).
+// Whether a watch on `path` is a watch on that inode, in the kernel's own numbers (on overlayfs and btrfs stat has
+// others).
 bool watches_inode(const std::string& path, const WatchLine& watch, bool do_not_follow) {
   Fd probe(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
-  if (!probe || ::inotify_add_watch(probe.get(), path.c_str(), IN_DELETE_SELF | (do_not_follow ? IN_DONT_FOLLOW : 0)) < 0) {
+  if (!probe ||
+      ::inotify_add_watch(probe.get(), path.c_str(), IN_DELETE_SELF | (do_not_follow ? IN_DONT_FOLLOW : 0)) < 0) {
     return false;
   }
   auto info = read_whole_file(fmt::format("/proc/self/fdinfo/{}", probe.get()));
@@ -87,7 +89,8 @@ std::string path_by_handle(const SaveContext& context, const WatchLine& watch) {
   auto* handle = reinterpret_cast<file_handle*>(buffer);
   handle->handle_bytes = static_cast<unsigned>(parse_hex(word_after(watch.text, "fhandle-bytes:")));
   handle->handle_type = static_cast<int>(parse_hex(word_after(watch.text, "fhandle-type:")));
-  if (handle->handle_bytes == 0 || handle->handle_bytes > MAX_HANDLE_SZ || hex.size() < handle->handle_bytes * 2) return {};
+  if (handle->handle_bytes == 0 || handle->handle_bytes > MAX_HANDLE_SZ || hex.size() < handle->handle_bytes * 2)
+    return {};
   for (unsigned i = 0; i < handle->handle_bytes; ++i) {
     buffer[sizeof(file_handle) + i] = static_cast<unsigned char>(parse_hex(hex.substr(i * 2, 2)));
   }
@@ -99,7 +102,8 @@ std::string path_by_handle(const SaveContext& context, const WatchLine& watch) {
   return path.ok() ? *path : std::string();
 }
 
-Result<void> find_path(const SaveContext& context, const TargetFile& file, const WatchLine& watch, pb::InotifyWatch* saved) {
+Result<void> find_path(const SaveContext& context, const TargetFile& file, const WatchLine& watch,
+                       pb::InotifyWatch* saved) {
   auto accept = [&](const std::string& path) {
     for (bool do_not_follow : {false, true}) {
       if (path.empty() || path[0] != '/' || !leads_to(path, watch, do_not_follow)) continue;
@@ -160,7 +164,8 @@ void drain(int inotify) {
 // Uses up watch descriptors so that the next one given out is `next`.
 Result<void> skip_watches(const pb::OpenFile& file, int inotify, int given, int next) {
   if (next - given > kMaxUnusedWatches) {
-    return error(fmt::format("{} has the watch descriptor {}, too far from the one before to be reached", describe(file), next));
+    return error(
+        fmt::format("{} has the watch descriptor {}, too far from the one before to be reached", describe(file), next));
   }
   if (next == given) return {};
   Fd private_file(::memfd_create("vmckpt-unused-watch", MFD_CLOEXEC));
@@ -168,7 +173,8 @@ Result<void> skip_watches(const pb::OpenFile& file, int inotify, int given, int 
   std::string path = fmt::format("/proc/self/fd/{}", private_file.get());
   for (int used = 0; given < next; ++given) {
     int watch = ::inotify_add_watch(inotify, path.c_str(), IN_MOVE_SELF);
-    if (watch < 0 || ::inotify_rm_watch(inotify, watch) != 0) return errno_error("use up watch descriptors of " + describe(file));
+    if (watch < 0 || ::inotify_rm_watch(inotify, watch) != 0)
+      return errno_error("use up watch descriptors of " + describe(file));
     if (++used % kUnusedPerDrain == 0) drain(inotify);
   }
   return {};
@@ -182,8 +188,8 @@ Result<void> add_watches(const pb::OpenFile& file, int inotify) {
     int got = ::inotify_add_watch(inotify, watch.path().c_str(), mask);
     if (got < 0) return errno_error(fmt::format("watch \"{}\" for {}", watch.path(), describe(file)));
     if (got != watch.watch()) {
-      return error(fmt::format("{} got watch descriptor {} instead of {} for \"{}\"", describe(file), got, watch.watch(),
-                               watch.path()),
+      return error(fmt::format("{} got watch descriptor {} instead of {} for \"{}\"", describe(file), got,
+                               watch.watch(), watch.path()),
                    got < watch.watch() ? "two watched paths have become one file: put back what was there" : "");
     }
     next = watch.watch() + 1;

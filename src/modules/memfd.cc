@@ -1,9 +1,9 @@
 // Files that no path leads to: memfd_create(2), O_TMPFILE, and files whose last name has been removed.
 //
 // The content is a CapturedFile of the image (src/memory/captured_files.h), shared with the mappings of the same file;
-// size and seals belong to it. A descriptor adds access mode, status flags and position. Restored after RebuiltFiles has
-// made the file again: it is opened once more for every open file description through /proc/self/fd, which works without
-// a path and gives each its own position. Sources: memfd_create(2), proc_pid_fd(5).
+// size and seals belong to it. A descriptor adds access mode, status flags and position. Restored after RebuiltFiles
+// has made the file again: it is opened once more for every open file description through /proc/self/fd, which works
+// without a path and gives each its own position. Sources: memfd_create(2), proc_pid_fd(5).
 #include <unistd.h>
 
 #include "modules/descriptor_module.h"
@@ -14,15 +14,16 @@ namespace {
 constexpr uint32_t kTmpfileBit = O_TMPFILE & ~O_DIRECTORY;
 
 bool recognise(const TargetFile& file) {
-  return (file.flags & O_PATH) == 0 && S_ISREG(file.status.st_mode) && file.status.st_nlink == 0 && has_ordinary_content(file) &&
-         !is_pseudo_file(file);
+  return (file.flags & O_PATH) == 0 && S_ISREG(file.status.st_mode) && file.status.st_nlink == 0 &&
+         has_ordinary_content(file) && !is_pseudo_file(file);
 }
 
 Result<void> restore(RestoreContext& context) {
   for (const pb::OpenFile& file : context.table.files()) {
     if (!file.has_captured()) continue;
     int whole = context.restore.captured.fd(file.captured().captured_id());
-    if (whole < 0) return error(fmt::format("{}: the image has no content for it", describe(file)), "use another image");
+    if (whole < 0)
+      return error(fmt::format("{}: the image has no content for it", describe(file)), "use another image");
     uint32_t dropped = kTmpfileBit | O_DIRECTORY | O_CREAT | O_EXCL | O_TRUNC | O_NOFOLLOW | O_ASYNC | O_DIRECT;
     Fd fd = VMCKPT_TRY(reopen(whole, static_cast<int>(file.status_flags() & ~dropped)));
     if (file.captured().position() != 0 && ::lseek(fd.get(), file.captured().position(), SEEK_SET) < 0) {
@@ -30,20 +31,31 @@ Result<void> restore(RestoreContext& context) {
     }
     VMCKPT_TRY(context.put(file, std::move(fd)));
   }
+  // Only now: the permissions may forbid opening the file as its descriptors were.
+  for (const pb::OpenFile& file : context.table.files()) {
+    if (!file.has_captured() || ::fchmod(context.fd(file.id()), file.captured().permissions()) == 0) continue;
+    return errno_error(fmt::format("{}: set its permissions to {:#o}", describe(file), file.captured().permissions()));
+  }
   return {};
 }
 
-// An open file of our own: copying moves the position, which a duplicate shares with the running target.
-Result<uint64_t> capture_apart(SaveContext& context, const TargetFile& file, int fd) {
-  Fd own = VMCKPT_TRY(reopen(fd, O_RDONLY));
-  return context.save.captured.capture(own.get(), file.link);
+// Copying moves the position, which a duplicate shares with the running target: an open file of our own is better. Where
+// the file's permissions forbid another one, the position is put back.
+Result<uint64_t> capture(SaveContext& context, const TargetFile& file, int fd) {
+  auto own = reopen(fd, O_RDONLY);
+  if (own.ok()) return context.save.captured.capture(own->get(), file.link);
+  if (!can_read(file.flags)) return own.error();
+  auto id = context.save.captured.capture(fd, file.link);
+  ::lseek(fd, file.position, SEEK_SET);
+  return id;
 }
 
 }  // namespace
 
 Result<void> save_captured(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved) {
-  saved->mutable_captured()->set_captured_id(VMCKPT_TRY(capture_apart(context, file, fd)));
+  saved->mutable_captured()->set_captured_id(VMCKPT_TRY(capture(context, file, fd)));
   saved->mutable_captured()->set_position(file.position);
+  saved->mutable_captured()->set_permissions(file.status.st_mode & 07777);
   return {};
 }
 

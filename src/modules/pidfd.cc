@@ -1,10 +1,10 @@
 // pidfd_open(2), CLONE_PIDFD: a descriptor that refers to a process.
 //
-// Its only state is which process. The target's own is opened again. Any other process is not part of the checkpoint, or has
-// ended: at restart the descriptor refers to a process that has just ended, so it polls readable and signals through it give
-// ESRCH; a note says so unless the process had ended already. Restore order is free; the short-lived child is made without
-// a termination signal, so that the target never sees a SIGCHLD. Sources: pidfd_open(2), clone(2); fdinfo has Pid and NSpid
-// since Linux 5.2, PIDFD_THREAD exists since 6.9.
+// Its only state is which process. The target's own is opened again. Any other process is not part of the checkpoint,
+// or has ended: at restart the descriptor refers to a process that has just ended, so it polls readable and signals
+// through it give ESRCH; a note says so unless the process had ended already. Restore order is free; the short-lived
+// child is made without a termination signal, so that the target never sees a SIGCHLD. Sources: pidfd_open(2),
+// clone(2); fdinfo has Pid and NSpid since Linux 5.2, PIDFD_THREAD exists since 6.9.
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -32,15 +32,16 @@ Result<void> save(SaveContext& context, const TargetFile& file, int, pb::OpenFil
   pidfd->set_thread((file.flags & kPidfdThread) != 0);
   pidfd->set_pid(pid > 0 ? context.pid_in_target(pid) : pid);
   if (!pidfd->self() && pid != -1) {
-    context.note(fmt::format("{} refers to process {}, which is not part of the checkpoint: after a restart it is shown as ended",
-                             file.describe(), pid));
+    context.note(fmt::format(
+        "{} refers to process {}, which is not part of the checkpoint: after a restart it is shown as ended",
+        file.describe(), pid));
   }
   return {};
 }
 
 Result<Fd> open_ended_process(const pb::OpenFile& file) {
   int pidfd = -1;
-  long pid = ::syscall(SYS_clone, CLONE_PIDFD, nullptr, &pidfd, nullptr, 0);
+  long pid = ::syscall(SYS_clone, CLONE_PIDFD | CLONE_UNTRACED, nullptr, &pidfd, nullptr, 0);
   if (pid == 0) ::syscall(SYS_exit_group, 0);
   if (pid < 0) return errno_error("make an ended process for " + describe(file));
   Fd fd(pidfd);

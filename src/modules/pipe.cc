@@ -1,8 +1,8 @@
 // Pipes and FIFOs: a ring of pages with read ends and write ends.
 //
 // Made by pipe2(2), or open(2) of a FIFO; changed by reads, writes, splice, F_SETPIPE_SZ; O_DIRECT on a write end keeps
-// packets apart. Saved: which ends are open, capacity, and the content, copied with tee(2), which takes nothing out. tee
-// hands over references to pages, so the scratch pipe needs as many slots as the pipe has.
+// packets apart. Saved: which ends are open, capacity, and the content, copied with tee(2), which takes nothing out.
+// tee hands over references to pages, so the scratch pipe needs as many slots as the pipe has.
 //
 //   both kinds of end inside        rebuilt with content
 //   the other end already closed    rebuilt with content, the other end closed again: end of file, or EPIPE
@@ -10,9 +10,9 @@
 //   the other end outside           rebuilt with content, the other end closed; noted
 //   FIFO                            opened again by its path; content put back when it is empty
 //
-// Restore order: make the pipe, fill it while it still has a read end, then open further ends through /proc/self/fd (each
-// open file description of its own), then close what the target did not have. Ends are opened without blocking; flags
-// come right afterwards. Sources: pipe(7), pipe(2), tee(2), fcntl(2).
+// Restore order: make the pipe, fill it while it still has a read end, then open further ends through /proc/self/fd
+// (each open file description of its own), then close what the target did not have. Ends are opened without blocking;
+// flags come right afterwards. Sources: pipe(7), pipe(2), tee(2), fcntl(2).
 #include <algorithm>
 
 #include <poll.h>
@@ -65,7 +65,8 @@ Result<void> save_content(const TargetFile& file, int fd, pb::PipeBuffer* pipe) 
 }
 
 Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved) {
-  auto [known, is_new] = context.pipe_ids.try_emplace({file.status.st_dev, file.status.st_ino}, context.pipe_ids.size() + 1);
+  auto [known, is_new] =
+      context.pipe_ids.try_emplace({file.status.st_dev, file.status.st_ino}, context.pipe_ids.size() + 1);
   if (is_new) {
     pb::PipeBuffer* pipe = context.table->add_pipes();
     pipe->set_id(known->second);
@@ -92,18 +93,22 @@ void note_loss(SaveContext& context, const pb::PipeBuffer& pipe, const TargetFil
   bool lost_reader = pipe.readers() == pb::PEER_OUTSIDE;
   bool lost_writer = pipe.writers() == pb::PEER_OUTSIDE;
   if (!pipe.path().empty() && (lost_reader || lost_writer)) {
-    context.note(fmt::format("{} is a FIFO whose other end is open in another process, which must open it again after a restart",
-                             file.describe()));
+    context.note(
+        fmt::format("{} is a FIFO whose other end is open in another process, which must open it again after a restart",
+                    file.describe()));
   } else if (lost_reader) {
-    context.note(fmt::format("{} is a pipe read by another process; after a restart writing to it gives EPIPE", file.describe()));
-  } else if (lost_writer) {
-    context.note(fmt::format("{} is a pipe written by another process; after a restart it is at its end once the rest is read",
+    context.note(fmt::format("{} is a pipe read by another process; after a restart writing to it gives EPIPE",
                              file.describe()));
+  } else if (lost_writer) {
+    context.note(
+        fmt::format("{} is a pipe written by another process; after a restart it is at its end once the rest is read",
+                    file.describe()));
   }
   if (pipe.writers() == pb::PEER_STDIO && pipe.chunks_size() > 0) {
-    context.note(fmt::format("{} has {} bytes of input that the program has not read; after a restart input comes from restart's "
-                             "own, without them",
-                             file.describe(), pipe.chunks(0).size()));
+    context.note(fmt::format(
+        "{} has {} bytes of input that the program has not read; after a restart input comes from restart's "
+        "own, without them",
+        file.describe(), pipe.chunks(0).size()));
   }
 }
 
@@ -186,9 +191,9 @@ Result<void> fill(RestoreContext& context, const pb::PipeBuffer& pipe, int write
 
 // A pipe open both ways, so that no open blocks and nothing is lost until all ends are there.
 struct BothWays {
-  Fd read_end;   // the ends as pipe2 gives them; a FIFO has none
+  Fd read_end;  // the ends as pipe2 gives them; a FIFO has none
   Fd write_end;
-  Fd keeper;     // opens further ends
+  Fd keeper;  // opens further ends
 };
 
 Result<BothWays> open_both_ways(RestoreContext& context, const pb::PipeBuffer& pipe) {
@@ -199,7 +204,8 @@ Result<BothWays> open_both_ways(RestoreContext& context, const pb::PipeBuffer& p
     bool empty = ::ioctl(opened.keeper.get(), FIONREAD, &unread) == 0 && unread == 0;
     if (empty && pipe.readers() == pb::PEER_INSIDE) VMCKPT_TRY(fill(context, pipe, opened.keeper.get()));
     // A read end that is opened while nobody writes polls as idle; opened beside a writer that leaves, as hung up.
-    if (pipe.writers() == pb::PEER_OUTSIDE) opened.keeper = VMCKPT_TRY(reopen(opened.keeper.get(), O_RDONLY | O_NONBLOCK));
+    if (pipe.writers() == pb::PEER_OUTSIDE)
+      opened.keeper = VMCKPT_TRY(reopen(opened.keeper.get(), O_RDONLY | O_NONBLOCK));
     return opened;
   }
   int ends[2];
@@ -219,7 +225,8 @@ Result<void> restore_pipe(RestoreContext& context, const pb::PipeBuffer& pipe) {
     int access = static_cast<int>(end->status_flags() & O_ACCMODE);
     Fd& original = access == O_RDONLY ? opened.read_end : opened.write_end;
     bool take = original.valid() && access != O_RDWR;
-    VMCKPT_TRY(context.put(*end, take ? std::move(original) : VMCKPT_TRY(reopen(opened.keeper.get(), access | O_NONBLOCK))));
+    VMCKPT_TRY(
+        context.put(*end, take ? std::move(original) : VMCKPT_TRY(reopen(opened.keeper.get(), access | O_NONBLOCK))));
   }
   return {};
 }

@@ -13,17 +13,20 @@ struct RefusedObject {
 };
 
 constexpr RefusedObject kRefused[] = {
-    {"anon_inode:[io_uring]", "an io_uring ring", "launch the program without allowing io_uring, so that it falls back"},
+    {"anon_inode:[io_uring]", "an io_uring ring",
+     "launch the program without allowing io_uring, so that it falls back"},
     {"anon_inode:[userfaultfd]", "a userfaultfd", "end the migration or snapshot that uses it first"},
     {"anon_inode:[perf_event]", "a performance counter", "stop the profiling first"},
     {"anon_inode:bpf", "a BPF program, map or link", "let the program close it before the checkpoint"},
     {"anon_inode:[fanotify]", "a fanotify group", "let the program use inotify, or close it before the checkpoint"},
     {"anon_inode:kvm-", "a KVM object", "run the guest with user-space emulation (QEMU: -accel tcg)"},
     {"/dev/kvm", "the KVM device", "run the guest with user-space emulation (QEMU: -accel tcg)"},
-    {"/dev/vhost", "an in-kernel virtio device (vhost)", "run QEMU with vhost=off, so that it emulates the device itself"},
+    {"/dev/vhost", "an in-kernel virtio device (vhost)",
+     "run QEMU with vhost=off, so that it emulates the device itself"},
     {"/dev/vfio", "a passed-through device (VFIO)", "remove the device from the guest before the checkpoint"},
     {"anon_inode:[vfio", "a passed-through device (VFIO)", "remove the device from the guest before the checkpoint"},
-    {"anon_inode:[iommu", "a passed-through device (IOMMUFD)", "remove the device from the guest before the checkpoint"},
+    {"anon_inode:[iommu", "a passed-through device (IOMMUFD)",
+     "remove the device from the guest before the checkpoint"},
     {"/dev/net/tun", "a TUN or TAP interface", "run QEMU with user networking (-netdev user)"},
     {"/dev/fuse", "a FUSE connection", "unmount the file system that the program serves first"},
     {"/dev/dri", "a graphics device", "run the program without hardware graphics"},
@@ -52,7 +55,8 @@ struct RefusedSocket {
 };
 
 constexpr RefusedSocket kRefusedSockets[] = {
-    {AF_NETLINK, "a netlink socket (a connection to the kernel)", "let the program close it; short-lived ones: checkpoint again"},
+    {AF_NETLINK, "a netlink socket (a connection to the kernel)",
+     "let the program close it; short-lived ones: checkpoint again"},
     {AF_PACKET, "a packet socket (raw network access)", "run QEMU with user networking (-netdev user)"},
     {AF_VSOCK, "a VM socket", "let the program close it before the checkpoint"},
     {AF_ALG, "a connection to the kernel's cryptography", "run the program without it (OpenSSL: no afalg engine)"},
@@ -64,7 +68,8 @@ constexpr RefusedSocket kRefusedSockets[] = {
 Error socket_refusal(const TargetFile& file) {
   for (const RefusedSocket& socket : kRefusedSockets) {
     if (socket.domain != file.socket_domain) continue;
-    return error(fmt::format("{} is {}, which cannot be saved", file.describe(), socket.what), std::string(socket.cure));
+    return error(fmt::format("{} is {}, which cannot be saved", file.describe(), socket.what),
+                 std::string(socket.cure));
   }
   const char* what = file.socket_type == SOCK_RAW ? "a raw socket" : "a socket of a kind that vmckpt has no module for";
   return error(fmt::format("{} is {} (domain {}, type {}, protocol {})", file.describe(), what, file.socket_domain,
@@ -78,12 +83,14 @@ Error refusal(const TargetFile& file) {
   if (file.socket_domain >= 0) return socket_refusal(file);
   for (const RefusedObject& object : kRefused) {
     if (!std::string_view(file.link).starts_with(object.prefix)) continue;
-    return error(fmt::format("{} is {}, which cannot be saved", file.describe(), object.what), std::string(object.cure));
+    return error(fmt::format("{} is {}, which cannot be saved", file.describe(), object.what),
+                 std::string(object.cure));
   }
   if (S_ISREG(file.status.st_mode)) {
-    return error(fmt::format("{} is a POSIX message queue or another object that only looks like a file, which cannot be saved",
-                             file.describe()),
-                 "let the program close it before the checkpoint");
+    return error(
+        fmt::format("{} is a POSIX message queue or another object that only looks like a file, which cannot be saved",
+                    file.describe()),
+        "let the program close it before the checkpoint");
   }
   if (S_ISCHR(file.status.st_mode)) {
     return error(fmt::format("{} is a device that vmckpt has no module for", file.describe()),

@@ -1,15 +1,17 @@
 // What a path leads to: regular files, directories, block devices, and anything opened with O_PATH.
 //
-// Made by open(2) and its relatives; changed by lseek, read, write (position) and fcntl (flags, locks). Saved: path, access
-// mode and flags, position, and what the file looked like (type, size, time of change, device and inode), not its content:
-// that stays the user's affair, as with any program that is stopped and started again.
+// Made by open(2) and its relatives; changed by lseek, read, write (position) and fcntl (flags, locks). Saved: path,
+// access mode and flags, position, and what the file looked like (type, size, time of change, device and inode), not
+// its content: that stays the user's affair, as with any program that is stopped and started again.
 //
-// Preflight: a path that is gone, leads to another type of file or may not be opened is a problem. A file that has changed
-// is a note that says what changed: for a file being written (log, disk image) it is the normal course of things.
+// Preflight: a path that is gone, leads to another type of file or may not be opened is a problem. A file that has
+// changed is a note that says what changed: for a file being written (log, disk image) it is the normal course of
+// things.
 //
-// A file whose path leads elsewhere by now (removed, or replaced by rename, while another hard link keeps it) is captured
-// with its content like a deleted one; the link to the other name is lost then, and noted. A removed directory comes back as
-// a removed directory. Files under /proc/PID of the target itself are kept as /proc/self, for the PID may be shown otherwise.
+// A file whose path leads elsewhere by now (removed, or replaced by rename, while another hard link keeps it) is
+// captured with its content like a deleted one; the link to the other name is lost then, and noted. A removed directory
+// comes back as a removed directory. Files under /proc/PID of the target itself are kept as /proc/self, for the PID may
+// be shown otherwise.
 //
 // Flags that act on opening only (O_CREAT, O_EXCL, O_TRUNC) are never repeated. Restore order is free.
 // Sources: open(2), proc_pid_fd(5), Documentation/filesystems/proc.rst.
@@ -31,7 +33,8 @@ constexpr std::string_view kOwnProc = "/proc/self";
 bool recognise(const TargetFile& file) {
   if (file.link.empty() || file.link[0] != '/') return false;
   if ((file.flags & O_PATH) != 0) return true;
-  return (S_ISREG(file.status.st_mode) && has_ordinary_content(file)) || S_ISDIR(file.status.st_mode) || S_ISBLK(file.status.st_mode);
+  return (S_ISREG(file.status.st_mode) && has_ordinary_content(file)) || S_ISDIR(file.status.st_mode) ||
+         S_ISBLK(file.status.st_mode);
 }
 
 bool opened_as_link(uint32_t mode) { return S_ISLNK(mode); }
@@ -49,7 +52,8 @@ bool is_same_file(const SaveContext& context, const std::string& path, const str
   return false;
 }
 
-// The number that the target has in the /proc that the file belongs to: a target in a PID namespace has a /proc of its own.
+// The number that the target has in the /proc that the file belongs to: a target in a PID namespace has a /proc of its
+// own.
 pid_t own_number(const SaveContext& context, const TargetFile& file) {
   struct stat our_proc;
   bool ours = ::stat("/proc", &our_proc) == 0 && our_proc.st_dev == file.status.st_dev;
@@ -129,8 +133,9 @@ void check_access(CheckContext& context, const pb::OpenFile& file) {
   if ((file.status_flags() & O_PATH) != 0) return;
   int wanted = (can_read(file.status_flags()) ? R_OK : 0) | (can_write(file.status_flags()) ? W_OK : 0);
   if (::faccessat(AT_FDCWD, file.path_file().path().c_str(), wanted, AT_EACCESS) != 0) {
-    context.problem(errno_error(fmt::format("file \"{}\" ({}) may not be opened again", file.path_file().path(), describe(file)),
-                                "restart as the user who owns it, or change its permissions"));
+    context.problem(
+        errno_error(fmt::format("file \"{}\" ({}) may not be opened again", file.path_file().path(), describe(file)),
+                    "restart as the user who owns it, or change its permissions"));
   }
 }
 
@@ -194,7 +199,8 @@ Result<Fd> open_again(RestoreContext& context, const pb::OpenFile& file) {
   if (file.path_file().deleted_directory()) return open_removed_directory(file, flags);
   auto fd = open_file(path, flags);
   if (!fd.ok() && fd.error().err == EPERM && (flags & O_NOATIME) != 0) {
-    context.note(fmt::format("file \"{}\" ({}) is open without O_NOATIME: it belongs to another user", path, describe(file)));
+    context.note(
+        fmt::format("file \"{}\" ({}) is open without O_NOATIME: it belongs to another user", path, describe(file)));
     return open_file(path, flags & ~O_NOATIME);
   }
   if (!fd.ok() && fd.error().err == EINVAL && (flags & O_DIRECT) != 0) {

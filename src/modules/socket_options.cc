@@ -1,11 +1,11 @@
-// Options that getsockopt tells are compared with those of a fresh socket; what differs is saved and set again. An option
-// that follows the host's own default therefore follows the new host's default after a restart.
+// Options that getsockopt tells are compared with those of a fresh socket; what differs is saved and set again. An
+// option that follows the host's own default therefore follows the new host's default after a restart.
 //
 // Buffer sizes: the kernel doubles what setsockopt gives, so half is set; SO_BUF_LOCK (Linux 5.15) tells whether the
-// program has set them, otherwise TCP adapts them and they are left alone. Classic BPF filters are read with SO_GET_FILTER
-// and attached again; extended ones cannot be read and are refused. Multicast memberships are not shown by getsockopt: a
-// program that has joined groups must join again. A value that this host refuses is noted.
-// Sources: socket(7), tcp(7), ip(7), ipv6(7), unix(7), net/core/sock.c.
+// program has set them, otherwise TCP adapts them and they are left alone. Classic BPF filters are read with
+// SO_GET_FILTER and attached again; extended ones cannot be read and are refused. Multicast memberships are not shown
+// by getsockopt: a program that has joined groups must join again. A value that this host refuses is noted. Sources:
+// socket(7), tcp(7), ip(7), ipv6(7), unix(7), net/core/sock.c.
 #include "modules/socket_options.h"
 
 #include <algorithm>

@@ -1,10 +1,10 @@
-// Reading a queue without changing it: MSG_PEEK copies from the front of the queue and leaves it as it is. That is enough for
-// a stream, which is peeked in one go. Datagrams, and streams whose parts differ in their credentials, need SO_PEEK_OFF
-// (unix(7), Linux 3.4) to look further: it is set while we look and put back as it was. The socket belongs to a stopped
-// process, so nobody sees it in between.
+// Reading a queue without changing it: MSG_PEEK copies from the front of the queue and leaves it as it is. That is
+// enough for a stream, which is peeked in one go. Datagrams, and streams whose parts differ in their credentials, need
+// SO_PEEK_OFF (unix(7), Linux 3.4) to look further: it is set while we look and put back as it was. The socket belongs
+// to a stopped process, so nobody sees it in between.
 //
-// One flaw: the kernel marks an empty datagram as peeked and SO_PEEK_OFF passes over it from then on, so an empty datagram
-// that stays unread is in the image of the first checkpoint that meets it and missing in later ones.
+// One flaw: the kernel marks an empty datagram as peeked and SO_PEEK_OFF passes over it from then on, so an empty
+// datagram that stays unread is in the image of the first checkpoint that meets it and missing in later ones.
 //
 // A peek of a message with descriptors would receive copies of them; they are closed at once.
 // Sources: recv(2), unix(7), socket(7), net/unix/af_unix.c (unix_stream_read_generic, __unix_dgram_recvmsg).
@@ -122,7 +122,8 @@ Result<void> save_stream(const TargetFile& file, int fd, SocketMessages* message
     Peeked peeked = VMCKPT_TRY(peek(file, fd, buffer));
     if (peeked.has_descriptors) return descriptors_on_their_way(file);
     if (peeked.nothing || peeked.bytes == 0) {
-      return error(fmt::format("{} has {} unread bytes of which only {} could be copied", file.describe(), unread, all.size()));
+      return error(
+          fmt::format("{} has {} unread bytes of which only {} could be copied", file.describe(), unread, all.size()));
     }
     all.append(buffer, 0, peeked.bytes);
   }
@@ -145,9 +146,11 @@ Result<void> save_packets(const TargetFile& file, int fd, SocketMessages* messag
     if (peeked.has_descriptors) return descriptors_on_their_way(file);
     if (peeked.nothing) return {};
     pollfd now{fd, POLLIN | POLLRDHUP, 0};
-    if (peeked.bytes == 0 && file.socket_type == SOCK_SEQPACKET && ::poll(&now, 1, 0) > 0 && (now.revents & POLLRDHUP)) return {};
+    if (peeked.bytes == 0 && file.socket_type == SOCK_SEQPACKET && ::poll(&now, 1, 0) > 0 && (now.revents & POLLRDHUP))
+      return {};
     if (peeked.bytes > buffer.size()) {
-      return error(fmt::format("{} has an unread message of {} bytes, more than vmckpt copies", file.describe(), peeked.bytes));
+      return error(
+          fmt::format("{} has an unread message of {} bytes, more than vmckpt copies", file.describe(), peeked.bytes));
     }
     pb::SocketMessage* message = messages->Add();
     message->set_data(buffer.substr(0, peeked.bytes));

@@ -8,8 +8,8 @@ namespace vmckpt {
 
 using SocketMessages = google::protobuf::RepeatedPtrField<pb::SocketMessage>;
 
-// A stream gives one message with all bytes, a packet socket one for each. File descriptors on their way (SCM_RIGHTS) are
-// refused: what they refer to may be anything.
+// A stream gives one message with all bytes, a packet socket one for each. File descriptors on their way (SCM_RIGHTS)
+// are refused: what they refer to may be anything.
 Result<void> save_socket_queue(const TargetFile& file, int fd, SocketMessages* messages);
 
 // TCP: all unread bytes.

@@ -1,8 +1,9 @@
-// Numbers 0 to 2 that led to the outside (a pipe, a connection, a terminal): restart's own stdin, stdout and stderr take
-// their place, like in any program that a shell starts.
+// Numbers 0 to 2 that led to the outside (a pipe, a connection, a terminal): restart's own stdin, stdout and stderr
+// take their place, like in any program that a shell starts.
 //
-// A pipe or terminal is opened again through /proc/self/fd, so that flags such as O_NONBLOCK are the target's own; where that
-// is not allowed (the file belongs to another user), and for everything else, it is a duplicate, as it would be after launch.
+// A pipe or terminal is opened again through /proc/self/fd, so that flags such as O_NONBLOCK are the target's own;
+// where that is not allowed (the file belongs to another user), and for everything else, it is a duplicate, as it would
+// be after launch.
 #include <unistd.h>
 
 #include "modules/descriptor_module.h"
@@ -18,8 +19,9 @@ Result<Fd> attach_stdio(RestoreContext& context, const pb::OpenFile& file, int n
   int outside = context.restore.stdio[static_cast<size_t>(number)];
   struct stat status;
   if (outside < 0 || ::fstat(outside, &status) != 0) {
-    context.note(fmt::format("{} was connected to the outside; restart has no descriptor {} to put there: it is /dev/null now",
-                             describe(file), number));
+    context.note(
+        fmt::format("{} was connected to the outside; restart has no descriptor {} to put there: it is /dev/null now",
+                    describe(file), number));
     return open_file("/dev/null", O_RDWR);
   }
   if (S_ISFIFO(status.st_mode) || ::isatty(outside)) {

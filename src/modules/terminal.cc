@@ -1,21 +1,33 @@
 // Terminals: pseudo terminals (a master and any number of slave files), serial lines, and /dev/tty.
 //
 // Made by opening /dev/ptmx and the slave; changed by tcsetattr, TIOCSWINSZ, TIOCSPTLCK, TIOCPKT and others. Saved per
-// terminal: termios, window size, lock, packet mode, exclusive mode, line discipline, and in raw mode the bytes on their way
-// (terminal_content.cc).
+// terminal: termios, window size, lock, packet mode, exclusive mode, line discipline, and in raw mode the bytes on
+// their way (see below).
 //
-//   inside   the master is in this process: a fresh pseudo terminal, with the old number if it is free (numbers in between
-//            are taken for a moment, since the kernel gives out the lowest)
-//   outside  the terminal the target was run from (it is the controlling terminal, or at 0 to 2): restart's own terminal
-//            takes its place, opened again so that access mode and flags are the target's, and gets the saved termios;
-//            its size stays what it is. When restart has no terminal, a fresh one whose master DescriptorRestore hands out
+//   inside   the master is in this process: a fresh pseudo terminal, with the old number if it is free (numbers in
+//            between are taken for a moment, since the kernel gives out the lowest)
+//   outside  the terminal the target was run from (it is the controlling terminal, or at 0 to 2): restart's own
+//            terminal takes its place, opened again so that access mode and flags are the target's, and gets the saved
+//            termios; its size stays what it is. When restart has no terminal, a fresh one whose master
+//            DescriptorRestore hands out
 //   other    a pseudo terminal whose master belongs to somebody else: a fresh one that is hung up; noted
 //   device   a serial line: opened again by its path, with the saved termios
 //
 // Restored: master, slaves, then settings, then lock and exclusive mode, which would forbid opening; the controlling
-// terminal before /dev/tty, which only then can be opened. tcsetattr on restart's terminal from a background process group
-// would stop the process with SIGTTOU: that is blocked meanwhile.
-// Sources: pty(7), ioctl_tty(2), termios(3); TIOCGPTPEER: Linux 4.13.
+// terminal before /dev/tty, which only then can be opened. tcsetattr on restart's terminal from a background process
+// group would stop the process with SIGTTOU: that is blocked meanwhile.
+//
+// Content. A terminal cannot be peeked at: reading takes bytes out. In a raw terminal bytes pass unchanged, so they can
+// be read and written again from the other side, which leaves both queues as they were. This is done only if nothing
+// can go wrong on the way: both sides are in the target (nobody outside writes in between), neither is in packet mode,
+// both can be written to now. The whole exchange is a few system calls of the supervisor within the pause; it is the
+// one place where a checkpoint touches a queue of the running program, and a supervisor killed between the read and the
+// write would lose those bytes.
+//
+// In cooked mode input has been edited, echoed and cut into lines; writing it again would do that twice. It is left
+// where it is and noted.
+//
+// Sources: pty(7), ioctl_tty(2), termios(3), drivers/tty/n_tty.c and pty.c; TIOCGPTPEER: Linux 4.13.
 #include <algorithm>
 #include <csignal>
 
@@ -28,7 +40,6 @@
 
 #include "core/proc.h"
 #include "modules/descriptor_module.h"
-#include "modules/terminal_content.h"
 
 namespace vmckpt {
 namespace {
@@ -44,11 +55,15 @@ bool is_pts(uint64_t device) { return major(device) >= kFirstPtsMajor && major(d
 unsigned pts_index(uint64_t device) { return minor(device) + (major(device) - kFirstPtsMajor) * kPtsPerMajor; }
 
 bool is_terminal_major(uint64_t device) {
-  constexpr unsigned kSerialMajors[] = {kTtyMajor, kTtyAuxMajor, 188 /* ttyUSB */, 166 /* ttyACM */, 204 /* ttyAMA */, 229 /* hvc */};
-  return is_pts(device) || std::find(std::begin(kSerialMajors), std::end(kSerialMajors), major(device)) != std::end(kSerialMajors);
+  constexpr unsigned kSerialMajors[] = {kTtyMajor,        kTtyAuxMajor,     188 /* ttyUSB */,
+                                        166 /* ttyACM */, 204 /* ttyAMA */, 229 /* hvc */};
+  return is_pts(device) ||
+         std::find(std::begin(kSerialMajors), std::end(kSerialMajors), major(device)) != std::end(kSerialMajors);
 }
 
-bool recognise(const TargetFile& file) { return S_ISCHR(file.status.st_mode) && is_terminal_major(file.status.st_rdev); }
+bool recognise(const TargetFile& file) {
+  return S_ISCHR(file.status.st_mode) && is_terminal_major(file.status.st_rdev);
+}
 
 // The target's controlling terminal as a device number, 0 without one, and whether the target leads the session.
 struct Session {
@@ -114,7 +129,8 @@ Result<void> save_master(const TargetFile& file, int fd, pb::Terminal* terminal)
 }
 
 // Which terminal and side the file is.
-Result<pb::Terminal*> find_terminal(SaveContext& context, const TargetFile& file, int fd, pb::TerminalSide* side, bool* added) {
+Result<pb::Terminal*> find_terminal(SaveContext& context, const TargetFile& file, int fd, pb::TerminalSide* side,
+                                    bool* added) {
   uint64_t device = file.status.st_rdev;
   if (is_ptmx(device)) {
     unsigned index = 0;
@@ -156,6 +172,74 @@ uint64_t device_of(const SaveContext& context, const pb::Terminal& terminal) {
              : 0;
 }
 
+constexpr size_t kMaxContentBytes = size_t{64}
+                                    << 10;  // more than a terminal holds: one that fills as fast as it is read
+constexpr int kWriteTimeoutMs = 1000;
+
+bool passes_unchanged(int fd) {
+  termios2 settings{};
+  if (::ioctl(fd, TCGETS2, &settings) != 0) return false;
+  constexpr tcflag_t kInput = ISTRIP | INLCR | IGNCR | ICRNL | IUCLC | IXON | IXOFF | PARMRK;
+  constexpr tcflag_t kLocal = ICANON | ISIG | ECHO | ECHONL | IEXTEN;
+  return (settings.c_iflag & kInput) == 0 && (settings.c_lflag & kLocal) == 0 && (settings.c_oflag & OPOST) == 0;
+}
+
+bool is_ready(int fd, short event, int timeout_ms = 0) {
+  pollfd ask{fd, event, 0};
+  return ::poll(&ask, 1, timeout_ms) == 1 && (ask.revents & event) != 0;
+}
+
+int unread_bytes(int fd) {
+  int bytes = 0;
+  return ::ioctl(fd, FIONREAD, &bytes) == 0 ? bytes : 0;
+}
+
+// Never blocks: poll first lets the kernel hand over everything that is still on its way.
+Result<std::string> drain(int fd) {
+  std::string content;
+  char part[4096];
+  while (content.size() < kMaxContentBytes && is_ready(fd, POLLIN) && unread_bytes(fd) > 0) {
+    ssize_t got = ::read(fd, part, sizeof part);
+    if (got <= 0) break;
+    content.append(part, static_cast<size_t>(got));
+  }
+  return content;
+}
+
+Result<void> write_through(int fd, const std::string& content) {
+  for (size_t written = 0; written < content.size();) {
+    if (!is_ready(fd, POLLOUT, kWriteTimeoutMs)) return error("a terminal does not take back its own content");
+    // Small parts, for the descriptor may be a blocking one: what poll has promised room for does not block.
+    ssize_t put = ::write(fd, content.data() + written, std::min<size_t>(content.size() - written, 256));
+    if (put < 0 && errno != EAGAIN && errno != EINTR) return errno_error("write a terminal's content back");
+    if (put > 0) written += static_cast<size_t>(put);
+  }
+  return {};
+}
+
+Result<std::string> copy_by_passing_again(int reader, int writer) {
+  std::string content = VMCKPT_TRY(drain(reader));
+  VMCKPT_TRY(write_through(writer, content));
+  return content;
+}
+
+Result<void> save_content(SaveContext& context, int master, int slave, pb::Terminal* terminal) {
+  bool to_slave = is_ready(slave, POLLIN), to_master = is_ready(master, POLLIN);
+  if (!to_slave && !to_master) return {};
+  bool possible =
+      !terminal->packet_mode() && passes_unchanged(slave) && is_ready(master, POLLOUT) && is_ready(slave, POLLOUT);
+  if (!possible) {
+    context.note(
+        fmt::format("terminal {} has {} bytes of input and {} bytes of output that the program has not read; they are "
+                    "not in the image",
+                    terminal->path(), unread_bytes(slave), unread_bytes(master)));
+    return {};
+  }
+  if (to_slave) terminal->set_to_slave(VMCKPT_TRY(copy_by_passing_again(slave, master)));
+  if (to_master) terminal->set_to_master(VMCKPT_TRY(copy_by_passing_again(master, slave)));
+  return {};
+}
+
 // Input typed ahead at an outside terminal stays there.
 Result<void> save_contents(SaveContext& context) {
   struct Sides {
@@ -165,7 +249,8 @@ Result<void> save_contents(SaveContext& context) {
   for (const TargetFile& file : context.files) {
     if (!file.saved->has_terminal()) continue;
     const pb::TerminalSide& side = file.saved->terminal();
-    int& fd = side.side() == pb::TerminalSide::MASTER ? all[side.terminal_id() - 1].master : all[side.terminal_id() - 1].slave;
+    int& fd = side.side() == pb::TerminalSide::MASTER ? all[side.terminal_id() - 1].master
+                                                      : all[side.terminal_id() - 1].slave;
     // Bytes must be both read and written through it.
     if ((file.flags & O_ACCMODE) == O_RDWR && fd < 0) fd = file.duplicate.get();
   }
@@ -174,10 +259,11 @@ Result<void> save_contents(SaveContext& context) {
     pb::Terminal* terminal = context.table->mutable_terminals(static_cast<int>(i));
     int unread = 0;
     if (all[i].slave >= 0) {
-      VMCKPT_TRY(save_terminal_content(context, all[i].master, all[i].slave, terminal));
+      VMCKPT_TRY(save_content(context, all[i].master, all[i].slave, terminal));
     } else if (::ioctl(all[i].master, FIONREAD, &unread) == 0 && unread > 0) {
-      context.note(fmt::format("terminal {} has {} bytes of output that the program has not read; they are not in the image",
-                               terminal->path(), unread));
+      context.note(
+          fmt::format("terminal {} has {} bytes of output that the program has not read; they are not in the image",
+                      terminal->path(), unread));
     }
   }
   return {};
@@ -196,7 +282,8 @@ Result<void> save_links(SaveContext& context) {
       terminal.set_kind(pb::Terminal::OUTSIDE);
     } else if (is_pts(device)) {
       terminal.set_kind(pb::Terminal::OTHER);
-      context.note(fmt::format("terminal {} belongs to another process; after a restart it is hung up", terminal.path()));
+      context.note(
+          fmt::format("terminal {} belongs to another process; after a restart it is hung up", terminal.path()));
     } else {
       terminal.set_kind(pb::Terminal::DEVICE);
     }
@@ -267,7 +354,8 @@ Result<Fd> open_master(unsigned wanted) {
     Fd master = VMCKPT_TRY(open_file("/dev/ptmx", O_RDWR | O_NOCTTY | O_NONBLOCK));
     unsigned index = VMCKPT_TRY(index_of(master.get()));
     if (index == wanted) return master;
-    if (index > wanted || lower.size() >= kMaxTakenNumbers) return lower.empty() ? std::move(master) : std::move(lower[0]);
+    if (index > wanted || lower.size() >= kMaxTakenNumbers)
+      return lower.empty() ? std::move(master) : std::move(lower[0]);
     lower.push_back(std::move(master));
   }
 }
@@ -299,7 +387,8 @@ Result<Pair> make_pair_of(const pb::Terminal& terminal, Slave slave) {
   return pair;
 }
 
-std::vector<const pb::OpenFile*> sides_of(const RestoreContext& context, const pb::Terminal& terminal, pb::TerminalSide::Side side) {
+std::vector<const pb::OpenFile*> sides_of(const RestoreContext& context, const pb::Terminal& terminal,
+                                          pb::TerminalSide::Side side) {
   std::vector<const pb::OpenFile*> sides;
   for (const pb::OpenFile& file : context.table.files()) {
     if (file.has_terminal() && file.terminal().terminal_id() == terminal.id() && file.terminal().side() == side) {
@@ -350,23 +439,30 @@ Result<void> restore_modes(const pb::Terminal& terminal, const Pair& pair) {
   return {};
 }
 
+Result<void> restore_content(const pb::Terminal& terminal, int master, int slave) {
+  VMCKPT_TRY(write_through(master, terminal.to_slave()));
+  return write_through(slave, terminal.to_master());
+}
+
 Result<void> restore_inside(RestoreContext& context, const pb::Terminal& terminal) {
   auto masters = sides_of(context, terminal, pb::TerminalSide::MASTER);
-  if (masters.size() != 1) return error(fmt::format("terminal {} has {} masters in the image", terminal.path(), masters.size()));
+  if (masters.size() != 1)
+    return error(fmt::format("terminal {} has {} masters in the image", terminal.path(), masters.size()));
   bool slave_inside = terminal.controlling() || !sides_of(context, terminal, pb::TerminalSide::SLAVE).empty() ||
                       !sides_of(context, terminal, pb::TerminalSide::CONTROLLING).empty();
   bool open = slave_inside || terminal.slave_hung_up();  // opened and closed again: hung up
   Pair pair = VMCKPT_TRY(make_pair_of(terminal, open ? Slave::kOpened : Slave::kUntouched));
   unsigned index = VMCKPT_TRY(index_of(pair.master.get()));
   if (index != terminal.index()) {
-    context.note(fmt::format("pseudo terminal {} is {} now: the old number is in use", terminal.path(), pts_path(index)));
+    context.note(
+        fmt::format("pseudo terminal {} is {} now: the old number is in use", terminal.path(), pts_path(index)));
   }
   VMCKPT_TRY(restore_slaves(context, terminal, pair.master.get()));
   if (terminal.controlling() && ::getsid(0) == ::getpid() && ::ioctl(pair.slave.get(), TIOCSCTTY, 0) != 0) {
     return errno_error(fmt::format("make {} the controlling terminal", pts_path(index)));
   }
   VMCKPT_TRY(restore_dev_tty(context, terminal, pair.slave.get()));
-  if (pair.slave) VMCKPT_TRY(restore_terminal_content(terminal, pair.master.get(), pair.slave.get()));
+  if (pair.slave) VMCKPT_TRY(restore_content(terminal, pair.master.get(), pair.slave.get()));
   VMCKPT_TRY(restore_modes(terminal, pair));
   return context.put(*masters[0], std::move(pair.master));
 }
@@ -374,7 +470,8 @@ Result<void> restore_inside(RestoreContext& context, const pb::Terminal& termina
 // Restart's own terminal: the one at `number` if that is one, else the first there is. -1: none.
 int find_own_terminal(const RestoreContext& context, int number) {
   const auto& stdio = context.restore.stdio;
-  if (number >= 0 && number <= 2 && ::isatty(stdio[static_cast<size_t>(number)])) return stdio[static_cast<size_t>(number)];
+  if (number >= 0 && number <= 2 && ::isatty(stdio[static_cast<size_t>(number)]))
+    return stdio[static_cast<size_t>(number)];
   for (int fd : stdio) {
     if (::isatty(fd)) return fd;
   }
@@ -393,8 +490,9 @@ Result<void> restore_without_terminal(RestoreContext& context, const pb::Termina
   Pair pair = VMCKPT_TRY(make_pair_of(terminal, Slave::kOpened));
   VMCKPT_TRY(restore_slaves(context, terminal, pair.master.get()));
   VMCKPT_TRY(restore_dev_tty(context, terminal, pair.slave.get()));
-  context.note(fmt::format("the program had terminal {} and restart has none: it gets a terminal of its own that nobody types at",
-                           terminal.path()));
+  context.note(fmt::format(
+      "the program had terminal {} and restart has none: it gets a terminal of its own that nobody types at",
+      terminal.path()));
   context.restore.terminal_master = VMCKPT_TRY(context.lift(std::move(pair.master)));
   return {};
 }

@@ -146,7 +146,7 @@ Result<void> save_thread(const StoppedWorld& world, const StoppedThread& thread,
   if (!name.empty() && name.back() == '\n') name.pop_back();
   saved->set_name(name);
   // The image's thread starts anew inside the kernel: an interrupted call is made again from its beginning.
-  user_regs_struct regs = registers_that_repeat_the_call(thread.regs);
+  user_regs_struct regs = registers_that_repeat_the_call(thread.regs, thread.repeated_call);
   saved->set_registers(&regs, sizeof regs);
   saved->set_xstate(thread.xstate.data(), thread.xstate.size());
   saved->set_signal_mask(thread.signal_mask);

@@ -1,15 +1,15 @@
 // timerfd(2): a timer that is read.
 //
-// Made by timerfd_create, changed by timerfd_settime and, since it counts expirations, by every read. Saved from fdinfo:
-// clock, flags of the last settime, time left, interval, expirations not read yet ("ticks").
+// Made by timerfd_create, changed by timerfd_settime and, since it counts expirations, by every read. Saved from
+// fdinfo: clock, flags of the last settime, time left, interval, expirations not read yet ("ticks").
 //
 // Time left is what is saved even of absolute timers: whether the monotonic clock goes on across the restart is another
-// module's affair. Only a timer set to an absolute time of CLOCK_REALTIME keeps that time, since it means a point of the
-// calendar: it may have passed meanwhile and then expires at once. TFD_TIMER_CANCEL_ON_SET is kept with it.
+// module's affair. Only a timer set to an absolute time of CLOCK_REALTIME keeps that time, since it means a point of
+// the calendar: it may have passed meanwhile and then expires at once. TFD_TIMER_CANCEL_ON_SET is kept with it.
 //
-// An expired periodic timer that nobody has read is not running inside the kernel (the next read or gettime sets it going
-// again and counts what was missed), and fdinfo shows no time left; timerfd_gettime tells the phase then. It changes
-// nothing that the program can see.
+// An expired periodic timer that nobody has read is not running inside the kernel (the next read or gettime sets it
+// going again and counts what was missed), and fdinfo shows no time left; timerfd_gettime tells the phase then. It
+// changes nothing that the program can see.
 //
 // Restored: create, settime, then ticks with TFD_IOC_SET_TICKS (Linux 3.17, needs CONFIG_CHECKPOINT_RESTORE, which
 // distributions have). Sources: timerfd_create(2), proc_pid_fdinfo(5), fs/timerfd.c.
@@ -29,7 +29,8 @@ namespace vmckpt {
 namespace {
 
 constexpr int64_t kSecondNs = 1'000'000'000;
-constexpr unsigned long kSetTicks = _IOW('T', 0, uint64_t);  // TFD_IOC_SET_TICKS; linux/timerfd.h clashes with libc's fcntl.h
+constexpr unsigned long kSetTicks =
+    _IOW('T', 0, uint64_t);  // TFD_IOC_SET_TICKS; linux/timerfd.h clashes with libc's fcntl.h
 
 timespec to_timespec(int64_t ns) { return {ns / kSecondNs, ns % kSecondNs}; }
 int64_t to_ns(const timespec& time) { return int64_t{time.tv_sec} * kSecondNs + time.tv_nsec; }
@@ -76,7 +77,8 @@ Result<Fd> make_timer(RestoreContext& context, const pb::OpenFile& file) {
   Fd fd(::timerfd_create(clock, TFD_CLOEXEC | TFD_NONBLOCK));
   if (!fd && errno == EPERM && (clock == CLOCK_REALTIME_ALARM || clock == CLOCK_BOOTTIME_ALARM)) {
     context.note(describe(file) + " no longer wakes the computer from sleep: that needs CAP_WAKE_ALARM");
-    fd = Fd(::timerfd_create(clock == CLOCK_REALTIME_ALARM ? CLOCK_REALTIME : CLOCK_BOOTTIME, TFD_CLOEXEC | TFD_NONBLOCK));
+    fd = Fd(
+        ::timerfd_create(clock == CLOCK_REALTIME_ALARM ? CLOCK_REALTIME : CLOCK_BOOTTIME, TFD_CLOEXEC | TFD_NONBLOCK));
   }
   if (!fd) return errno_error("make the timer of " + describe(file));
   return fd;
@@ -108,7 +110,8 @@ Result<void> restore(RestoreContext& context) {
       itimerspec when{to_timespec(timer.interval_ns()),
                       to_timespec(absolute ? timer.expires_at_ns() : timer.remaining_ns())};
       int flags = absolute ? static_cast<int>(timer.settime_flags()) : 0;
-      if (::timerfd_settime(fd.get(), flags, &when, nullptr) != 0) return errno_error("set the timer of " + describe(file));
+      if (::timerfd_settime(fd.get(), flags, &when, nullptr) != 0)
+        return errno_error("set the timer of " + describe(file));
     }
     VMCKPT_TRY(set_ticks(context, file, fd.get()));  // after settime, which sets them to zero
     VMCKPT_TRY(context.put(file, std::move(fd)));

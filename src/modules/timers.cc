@@ -69,15 +69,22 @@ timespec from_ns(int64_t ns) { return {ns / 1'000'000'000, ns % 1'000'000'000}; 
 
 }  // namespace
 
-Result<TimerQuestions> ask_timers(pid_t pid, TapeDraft& tape) {
+Result<TimerQuestions> ask_timers(const StoppedWorld& world, TapeDraft& tape) {
   TimerQuestions questions{};
   for (int which : {ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF}) {
     questions.interval_answers[which] = tape.room(sizeof(itimerval));
     tape.call(SYS_getitimer, {static_cast<uint64_t>(which), questions.interval_answers[which]}, true, "read interval timer");
   }
   // The file is missing on kernels without CONFIG_CHECKPOINT_RESTORE; `vmckpt doctor` names that.
-  std::string text = VMCKPT_TRY(read_whole_file(fmt::format("/proc/{}/timers", pid)));
+  std::string text = VMCKPT_TRY(read_whole_file(fmt::format("/proc/{}/timers", world.pid())));
   for (pb::PosixTimer& timer : parse_timers(text)) {
+    // The file shows the number as we see the thread; the program gave, and will give again, its own.
+    for (const StoppedThread& thread : world.threads()) {
+      if (thread.tid == timer.notify_tid()) {
+        timer.set_notify_tid(thread.tid_in_target);
+        break;
+      }
+    }
     uint64_t id = static_cast<uint64_t>(timer.id());
     uint64_t answer = tape.room(sizeof(itimerspec));
     tape.call(SYS_timer_gettime, {id, answer}, true, fmt::format("read POSIX timer {}", timer.id()));

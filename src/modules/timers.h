@@ -26,7 +26,7 @@ struct TimerQuestions {
   std::vector<Posix> posix;
 };
 
-Result<TimerQuestions> ask_timers(pid_t pid, TapeDraft& tape);
+Result<TimerQuestions> ask_timers(const StoppedWorld& world, TapeDraft& tape);
 void save_timers(const TimerQuestions& questions, const TapeDraft& tape, pb::Process* process);
 
 Result<void> check_timers(const pb::Process& process);

@@ -67,11 +67,13 @@ Result<UnixSocketFacts> UnixDiag::ask(uint64_t inode) const {
   ssize_t got = ::recv(netlink_.get(), answer, sizeof answer, 0);
   if (got < 0) return errno_error(fmt::format("ask about Unix socket {}", inode), kNoDiag);
   auto* header = reinterpret_cast<nlmsghdr*>(answer);
-  if (!NLMSG_OK(header, static_cast<size_t>(got))) return error(fmt::format("the answer about Unix socket {} is cut off", inode));
+  if (!NLMSG_OK(header, static_cast<size_t>(got)))
+    return error(fmt::format("the answer about Unix socket {} is cut off", inode));
   if (header->nlmsg_type == NLMSG_ERROR) {
     errno = -static_cast<nlmsgerr*>(NLMSG_DATA(header))->error;
-    return errno_error(fmt::format("ask about Unix socket {}", inode),
-                       errno == ENOENT ? "it may belong to another network namespace or kernel support is missing" : kNoDiag);
+    return errno_error(
+        fmt::format("ask about Unix socket {}", inode),
+        errno == ENOENT ? "it may belong to another network namespace or kernel support is missing" : kNoDiag);
   }
   UnixSocketFacts facts;
   auto* info = static_cast<unix_diag_msg*>(NLMSG_DATA(header));

@@ -1,21 +1,22 @@
 // Unix sockets: streams, datagrams and sequenced packets, bound to a path, to an abstract name or to nothing.
 //
-// Made by socket(2), socketpair(2) and accept(2); changed by bind, listen, connect, shutdown and all that sends and receives.
-// Saved: type, addresses, backlog, what is shut down, options, the unread queue with message boundaries
+// Made by socket(2), socketpair(2) and accept(2); changed by bind, listen, connect, shutdown and all that sends and
+// receives. Saved: type, addresses, backlog, what is shut down, options, the unread queue with message boundaries
 // (socket_queue.cc), and which socket is at the other end: the kernel tells its inode through NETLINK_SOCK_DIAG.
 //
-//   listener                 bound and listening again; connections that wait in it are made again if the client is inside
-//   other end inside         rebuilt as a pair with unread data; through the listener if that is inside, so that the names
-//                            are right; a pair whose listener is gone loses its names
+//   listener                 bound and listening again; connections that wait in it are made again if the client is
+//   inside
+//   other end inside         rebuilt as a pair with unread data; through the listener if that is inside, so that the
+//                            names are right; a pair whose listener is gone loses its names
 //   other end closed         a pair whose other end is closed again; unread data first
-//   other end outside        the same, and noted: the program reads what is left, then end of file, and writing gives EPIPE;
-//                            at 0 to 2 restart's own stdio takes its place
+//   other end outside        the same, and noted: the program reads what is left, then end of file, and writing gives
+//                            EPIPE; at 0 to 2 restart's own stdio takes its place
 //   datagrams to outside     connected again to the same name (/dev/log); noted if nobody is there
 //   descriptors in a queue   refused (socket_queue.cc)
 //
-// A path is bound again: a socket file nobody uses is removed first, one in use is a problem that preflight reports. Paths
-// that were given relative to a working directory of that time are known from the recorder, or tried against the present
-// one. Restore: unix_socket_restore.cc. Sources: unix(7), sock_diag(7), net/unix/af_unix.c.
+// A path is bound again: a socket file nobody uses is removed first, one in use is a problem that preflight reports.
+// Paths that were given relative to a working directory of that time are known from the recorder, or tried against the
+// present one. Restore: unix_socket_restore.cc. Sources: unix(7), sock_diag(7), net/unix/af_unix.c.
 #include <algorithm>
 
 #include <sys/socket.h>
@@ -68,20 +69,23 @@ Result<void> save_path(const SaveContext& context, const TargetFile& file, const
   else {
     const LedgerNote* note = context.find_ledger_note(NoteKind::kUnixBind, file, -1);
     if (note != nullptr) candidates.push_back(note->text);
-    if (auto folder = read_link(fmt::format("/proc/{}/cwd", context.pid())); folder.ok()) candidates.push_back(*folder + "/" + name);
+    if (auto folder = read_link(fmt::format("/proc/{}/cwd", context.pid())); folder.ok())
+      candidates.push_back(*folder + "/" + name);
   }
   for (const std::string& path : candidates) {
     struct stat there;
     if (::stat(path.c_str(), &there) != 0 || !S_ISSOCK(there.st_mode)) continue;
     // The kernel shows 32 bits of the inode number.
-    if (facts.bound_inode != 0 && static_cast<uint32_t>(there.st_ino) != static_cast<uint32_t>(facts.bound_inode)) continue;
+    if (facts.bound_inode != 0 && static_cast<uint32_t>(there.st_ino) != static_cast<uint32_t>(facts.bound_inode))
+      continue;
     socket->set_bound_path(path);
     socket->set_path_exists(true);
     socket->set_path_mode(there.st_mode & 0777);
     return {};
   }
   if (candidates.empty()) {
-    return error(fmt::format("{} is bound to the relative path \"{}\", and it is not known from which folder", file.describe(), name),
+    return error(fmt::format("{} is bound to the relative path \"{}\", and it is not known from which folder",
+                             file.describe(), name),
                  "launch the program with vmckpt's recorder, or let it use an absolute path");
   }
   socket->set_bound_path(candidates.front());  // removed meanwhile; still a name that the program can see
@@ -108,11 +112,12 @@ void note_outside(SaveContext& context, const TargetFile& file, const pb::UnixSo
   std::string name = path_of(socket.peer_address());
   std::string to = name.empty() ? std::string("another process") : fmt::format("\"{}\"", name);
   if (socket.type() == SOCK_DGRAM && !socket.peer_address().empty()) return;  // connected again
-  context.note(fmt::format("{} is connected to {} outside; after a restart that connection is closed", file.describe(), to));
+  context.note(
+      fmt::format("{} is connected to {} outside; after a restart that connection is closed", file.describe(), to));
 }
 
-void save_peer(SaveContext& context, const TargetFile& file, const UnixSocketFacts& facts, const std::vector<Listener>& listeners,
-               pb::UnixSocket* socket) {
+void save_peer(SaveContext& context, const TargetFile& file, const UnixSocketFacts& facts,
+               const std::vector<Listener>& listeners, pb::UnixSocket* socket) {
   bool is_connection = socket->type() != SOCK_DGRAM;
   if (!facts.has_peer) {
     socket->set_peer(pb::PEER_NONE);
@@ -151,11 +156,13 @@ Result<void> refuse_unreadable(const TargetFile& file, const pb::UnixSocket& soc
 
 void note_lost_connections(SaveContext& context, const Listener& listener, pb::UnixSocket* socket) {
   for (uint64_t inode : listener.facts.pending) {
-    if (inode == 0 || context.find_socket(inode) == nullptr) socket->set_pending_connections(socket->pending_connections() + 1);
+    if (inode == 0 || context.find_socket(inode) == nullptr)
+      socket->set_pending_connections(socket->pending_connections() + 1);
   }
   if (socket->pending_connections() == 0) return;
-  context.note(fmt::format("{} has {} connections from outside that the program has not accepted; a restart closes them",
-                           listener.file->describe(), socket->pending_connections()));
+  context.note(
+      fmt::format("{} has {} connections from outside that the program has not accepted; a restart closes them",
+                  listener.file->describe(), socket->pending_connections()));
 }
 
 Result<void> save_links(SaveContext& context) {
@@ -179,7 +186,8 @@ Result<void> save_links(SaveContext& context) {
     save_peer(context, *file, facts, listeners, socket);
     VMCKPT_TRY(refuse_unreadable(*file, *socket, file->duplicate.get()));
   }
-  for (const Listener& listener : listeners) note_lost_connections(context, listener, listener.file->saved->mutable_unix_socket());
+  for (const Listener& listener : listeners)
+    note_lost_connections(context, listener, listener.file->saved->mutable_unix_socket());
   return {};
 }
 
@@ -188,17 +196,20 @@ void check_path(CheckContext& context, const pb::OpenFile& file) {
   struct stat there;
   std::string folder = socket.bound_path().substr(0, socket.bound_path().rfind('/') + 1);
   if (::access(folder.c_str(), W_OK | X_OK) != 0) {
-    context.problem(errno_error(fmt::format("socket \"{}\" ({}) cannot be made again", socket.bound_path(), describe(file)),
-                                "make its folder, or permit writing there"));
+    context.problem(
+        errno_error(fmt::format("socket \"{}\" ({}) cannot be made again", socket.bound_path(), describe(file)),
+                    "make its folder, or permit writing there"));
     return;
   }
   if (::lstat(socket.bound_path().c_str(), &there) != 0) return;
   if (!S_ISSOCK(there.st_mode)) {
-    context.problem(error(fmt::format("\"{}\" ({}) was a socket and is something else now", socket.bound_path(), describe(file)),
-                          "move it out of the way"));
+    context.problem(
+        error(fmt::format("\"{}\" ({}) was a socket and is something else now", socket.bound_path(), describe(file)),
+              "move it out of the way"));
   } else if (is_unix_path_in_use(socket.bound_path(), socket.type())) {
-    context.problem(error(fmt::format("socket \"{}\" ({}) is in use by another process", socket.bound_path(), describe(file)),
-                          "end that process"));
+    context.problem(
+        error(fmt::format("socket \"{}\" ({}) is in use by another process", socket.bound_path(), describe(file)),
+              "end that process"));
   }
 }
 
@@ -206,7 +217,8 @@ void check_abstract(CheckContext& context, const pb::OpenFile& file) {
   const pb::UnixSocket& socket = file.unix_socket();
   Fd probe(::socket(AF_UNIX, socket.type() | SOCK_CLOEXEC, 0));
   const std::string& address = socket.local_address();
-  if (!probe || ::bind(probe.get(), reinterpret_cast<const sockaddr*>(address.data()), static_cast<socklen_t>(address.size())) == 0) {
+  if (!probe || ::bind(probe.get(), reinterpret_cast<const sockaddr*>(address.data()),
+                       static_cast<socklen_t>(address.size())) == 0) {
     return;
   }
   context.problem(errno_error(fmt::format("abstract socket \"@{}\" ({}) cannot be made again",
@@ -247,8 +259,8 @@ bool is_unix_path_in_use(const std::string& path, int type) {
     if (name.size() >= sizeof address.sun_path) return true;
   }
   std::memcpy(address.sun_path, name.data(), name.size());
-  // Connecting with another type never succeeds, so nobody at the other end notices: EPROTOTYPE means in use, ECONNREFUSED
-  // that no socket is bound there any more (net/unix/af_unix.c, unix_find_bsd).
+  // Connecting with another type never succeeds, so nobody at the other end notices: EPROTOTYPE means in use,
+  // ECONNREFUSED that no socket is bound there any more (net/unix/af_unix.c, unix_find_bsd).
   Fd probe(::socket(AF_UNIX, (type == SOCK_DGRAM ? SOCK_STREAM : SOCK_DGRAM) | SOCK_CLOEXEC, 0));
   if (!probe) return true;
   return ::connect(probe.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) == 0 || errno != ECONNREFUSED;

@@ -1,8 +1,8 @@
 // Restore of Unix sockets. The order, and why:
 //
 //   1. sockets with a name of their own, bound; listeners listen    connections need them
-//   2. connections within the process                              while no stranger's connection can be in between: bind,
-//                                                                  connect and accept follow one another
+//   2. connections within the process                              while no stranger's connection can be in between:
+//                                                                  bind, connect and accept follow one another
 //   3. connections that wait to be accepted, in their order        after 2, which accepts
 //   4. ends whose other end is closed or outside
 //   5. datagram sockets connected                                  when all names exist
@@ -97,7 +97,8 @@ class UnixRestore {
     if (here && ::fchdir(here.get()) != 0) return errno_error("go back to the working directory");
     if (result == 0) return {};
     errno = failed;
-    return errno_error(fmt::format("{}: {} \"{}\"", describe(file), what, given.empty() ? "its abstract name" : absolute));
+    return errno_error(
+        fmt::format("{}: {} \"{}\"", describe(file), what, given.empty() ? "its abstract name" : absolute));
   }
 
   Result<void> bind_name(const pb::OpenFile& file, int fd) {
@@ -105,7 +106,8 @@ class UnixRestore {
     const std::string& path = socket.bound_path();
     if (!path.empty()) {
       struct stat there;
-      bool stale = ::lstat(path.c_str(), &there) == 0 && S_ISSOCK(there.st_mode) && !is_unix_path_in_use(path, socket.type());
+      bool stale =
+          ::lstat(path.c_str(), &there) == 0 && S_ISSOCK(there.st_mode) && !is_unix_path_in_use(path, socket.type());
       if (stale) ::unlink(path.c_str());
     }
     // bind makes the file with mode 0777 less umask.
@@ -138,8 +140,8 @@ class UnixRestore {
   }
 
   Result<void> connect_to(const pb::OpenFile& client, int fd, const pb::OpenFile& listener) {
-    return with_address(client, listener.unix_socket().local_address(), listener.unix_socket().bound_path(), fd, ::connect,
-                        "connect to");
+    return with_address(client, listener.unix_socket().local_address(), listener.unix_socket().bound_path(), fd,
+                        ::connect, "connect to");
   }
 
   Result<void> make_by_accept(const pb::OpenFile& client, const pb::OpenFile& accepted, const pb::OpenFile& listener) {
@@ -148,7 +150,8 @@ class UnixRestore {
     VMCKPT_TRY(connect_to(client, client_fd.get(), listener));
     Fd accepted_fd(::accept4(context_.fd(listener.id()), nullptr, nullptr, SOCK_CLOEXEC));
     if (!accepted_fd) return errno_error("accept a connection for " + describe(accepted));
-    restore_socket_options(context_, accepted, accepted.unix_socket().options(), accepted_fd.get(), OptionStage::kBeforeBind);
+    restore_socket_options(context_, accepted, accepted.unix_socket().options(), accepted_fd.get(),
+                           OptionStage::kBeforeBind);
     VMCKPT_TRY(context_.put(client, std::move(client_fd)));
     return context_.put(accepted, std::move(accepted_fd));
   }
@@ -172,13 +175,15 @@ class UnixRestore {
     const pb::OpenFile* peer = find(socket.peer_id());
     if (!is_mutual(file, peer)) {
       if (socket.type() == SOCK_DGRAM) return {};
-      return error(fmt::format("{} is connected to descriptor {}, which is not connected to it", describe(file), socket.peer_id()));
+      return error(fmt::format("{} is connected to descriptor {}, which is not connected to it", describe(file),
+                               socket.peer_id()));
     }
     bool named = !socket.local_address().empty() || !peer->unix_socket().local_address().empty();
     if (socket.type() == SOCK_DGRAM && named) return {};  // connected by name later
     if (socket.type() != SOCK_DGRAM) {
       if (const pb::OpenFile* listener = find_listener(socket)) return make_by_accept(*peer, file, *listener);
-      if (const pb::OpenFile* listener = find_listener(peer->unix_socket())) return make_by_accept(file, *peer, *listener);
+      if (const pb::OpenFile* listener = find_listener(peer->unix_socket()))
+        return make_by_accept(file, *peer, *listener);
     }
     auto [first, second] = VMCKPT_TRY(make_pair_like(file));
     restore_socket_options(context_, file, socket.options(), first.get(), OptionStage::kBeforeBind);
@@ -232,7 +237,8 @@ class UnixRestore {
       return {};
     }
     const pb::OpenFile* peer = socket.peer() == pb::PEER_INSIDE ? find(socket.peer_id()) : nullptr;
-    auto done = with_address(file, socket.peer_address(), peer != nullptr ? peer->unix_socket().bound_path() : path_of(socket.peer_address()),
+    auto done = with_address(file, socket.peer_address(),
+                             peer != nullptr ? peer->unix_socket().bound_path() : path_of(socket.peer_address()),
                              context_.fd(file.id()), ::connect, "connect to");
     if (!done.ok()) context_.note(done.error().message() + "; it is not connected now");
     return {};
@@ -244,7 +250,8 @@ class UnixRestore {
     if (auto closing = closing_.find(file.id()); closing != closing_.end()) return closing->second.get();
     if (socket.peer() == pb::PEER_INSIDE && !socket.pending()) return context_.fd(socket.peer_id());
     for (const pb::OpenFile* other : files_) {
-      if (!message.sender().empty() && other->unix_socket().local_address() == message.sender()) return context_.fd(other->id());
+      if (!message.sender().empty() && other->unix_socket().local_address() == message.sender())
+        return context_.fd(other->id());
     }
     *temporary = Fd(::socket(AF_UNIX, socket.type() | SOCK_CLOEXEC, 0));
     return temporary->get();
@@ -274,7 +281,8 @@ class UnixRestore {
       ssize_t put = ::sendto(sender, data.data() + sent, data.size() - sent, MSG_DONTWAIT | MSG_NOSIGNAL,
                              name.empty() ? nullptr : reinterpret_cast<const sockaddr*>(name.data()),
                              static_cast<socklen_t>(name.size()));
-      if (put < 0) return errno_error(fmt::format("put {} unread bytes back into {}", data.size() - sent, describe(file)));
+      if (put < 0)
+        return errno_error(fmt::format("put {} unread bytes back into {}", data.size() - sent, describe(file)));
       sent += static_cast<size_t>(put);
     } while (sent < data.size());
     return {};
@@ -305,7 +313,8 @@ class UnixRestore {
     if (socket.listening() && ::listen(fd, static_cast<int>(socket.backlog())) != 0) {
       return errno_error("listen on the socket of " + describe(file));
     }
-    if (is_bound_anew(socket) && !socket.bound_path().empty() && !socket.path_exists()) ::unlink(socket.bound_path().c_str());
+    if (is_bound_anew(socket) && !socket.bound_path().empty() && !socket.path_exists())
+      ::unlink(socket.bound_path().c_str());
     restore_socket_options(context_, file, socket.options(), fd, OptionStage::kAfterwards);
     return {};
   }

@@ -24,7 +24,6 @@ enum class NoteKind : uint32_t {
   kInotifyWatch = 1,      // fd, value = watch descriptor, text = absolute path watched
   kEventfdSemaphore = 2,  // fd: created with EFD_SEMAPHORE (fdinfo shows it only on newer kernels)
   kUnixBind = 3,          // fd, text = absolute path of a Unix socket bound by a relative path
-  kDeniedOpen = 4,        // text = device whose opening was denied
 };
 
 struct LedgerNote {

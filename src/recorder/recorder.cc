@@ -10,6 +10,7 @@
 #include <limits.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <pthread.h>
 #include <sys/eventfd.h>
 #include <sys/inotify.h>
 #include <sys/mman.h>
@@ -34,7 +35,11 @@ extern const ptrdiff_t __rseq_offset __attribute__((weak));
 extern const unsigned int __rseq_size __attribute__((weak));
 }
 
+// A child forked while another thread was inside an update has no such thread.
+static void forget_writers() { __atomic_store_n(&g_ledger.writers, 0, __ATOMIC_RELEASE); }
+
 __attribute__((constructor(101))) static void open_ledger() {
+  pthread_atfork(nullptr, nullptr, forget_writers);
   Ledger& ledger = g_ledger;
   ledger.version = kLedgerVersion;
   ledger.bytes = sizeof(Ledger);
@@ -57,6 +62,18 @@ class LedgerUpdate {
   LedgerUpdate() { __atomic_add_fetch(&g_ledger.writers, 1, __ATOMIC_ACQ_REL); }
   ~LedgerUpdate() { __atomic_sub_fetch(&g_ledger.writers, 1, __ATOMIC_ACQ_REL); }
 };
+
+static long raw_call(long number, long a0 = 0, long a1 = 0, long a2 = 0, long a3 = 0, long a4 = 0, long a5 = 0) {
+  long result;
+  register long r10 asm("r10") = a3;
+  register long r8 asm("r8") = a4;
+  register long r9 asm("r9") = a5;
+  asm volatile("syscall"
+               : "=a"(result)
+               : "a"(number), "D"(a0), "S"(a1), "d"(a2), "r"(r10), "r"(r8), "r"(r9)
+               : "rcx", "r11", "memory");
+  return result;
+}
 
 static size_t copy_text(char* to, size_t room, const char* from) {
   size_t used = 0;
@@ -109,7 +126,7 @@ void note_path(NoteKind kind, int fd, int64_t value, const char* path) {
   size_t used = 0;
   if (path[0] != '/') {
     // The raw call: glibc's getcwd may allocate. It returns the length with the final NUL.
-    long length = syscall(SYS_getcwd, note->text, sizeof note->text);
+    long length = raw_call(SYS_getcwd, reinterpret_cast<long>(note->text), sizeof note->text);
     used = length > 0 ? static_cast<size_t>(length) - 1 : 0;
     if (used + 1 < sizeof note->text) note->text[used++] = '/';
   }
@@ -117,7 +134,8 @@ void note_path(NoteKind kind, int fd, int64_t value, const char* path) {
   set_kind(*note, kind);
 }
 
-void note_seccomp_filter(unsigned int flags, const void* program) {
+// `tid` was asked before the filter, which may forbid even that, was installed.
+void note_seccomp_filter(unsigned int flags, const void* program, int32_t tid) {
   LedgerUpdate update;
   const sock_fprog* filter = static_cast<const sock_fprog*>(program);
   uint32_t slot = __atomic_fetch_add(&g_ledger.filters_used, 1, __ATOMIC_ACQ_REL);
@@ -130,7 +148,7 @@ void note_seccomp_filter(unsigned int flags, const void* program) {
   entry.flags = flags;
   entry.first_instruction = first;
   entry.instructions = filter->len;
-  entry.tid = static_cast<int32_t>(syscall(SYS_gettid));
+  entry.tid = tid;
   __builtin_memcpy(&g_ledger.filter_instructions[first], filter->filter, size_t{filter->len} * sizeof(sock_filter));
 }
 
@@ -146,11 +164,12 @@ bool device_is_denied(const char* path) {
     for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
       if (__builtin_strcmp(*entry, "VMCKPT_ALLOW_DEVICES=1") == 0) return false;
     }
-    LedgerUpdate update;
-    if (LedgerNote* note = claim_note()) {
-      note->fd = -1;
-      copy_text(note->text, sizeof note->text, path);
-      set_kind(*note, NoteKind::kDeniedOpen);
+    static bool told;
+    if (!__atomic_exchange_n(&told, true, __ATOMIC_RELAXED)) {
+      static constexpr char kText[] =
+          "vmckpt: opening a device that cannot be checkpointed was denied (vhost, VFIO or their kind); "
+          "`vmckpt launch --allow-devices` allows it\n";
+      raw_call(SYS_write, 2, reinterpret_cast<long>(kText), sizeof kText - 1);
     }
     return true;
   }
@@ -251,10 +270,10 @@ EXPORT int prctl(int option, ...) noexcept {
                 a5 = va_arg(list, unsigned long);
   va_end(list);
   REAL(prctl);
+  const bool installs_filter = option == PR_SET_SECCOMP && a2 == SECCOMP_MODE_FILTER;
+  const int32_t tid = installs_filter ? static_cast<int32_t>(raw_call(SYS_gettid)) : 0;
   int result = real(option, a2, a3, a4, a5);
-  if (result == 0 && option == PR_SET_SECCOMP && a2 == SECCOMP_MODE_FILTER) {
-    note_seccomp_filter(0, reinterpret_cast<const void*>(a3));
-  }
+  if (result == 0 && installs_filter) note_seccomp_filter(0, reinterpret_cast<const void*>(a3), tid);
   return result;
 }
 
@@ -265,20 +284,15 @@ EXPORT long syscall(long number, ...) noexcept {
   long a[6];
   for (long& argument : a) argument = va_arg(list, long);
   va_end(list);
-  long result;
-  register long r10 asm("r10") = a[3];
-  register long r8 asm("r8") = a[4];
-  register long r9 asm("r9") = a[5];
-  asm volatile("syscall"
-               : "=a"(result)
-               : "a"(number), "D"(a[0]), "S"(a[1]), "d"(a[2]), "r"(r10), "r"(r8), "r"(r9)
-               : "rcx", "r11", "memory");
+  const bool installs_filter = number == SYS_seccomp && a[0] == SECCOMP_SET_MODE_FILTER;
+  const int32_t tid = installs_filter ? static_cast<int32_t>(raw_call(SYS_gettid)) : 0;
+  const long result = raw_call(number, a[0], a[1], a[2], a[3], a[4], a[5]);
   if (result < 0 && result >= -4095) {
     errno = static_cast<int>(-result);
     return -1;
   }
-  if (number == SYS_seccomp && a[0] == SECCOMP_SET_MODE_FILTER) {
-    note_seccomp_filter(static_cast<unsigned int>(a[1]), reinterpret_cast<const void*>(a[2]));
+  if (installs_filter) {
+    note_seccomp_filter(static_cast<unsigned int>(a[1]), reinterpret_cast<const void*>(a[2]), tid);
   } else if (number == SYS_madvise) {
     __atomic_add_fetch(&g_ledger.madvise_generation, 1, __ATOMIC_RELEASE);
   } else if (number == SYS_inotify_add_watch) {

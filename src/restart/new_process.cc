@@ -211,6 +211,8 @@ Result<NewProcess> make_process(const pb::Image& image, std::vector<std::string>
   pid_t starter = ::fork();
   if (starter < 0) return errno_error("start a process");
   if (starter == 0) {
+    // The new process inherits what the starter has: with the supervisor's end it would not see the supervisor end.
+    process.channel.reset();
     std::vector<std::string> starter_notes;
     StarterReport report = start(image, init, starter_notes, body_channel.get(), body);
     (void)!::write(report_write.get(), &report, sizeof report);

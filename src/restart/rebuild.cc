@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <memory>
 
 #include <fcntl.h>
 #include <linux/sched.h>
@@ -214,6 +215,17 @@ user_regs_struct registers_of(const pb::Thread& thread) {
   return regs;
 }
 
+// A filter needs no_new_privs or CAP_SYS_ADMIN. With the first it comes last of all; without it, it was installed with
+// privileges that the credentials may not have any more, and comes before them.
+void plan_own_state(const pb::Thread& thread, const pb::Process& process, const Materials& materials, TapeDraft& tape) {
+  if (!thread.credentials().no_new_privileges()) plan_seccomp(thread, tape);
+  plan_thread(thread, process, materials.own_user_namespace, tape);
+}
+
+void plan_filters_after_credentials(const pb::Thread& thread, TapeDraft& tape) {
+  if (thread.credentials().no_new_privileges()) plan_seccomp(thread, tape);
+}
+
 // The leader's tape is the restart from here on; its order is the order of what depends on what.
 Result<Tapes> draft_tapes(const Materials& materials, const Arena& arena, const VdsoPlan& vdso) {
   const pb::Image& image = materials.metadata;
@@ -239,18 +251,22 @@ Result<Tapes> draft_tapes(const Materials& materials, const Arena& arena, const 
     const pb::Thread& thread = image.threads(i);
     plan_new_thread(arena, static_cast<size_t>(i), thread, registers_of(thread), leader);
     TapeDraft& tape = tapes.others.emplace_back();
-    plan_thread(thread, process, materials.own_user_namespace, tape);
-    plan_seccomp(thread, tape);
+    plan_own_state(thread, process, materials, tape);
+    plan_filters_after_credentials(thread, tape);
   }
   // 5. signals and timers, which may be meant for one of those threads (all signals are blocked until the very end)
   plan_pending_signals(process, leader);
   plan_timers(process, leader);
   // 6. restart's own descriptors go
   leader.call(SYS_close_range, {static_cast<uint64_t>(materials.service.first()), ~0u, 0}, true, "close restart's descriptors");
+  for (const LateLock& late : late_locks(image.descriptors())) {
+    leader.call(SYS_fcntl, {static_cast<uint64_t>(late.number), F_SETLK, leader.data_of(late.lock)}, true,
+                fmt::format("take the lock on descriptor {} again", late.number));
+  }
   // 7. the leader's own state; credentials and filters last, since they take rights away
-  plan_thread(image.threads(0), process, materials.own_user_namespace, leader);
+  plan_own_state(image.threads(0), process, materials, leader);
   plan_process_end(process, leader);
-  plan_seccomp(image.threads(0), leader);
+  plan_filters_after_credentials(image.threads(0), leader);
   return tapes;
 }
 
@@ -271,10 +287,34 @@ void send_message(int channel, ChannelMessage kind, const void* bytes, size_t si
   (void)!::send(channel, text.data(), text.size(), MSG_NOSIGNAL);
 }
 
+// What must stay open until the player has used it, and where everything lies.
 struct Prepared {
   Arena arena;
-  RebuildReport report;
+  std::unique_ptr<RebuiltFiles> captured;
+  Fd terminal_master;
+  std::string report;  // the kReady message
 };
+
+void send_ready(int channel, const Prepared& prepared) {
+  std::string text(1, static_cast<char>(ChannelMessage::kReady));
+  text += prepared.report;
+  iovec part{text.data(), text.size()};
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  if (prepared.terminal_master) {
+    message.msg_control = control;
+    message.msg_controllen = sizeof control;
+    cmsghdr* header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(int));
+    const int master = prepared.terminal_master.get();
+    std::memcpy(CMSG_DATA(header), &master, sizeof master);
+  }
+  (void)::sendmsg(channel, &message, MSG_NOSIGNAL);
+}
 
 Result<Prepared> rebuild(RebuildInputs& inputs, const Birthplace& birthplace, int* channel) {
   const pb::Image& image = inputs.image.metadata();
@@ -291,15 +331,15 @@ Result<Prepared> rebuild(RebuildInputs& inputs, const Birthplace& birthplace, in
   VMCKPT_TRY(restore_process(image.process()));
   int executable_fd = -1;
   if (auto fd = open_file(image.memory().executable().path(), O_RDONLY); fd.ok()) executable_fd = VMCKPT_TRY(service.keep(fd->get()));
-  RebuiltFiles captured;
-  VMCKPT_TRY(captured.rebuild(image.memory(), inputs.image, service.first()));
-  DescriptorRestore restore{captured, stdio, service.first(), notes};
+  auto captured = std::make_unique<RebuiltFiles>();
+  VMCKPT_TRY(captured->rebuild(image.memory(), inputs.image, service.first()));
+  DescriptorRestore restore{*captured, stdio, service.first(), notes};
   VMCKPT_TRY(restore_descriptors(image.descriptors(), restore));
   for (const std::string& note : notes) send_message(*channel, ChannelMessage::kNote, note.data(), note.size());
 
-  MappedFiles files(captured, service);
+  MappedFiles files(*captured, service);
   const std::vector<Vma> own_maps = VMCKPT_TRY(read_maps(::getpid()));
-  Materials materials{inputs.image, image, service, files, captured, own_maps, executable_fd, birthplace.own_user_namespace};
+  Materials materials{inputs.image, image, service, files, *captured, own_maps, executable_fd, birthplace.own_user_namespace};
   // Tapes hold addresses of the arena, whose size depends on the tapes: draft once to measure, once for good.
   const uint64_t vdso_size = vdso_bytes(own_maps);
   VdsoPlan vdso = VMCKPT_TRY(make_vdso_plan(image.memory(), own_maps, 0, 0));
@@ -307,7 +347,7 @@ Result<Prepared> rebuild(RebuildInputs& inputs, const Birthplace& birthplace, in
   Tapes measured;
   measured.others.resize(static_cast<size_t>(image.threads_size()) - 1);
   measured = VMCKPT_TRY(draft_tapes(materials, Arena(measured, vdso_size), vdso));
-  Prepared prepared{Arena(measured, vdso_size), {}};
+  Prepared prepared{Arena(measured, vdso_size), std::move(captured), std::move(restore.terminal_master), {}};
   Arena& arena = prepared.arena;
   arena.put_at(VMCKPT_TRY(find_free_range(image.memory(), own_maps, arena.bytes() + vdso_size)));
   vdso = VMCKPT_TRY(make_vdso_plan(image.memory(), own_maps, arena.parking(), arena.address() + arena.bytes()));
@@ -317,8 +357,12 @@ Result<Prepared> rebuild(RebuildInputs& inputs, const Birthplace& birthplace, in
   for (size_t i = 0; i < tapes.others.size(); ++i) {
     arena.lay_tape(i + 1, tapes.others[i], image.process().pid(), image.threads(static_cast<int>(i) + 1).tid());
   }
-  prepared.report = {arena.address(), arena.bytes(), arena.tape(0), tapes.leader.bytes(),
-                     VMCKPT_TRY(syscall_instruction(vdso)), 0};
+  RebuildReport report{arena.address(), arena.bytes(), VMCKPT_TRY(syscall_instruction(vdso))};
+  prepared.report.assign(reinterpret_cast<const char*>(&report), sizeof report);
+  for (size_t thread = 0; thread <= tapes.others.size(); ++thread) {
+    const uint64_t address = arena.tape(thread);
+    prepared.report.append(reinterpret_cast<const char*>(&address), sizeof address);
+  }
   return prepared;
 }
 
@@ -353,7 +397,7 @@ void rebuild_and_play(RebuildInputs& inputs, const Birthplace& birthplace) {
     send_message(channel, ChannelMessage::kError, text.data(), text.size());
     ::_exit(1);
   }
-  send_message(channel, ChannelMessage::kReady, &prepared->report, sizeof prepared->report);
+  send_ready(channel, *prepared);
   jump_to_player(prepared->arena);
 }
 

@@ -16,14 +16,16 @@ namespace vmckpt {
 struct RebuildReport {
   uint64_t arena = 0;
   uint64_t arena_bytes = 0;
-  uint64_t leader_tape = 0;
-  uint64_t leader_tape_bytes = 0;
   uint64_t syscall_instruction = 0;
-  uint64_t reserved = 0;
 };
 
 // Messages on the channel, first byte says the kind.
-enum class ChannelMessage : char { kNote = 'N', kError = 'E', kReady = 'R' };
+enum class ChannelMessage : char {
+  kNote = 'N',
+  kError = 'E',
+  kReady = 'R',  // RebuildReport, then the tapes' addresses (uint64_t each) in the order of the image's threads; the master of
+                 // a fresh terminal may come along (SCM_RIGHTS)
+};
 
 struct RebuildInputs {
   ImageReader& image;

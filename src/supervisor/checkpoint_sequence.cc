@@ -96,6 +96,7 @@ void save_target(const Target& target, pb::Target* saved) {
   saved->set_image_dir(target.image_dir);
   for (const std::string& word : target.command) saved->add_command(word);
   saved->set_devices_denied(target.launch_filter);
+  saved->set_ledger_address(target.ledger_address);
 }
 
 // All that is asked by tapes: one tape per thread, the leader's with the process-wide questions and the snapshot.
@@ -116,7 +117,7 @@ Result<Questions> ask(const StoppedWorld& world, const AddressSpaceSave& space, 
   for (TapeDraft& tape : questions.tapes) questions.threads.push_back(ask_thread(tape));
   TapeDraft& leader = questions.tapes.front();
   questions.actions = ask_signal_actions(leader);
-  questions.timers = VMCKPT_TRY(ask_timers(world.pid(), leader));
+  questions.timers = VMCKPT_TRY(ask_timers(world, leader));
   questions.process = ask_process(leader);
   questions.brk = ask_brk(leader);
   questions.clocks = ask_clocks(leader);
@@ -172,9 +173,9 @@ Result<std::unique_ptr<CheckpointInProgress>> begin_checkpoint(Target& target, c
   checkpoint->started_us_ = started_us;
   pb::Image& image = checkpoint->metadata_;
   save_host(image.mutable_host());
-  save_target(target, image.mutable_target());
   std::string maps = VMCKPT_TRY(read_whole_file(fmt::format("/proc/{}/maps", pid)));
   target.ledger_address = VMCKPT_TRY(find_ledger(pid, maps, target.ledger_address));
+  save_target(target, image.mutable_target());
   auto early_ledger = VMCKPT_TRY(read_ledger(pid, target.ledger_address));
   AddressSpacePreview preview = VMCKPT_TRY(preview_address_space(pid, early_ledger->madvise_generation));
   clock.mark("prepare");
@@ -184,6 +185,7 @@ Result<std::unique_ptr<CheckpointInProgress>> begin_checkpoint(Target& target, c
   std::unique_ptr<Ledger> ledger;
   checkpoint->frozen_us_ = monotonic_us();
   StoppedWorld world = VMCKPT_TRY(freeze_with_ledger(pid, request, target.ledger_address, &ledger));
+  if (!list_children(pid).empty()) return error(fmt::format("process {} has just started another", pid), "try again when that has ended");
   target.interrupted.after_freeze(world);
   clock.mark("freeze");
   fault_point("freeze");

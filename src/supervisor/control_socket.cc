@@ -47,7 +47,10 @@ std::vector<std::string> directories_to_search() {
     directories.push_back(entry.path().string() + "/vmckpt");
   }
   for (const auto& entry : std::filesystem::directory_iterator("/tmp", ignored)) {
-    if (entry.path().filename().string().starts_with("vmckpt-")) directories.push_back(entry.path().string());
+    // Anybody can make a folder of any name there: only one that its user, and nobody else, could have filled.
+    struct stat info {};
+    if (::lstat(entry.path().c_str(), &info) != 0 || !S_ISDIR(info.st_mode) || (info.st_mode & 077) != 0) continue;
+    if (entry.path().filename() == fmt::format("vmckpt-{}", info.st_uid)) directories.push_back(entry.path().string());
   }
   return directories;
 }
@@ -185,6 +188,7 @@ Result<pb::Status> ask_status(const std::string& socket_path) {
   VMCKPT_TRY(send_request(fd.get(), request));
   pb::ControlReply reply = VMCKPT_TRY(receive_reply(fd.get()));
   if (reply.has_error()) return error(reply.error());
+  VMCKPT_TRY(check_name(reply.status().name()));  // another user's supervisor may say anything
   return reply.status();
 }
 

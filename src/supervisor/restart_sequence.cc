@@ -5,6 +5,7 @@
 #include <cstring>
 #include <map>
 
+#include <poll.h>
 #include <signal.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
@@ -61,11 +62,51 @@ Result<void> trace(const NewProcess& process) {
 }
 
 // The process's messages up to "ready". Its end without one is an error.
-Result<RebuildReport> follow_rebuild(const NewProcess& process, std::vector<std::string>& notes) {
-  std::vector<char> message(64 * 1024);
+struct Rebuilt {
+  RebuildReport report;
+  std::vector<uint64_t> tapes;  // in the order of the image's threads
+  Fd terminal_master;
+};
+
+// One message, with the descriptor that may come along.
+ssize_t receive(int channel, std::vector<char>& bytes, Fd* descriptor) {
+  iovec part{bytes.data(), bytes.size()};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof control;
+  ssize_t got;
+  do got = ::recvmsg(channel, &message, MSG_CMSG_CLOEXEC);
+  while (got < 0 && errno == EINTR);
+  cmsghdr* header = got > 0 ? CMSG_FIRSTHDR(&message) : nullptr;
+  if (header != nullptr && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS) {
+    int fd;
+    std::memcpy(&fd, CMSG_DATA(header), sizeof fd);
+    *descriptor = Fd(fd);
+  }
+  return got;
+}
+
+// While the process rebuilds itself it may be stopped by a signal that is for its terminal's group (a resized window): it is not
+// meant to see any before it is the target.
+void pass_over_stop(pid_t pid) {
+  int status = 0;
+  if (::waitpid(pid, &status, WNOHANG | __WALL) == pid && WIFSTOPPED(status)) ::ptrace(PTRACE_CONT, pid, 0, 0);
+}
+
+Result<Rebuilt> follow_rebuild(const NewProcess& process, size_t threads, std::vector<std::string>& notes) {
+  std::vector<char> message(256 * 1024);
+  Rebuilt rebuilt;
   for (;;) {
-    ssize_t got = ::recv(process.channel.get(), message.data(), message.size(), 0);
-    if (got < 0 && errno == EINTR) continue;
+    pollfd poll{process.channel.get(), POLLIN, 0};
+    constexpr int kLookForStopsMs = 20;
+    if (::poll(&poll, 1, kLookForStopsMs) == 0) {
+      pass_over_stop(process.pid);
+      continue;
+    }
+    ssize_t got = receive(process.channel.get(), message, &rebuilt.terminal_master);
     if (got <= 0) return error("the new process ended before it was rebuilt");
     std::string text(message.data() + 1, static_cast<size_t>(got) - 1);
     switch (static_cast<ChannelMessage>(message[0])) {
@@ -74,35 +115,36 @@ Result<RebuildReport> follow_rebuild(const NewProcess& process, std::vector<std:
         break;
       case ChannelMessage::kError:
         return error(text);
-      case ChannelMessage::kReady: {
-        RebuildReport report;
-        if (text.size() != sizeof report) return error("the new process reported nonsense");
-        std::memcpy(&report, text.data(), sizeof report);
-        return report;
-      }
+      case ChannelMessage::kReady:
+        rebuilt.tapes.resize(threads);
+        if (text.size() != sizeof rebuilt.report + threads * sizeof(uint64_t)) return error("the new process reported nonsense");
+        std::memcpy(&rebuilt.report, text.data(), sizeof rebuilt.report);
+        std::memcpy(rebuilt.tapes.data(), text.data() + sizeof rebuilt.report, threads * sizeof(uint64_t));
+        return rebuilt;
     }
   }
 }
 
-// Why the leader's tape ended early, if it did.
-Result<void> check_leader_tape(pid_t pid, const RebuildReport& report) {
-  std::vector<uint8_t> bytes(report.leader_tape_bytes);
-  VMCKPT_TRY(read_memory(pid, report.leader_tape, bytes.data(), bytes.size()));
+// Why a thread's tape ended early, if it did.
+Result<void> check_tape(pid_t pid, pid_t tid_in_target, uint64_t address) {
   Tape head;
-  std::memcpy(&head, bytes.data(), sizeof head);
-  if (head.failed == 0) return {};
+  VMCKPT_TRY(read_memory(pid, address, &head, sizeof head));
+  if (head.failed == 0 && head.done == 1) return {};
+  if (head.failed == 0) return error(fmt::format("thread {} stopped before it was restored", tid_in_target), "try again");
   TapeCall call;
-  std::memcpy(&call, bytes.data() + sizeof head + (head.failed - 1) * sizeof call, sizeof call);
+  VMCKPT_TRY(read_memory(pid, address + sizeof head + (head.failed - 1) * sizeof call, &call, sizeof call));
   errno = static_cast<int>(-call.result);
-  return errno_error(fmt::format("step {} of {} of the restart, {}({:#x}, {:#x}, {:#x}, {:#x})", head.failed, head.calls,
-                                 call.number < kOpFirst ? tape_call_name(call.number) : fmt::format("player call {}", call.number - kOpFirst),
-                                 call.args[0], call.args[1], call.args[2], call.args[3]));
+  const std::string name = call.number < kOpFirst ? tape_call_name(call.number) : fmt::format("player call {}", call.number - kOpFirst);
+  return errno_error(fmt::format("step {} of {} of the restart of thread {}, {}({:#x}, {:#x}, {:#x}, {:#x})", head.failed,
+                                 head.calls, tid_in_target, name, call.args[0], call.args[1], call.args[2], call.args[3]));
 }
 
 // Lets the player run until every thread has played its tape and stopped itself. Returns the threads by their own numbers.
-Result<std::map<pid_t, pid_t>> follow_tapes(pid_t leader, const RebuildReport& report, size_t threads) {
+Result<std::map<pid_t, pid_t>> follow_tapes(pid_t leader, const Rebuilt& rebuilt, const pb::Image& image) {
+  std::map<pid_t, uint64_t> tapes;
+  for (int i = 0; i < image.threads_size(); ++i) tapes[image.threads(i).tid()] = rebuilt.tapes[static_cast<size_t>(i)];
   std::map<pid_t, pid_t> finished;  // number in the target -> number here
-  while (finished.size() < threads) {
+  while (finished.size() < tapes.size()) {
     int status = 0;
     pid_t tid = ::waitpid(-1, &status, __WALL);
     if (tid < 0 && errno == EINTR) continue;
@@ -114,11 +156,14 @@ Result<std::map<pid_t, pid_t>> follow_tapes(pid_t leader, const RebuildReport& r
     int event = status >> 16;
     if (event == 0 && WSTOPSIG(status) == SIGSTOP) {
       StatusFields fields = VMCKPT_TRY(read_status(leader, tid));
-      finished[static_cast<pid_t>(status_innermost(fields, "NSpid"))] = tid;
-      if (tid == leader) VMCKPT_TRY(check_leader_tape(leader, report));
+      pid_t tid_in_target = static_cast<pid_t>(status_innermost(fields, "NSpid"));
+      auto tape = tapes.find(tid_in_target);
+      if (tape == tapes.end()) return error(fmt::format("a thread with the unknown number {} was made", tid_in_target));
+      VMCKPT_TRY(check_tape(leader, tid_in_target, tape->second));
+      finished[tid_in_target] = tid;
       continue;
     }
-    if (event == 0 && WSTOPSIG(status) != SIGTRAP) {
+    if (event == 0 && (WSTOPSIG(status) == SIGSEGV || WSTOPSIG(status) == SIGBUS || WSTOPSIG(status) == SIGILL)) {
       return error(fmt::format("thread {} of the new process got signal {} while it was being rebuilt", tid, WSTOPSIG(status)));
     }
     ::ptrace(PTRACE_CONT, tid, 0, 0);
@@ -185,7 +230,9 @@ Target target_of(const RestartRequest& request, const ImageReader& image, const 
   target.launch_filter = saved.devices_denied();
   target.pid = process.pid;
   target.namespace_init = process.namespace_init;
-  target.backing = find_backing(process.pid, image.path());
+  const auto path = read_link(fmt::format("/proc/self/fd/{}", image.fd()));
+  target.backing = find_backing(process.pid, path.ok() ? *path : image.path());
+  target.ledger_address = saved.ledger_address();
   return target;
 }
 
@@ -202,6 +249,7 @@ Result<RestartResult> restart_target(const RestartRequest& request) {
 
   // 2. preflight: all problems at once, nothing started yet
   VMCKPT_TRY(preflight(image, request.cpu_check, result.notes));
+  if (request.claim_name) VMCKPT_TRY(request.claim_name(metadata.target().name()));
   clock.mark("preflight");
 
   // 3. create the process with its old number
@@ -216,17 +264,18 @@ Result<RestartResult> restart_target(const RestartRequest& request) {
 
   // 4. rebuild: descriptors and all else that hosted code can do
   VMCKPT_TRY(trace(process));
-  RebuildReport report = VMCKPT_TRY(follow_rebuild(process, result.notes));
+  Rebuilt rebuilt = VMCKPT_TRY(follow_rebuild(process, static_cast<size_t>(metadata.threads_size()), result.notes));
   clock.mark("rebuild");
   fault_point("restart-rebuild");
 
   // 5. play: memory, threads, signals, timers
-  auto tids = VMCKPT_TRY(follow_tapes(process.pid, report, static_cast<size_t>(metadata.threads_size())));
+  auto tids = VMCKPT_TRY(follow_tapes(process.pid, rebuilt, metadata));
   clock.mark("play");
   fault_point("restart-play");
 
   // 6. take over: the player goes, registers and masks come
-  VMCKPT_TRY(unmap_arena(process.pid, report));
+  VMCKPT_TRY(unmap_arena(process.pid, rebuilt.report));
+  result.terminal_master = std::move(rebuilt.terminal_master);
   result.target = target_of(request, image, process);
   VMCKPT_TRY(set_thread_states(metadata, tids));
   restore_limits(metadata.process(), process.pid, result.notes);

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "core/fd.h"
 #include "core/result.h"
 #include "modules/host.h"
 #include "supervisor/target.h"
@@ -15,6 +17,8 @@ namespace vmckpt {
 struct RestartRequest {
   std::string image;
   std::string name;  // empty: the image's
+  // Called with the image's name when all checks have passed and nothing has been started: makes sure of the control socket.
+  std::function<Result<void>(const std::string&)> claim_name;
   CpuCheck cpu_check = CpuCheck::kStrict;
   bool detached = false;
   int64_t started_us = 0;  // CLOCK_MONOTONIC when the command started
@@ -25,6 +29,7 @@ struct RestartResult {
   int64_t restart_us = 0;  // command start until the target's threads run
   std::vector<std::pair<std::string, int64_t>> phases;
   std::vector<std::string> notes;
+  Fd terminal_master;          // of the terminal that stands in for one that restart has not: keep it open, drain it
   bool group_stopped = false;  // it was stopped by job control, and is again
 };
 

@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -48,8 +49,9 @@ struct Order {
 
 class Service {
  public:
-  Service(Target& target, ControlListener& listener, TerminalControl& terminal, bool detached)
-      : target_(target), listener_(listener), terminal_(terminal), detached_(detached) {}
+  Service(Target& target, ControlListener& listener, TerminalControl& terminal, bool detached, Fd terminal_master)
+      : target_(target), listener_(listener), terminal_(terminal), detached_(detached),
+        terminal_master_(std::move(terminal_master)) {}
 
   int run() {
     sigset_t mask;
@@ -78,11 +80,15 @@ class Service {
       int status = 0;
       pid_t pid = ::waitpid(-1, &status, WNOHANG | WUNTRACED | __WALL);
       if (pid <= 0) break;
-      if (pid != target_.pid) continue;
+      // A stop that ptrace reports now belongs to a freeze that failed: whoever it is goes on (a player by itself, tape.h).
+      bool traced_stop = WIFSTOPPED(status) && status >> 16 != 0;
+      bool snapshot = writing_ && pid == writing_->checkpoint->snapshot_pid();
+      if (WIFSTOPPED(status) && !snapshot && (traced_stop || pid != target_.pid)) ::ptrace(PTRACE_DETACH, pid, 0, 0);
+      if (pid != target_.pid || traced_stop) continue;
       if (WIFSTOPPED(status)) {
         int signal = WSTOPSIG(status);
         bool by_terminal = signal == SIGTSTP || signal == SIGTTIN || signal == SIGTTOU;
-        if (by_terminal && !detached_ && status >> 16 == 0) terminal_.stop_with_target(pid);
+        if (by_terminal && !detached_) terminal_.stop_with_target(pid);
       } else {
         wait_status_ = status;
         target_ended_ = true;
@@ -102,7 +108,8 @@ class Service {
   }
 
   void wait_for_events() {
-    std::vector<pollfd> polls = {{signals_.get(), POLLIN, 0}, {listener_.fd(), POLLIN, 0}, {written_.get(), POLLIN, 0}};
+    std::vector<pollfd> polls = {{signals_.get(), POLLIN, 0}, {listener_.fd(), POLLIN, 0}, {written_.get(), POLLIN, 0},
+                                 {terminal_master_.get(), POLLIN, 0}};
     std::vector<Client*> polled;
     for (Client& client : clients_) {
       polls.push_back({client.fd.get(), POLLIN, 0});
@@ -115,8 +122,9 @@ class Service {
     if (ready < 0) return;
     if (polls[0].revents) take_signals();
     if (polls[2].revents) finish_writing();
+    if (polls[3].revents) drain_terminal();
     for (size_t i = 0; i < polled.size(); ++i) {
-      if (polls[3 + i].revents) serve_client(*polled[i]);
+      if (polls[4 + i].revents) serve_client(*polled[i]);
     }
     if (polls[1].revents) accept_client();
   }
@@ -129,6 +137,12 @@ class Service {
       bool to_forward = signal == SIGTERM || signal == SIGHUP || signal == SIGINT || signal == SIGQUIT || signal == SIGUSR1 || signal == SIGUSR2;
       if (to_forward && info.ssi_code == SI_USER && !target_ended_) ::kill(target_.pid, signal);
     }
+  }
+
+  // What the target says to a terminal that nobody looks at.
+  void drain_terminal() {
+    char lost[4096];
+    if (::read(terminal_master_.get(), lost, sizeof lost) <= 0) terminal_master_.reset();
   }
 
   void accept_client() {
@@ -206,7 +220,7 @@ class Service {
       request.self_contained = next.order.self_contained();
       if (next.order.shared_limit_bytes() != 0) request.shared_limit_bytes = next.order.shared_limit_bytes();
       if (next.order.freeze_timeout_us() != 0) request.freeze_timeout_us = next.order.freeze_timeout_us();
-      auto begun = begin_checkpoint(target_, request);
+      auto begun = begin(request);
       if (!begun.ok()) {
         reply_error(next.client, begun.error().message());
         continue;
@@ -215,11 +229,33 @@ class Service {
       writing_->checkpoint = std::move(*begun);
       writing_->stop = request.stop;
       writing_->client = next.client;
-      writing_->thread = std::thread([this, writing = writing_.get()] {
-        writing->result = writing->checkpoint->write();
+      try {
+        writing_->thread = start_writer();
+      } catch (const std::exception& problem) {
+        reply_error(next.client, fmt::format("start writing the image: {}", problem.what()));
+        writing_.reset();
+      }
+    }
+  }
+
+  std::thread start_writer() {
+    return std::thread([this, writing = writing_.get()] {
+        try {
+          writing->result = writing->checkpoint->write();
+        } catch (const std::exception& problem) {
+          writing->result = Result<CheckpointResult>(error(fmt::format("write the image: {}", problem.what())));
+        }
         uint64_t one = 1;
         (void)!::write(written_.get(), &one, sizeof one);
       });
+  }
+
+  // Threads that cannot be started and memory that cannot be had are failures of this checkpoint, not of the supervisor.
+  Result<std::unique_ptr<CheckpointInProgress>> begin(const CheckpointRequest& request) {
+    try {
+      return begin_checkpoint(target_, request);
+    } catch (const std::exception& problem) {
+      return error(fmt::format("checkpoint of \"{}\": {}", target_.name, problem.what()));
     }
   }
 
@@ -272,6 +308,7 @@ class Service {
   ControlListener& listener_;
   TerminalControl& terminal_;
   const bool detached_;
+  Fd terminal_master_;  // of a terminal that stands in for one that restart had not
   Fd signals_, written_;
   std::list<Client> clients_;
   std::list<Order> orders_;
@@ -292,8 +329,8 @@ sigset_t block_service_signals() {
   return before;
 }
 
-int serve(Target& target, ControlListener& listener, TerminalControl& terminal, bool detached) {
-  return Service(target, listener, terminal, detached).run();
+int serve(Target& target, ControlListener& listener, TerminalControl& terminal, bool detached, Fd terminal_master) {
+  return Service(target, listener, terminal, detached, std::move(terminal_master)).run();
 }
 
 int exit_status_of(int wait_status) {

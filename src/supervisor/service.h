@@ -13,7 +13,8 @@ namespace vmckpt {
 sigset_t block_service_signals();
 
 // Until the target and all that it left behind have ended. Returns the target's wait status.
-int serve(Target& target, ControlListener& listener, TerminalControl& terminal, bool detached);
+// `terminal_master`: what RestartResult has.
+int serve(Target& target, ControlListener& listener, TerminalControl& terminal, bool detached, Fd terminal_master = {});
 
 // The exit status that tells a wait status: its own, or 128 + signal.
 int exit_status_of(int wait_status);

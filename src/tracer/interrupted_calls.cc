@@ -25,10 +25,24 @@ bool is_epoll_wait(const user_regs_struct& regs) {
 
 }  // namespace
 
+void InterruptedCalls::remember_repeated_call(StoppedThread& thread) {
+  constexpr int64_t kRestartBlock = -516;  // -ERESTART_RESTARTBLOCK
+  const user_regs_struct& regs = thread.regs;
+  auto known = repeated_.find(thread.tid);
+  if (static_cast<int64_t>(regs.rax) != kRestartBlock) {
+    if (known != repeated_.end()) repeated_.erase(known);
+  } else if (regs.orig_rax != SYS_restart_syscall) {
+    repeated_[thread.tid] = {regs.rsp, regs.rip, regs.orig_rax};
+  } else if (known != repeated_.end() && known->second.rsp == regs.rsp && known->second.rip == regs.rip) {
+    thread.repeated_call = known->second.number;
+  }
+}
+
 void InterruptedCalls::after_freeze(StoppedWorld& world) {
   std::map<pid_t, Call> seen;
   const int64_t now_us = monotonic_us();
   for (StoppedThread& thread : world.threads()) {
+    remember_repeated_call(thread);
     if (!hide_interruption(thread) || !is_epoll_wait(thread.regs)) continue;
     const auto timeout_ms = static_cast<int32_t>(thread.regs.r10);
     if (timeout_ms <= 0) continue;

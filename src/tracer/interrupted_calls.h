@@ -28,7 +28,14 @@ class InterruptedCalls {
     int64_t deadline_us;         // CLOCK_MONOTONIC of the supervisor
     int64_t switches_at_resume;  // -1 until the thread has been let go
   };
+  // A call that the kernel continues as restart_syscall no longer shows its number: this remembers it.
+  void remember_repeated_call(StoppedThread& thread);
+  struct Repeated {
+    uint64_t rsp, rip, number;
+  };
+
   std::map<pid_t, Call> calls_;
+  std::map<pid_t, Repeated> repeated_;
 };
 
 }  // namespace vmckpt

@@ -58,15 +58,16 @@ class TapePlay {
 
   // One ptrace call moves the thread to the player: before it nothing has changed, after it the thread comes back alone.
   Result<void> start(uint64_t player_entry, int end_signal) {
-    uint64_t mask = ~(uint64_t{1} << (end_signal - 1));
     thread_->disturbed = true;
-    if (::ptrace(PTRACE_SETSIGMASK, thread_->tid, sizeof mask, &mask) != 0) return failed("block signals of");
     user_regs_struct regs = thread_->regs;
     regs.orig_rax = ~uint64_t{0};
     regs.rip = player_entry;
     regs.rdi = address_;
     regs.rsp = stack_top_;
     if (::ptrace(PTRACE_SETREGS, thread_->tid, 0, &regs) != 0) return failed("redirect");
+    // Killed before this call, the supervisor leaves a thread whose handlers may run on the player's stack: no harm.
+    uint64_t mask = ~(uint64_t{1} << (end_signal - 1));
+    if (::ptrace(PTRACE_SETSIGMASK, thread_->tid, sizeof mask, &mask) != 0) return failed("block signals of");
     if (::ptrace(PTRACE_CONT, thread_->tid, 0, 0) != 0) return failed("continue");
     return {};
   }
@@ -75,14 +76,14 @@ class TapePlay {
   Result<bool> handle_stop(int status, int end_signal, pid_t* snapshot_child) {
     if (!WIFSTOPPED(status)) return error(fmt::format("thread {} ended during the checkpoint", thread_->tid));
     int event = status >> 16;
-    if (event == 0 && WSTOPSIG(status) == end_signal) return true;
+    if (event == 0 && WSTOPSIG(status) == end_signal && sent_by_itself()) return true;
     if (event == PTRACE_EVENT_FORK) {
       unsigned long pid = 0;
       if (::ptrace(PTRACE_GETEVENTMSG, thread_->tid, 0, &pid) != 0) return failed("learn the snapshot's number from");
       if (snapshot_child != nullptr) *snapshot_child = static_cast<pid_t>(pid);
     }
     // A real stop signal reached the thread: it comes back when the thread runs on.
-    if (event == 0 && WSTOPSIG(status) != SIGTRAP) thread_->stop_signal = WSTOPSIG(status);
+    if (event == 0 && WSTOPSIG(status) != SIGTRAP && WSTOPSIG(status) != end_signal) thread_->stop_signal = WSTOPSIG(status);
     if (event == 0 && (WSTOPSIG(status) == SIGSEGV || WSTOPSIG(status) == SIGBUS || WSTOPSIG(status) == SIGSYS)) {
       return error(fmt::format("thread {} was stopped by signal {} while it answered the checkpoint's questions",
                                thread_->tid, WSTOPSIG(status)));
@@ -100,6 +101,13 @@ class TapePlay {
   pid_t tid() const { return thread_->tid; }
 
  private:
+  // The end signal may also be pending for other reasons; nobody but the player sends it with tgkill from this very process.
+  bool sent_by_itself() {
+    siginfo_t info{};
+    if (::ptrace(PTRACE_GETSIGINFO, thread_->tid, 0, &info) != 0) return false;
+    return info.si_code == SI_TKILL;
+  }
+
   Error failed(const char* what) { return errno_error(fmt::format("{} thread {}", what, thread_->tid)); }
 
   StoppedThread* thread_;
@@ -131,8 +139,15 @@ Result<void> wait_for_end(TapePlay& play, int end_signal, pid_t* snapshot_child,
 
 Result<void> play_batch(StoppedWorld& world, const Ledger& ledger, std::vector<TapePlay>& batch, int end_signal,
                         pid_t* snapshot_child) {
+  if (batch.empty()) return {};
+  // Only now, so that nothing the target forked by itself before it stood still is attached.
+  if (snapshot_child != nullptr &&
+      ::ptrace(PTRACE_SETOPTIONS, world.pid(), 0, PTRACE_O_TRACEFORK | PTRACE_O_TRACESYSGOOD) != 0) {
+    return errno_error("ask to see the snapshot");
+  }
   for (TapePlay& play : batch) VMCKPT_TRY(play.place(world.pid(), end_signal, world.pid_in_target()));
-  for (TapePlay& play : batch) VMCKPT_TRY(play.start(ledger.player_entry, end_signal));
+  // The leader, which comes first, starts last: its tape forks, and should not wait for a processor with the short ones.
+  for (auto play = batch.rbegin(); play != batch.rend(); ++play) VMCKPT_TRY(play->start(ledger.player_entry, end_signal));
   int64_t deadline_us = monotonic_us() + kPlayTimeoutUs;
   for (TapePlay& play : batch) VMCKPT_TRY(wait_for_end(play, end_signal, snapshot_child, deadline_us));
   for (TapePlay& play : batch) VMCKPT_TRY(play.read_back(world.pid()));

@@ -116,7 +116,7 @@ class FreezeInProgress {
     bool news = false;
     for (pid_t tid : VMCKPT_TRY(list_threads(pid_))) {
       if (seized_.count(tid) || stopped_.count(tid)) continue;
-      if (::ptrace(PTRACE_SEIZE, tid, 0, PTRACE_O_TRACEFORK | PTRACE_O_TRACESYSGOOD) != 0) {
+      if (::ptrace(PTRACE_SEIZE, tid, 0, PTRACE_O_TRACESYSGOOD) != 0) {
         if (errno == ESRCH) continue;  // it has just ended
         return why_seize_failed(tid);
       }

@@ -24,6 +24,7 @@ struct StoppedThread {
   uint64_t signal_mask = 0;
   bool group_stopped = false;  // the thread was in a job-control stop (SIGTSTP, SIGSTOP) when it was frozen
   int stop_signal = 0;         // the signal of that stop
+  uint64_t repeated_call = 0;  // in restart_syscall: the number of the call that it goes on with, 0 when unknown
   bool disturbed = false;      // registers or mask were changed since: resume() puts them back
 };
 

@@ -72,6 +72,7 @@ Result<void> TapeDraft::read_back(const std::vector<uint8_t>& bytes) {
   std::memcpy(&head, bytes.data(), sizeof head);
   std::memcpy(calls_.data(), bytes.data() + sizeof(Tape), calls_.size() * sizeof(TapeCall));
   std::memcpy(room_.data(), bytes.data() + room_offset(), room_.size());
+  if (head.failed == 0 && head.done != 1) return error("a thread came back before it had answered", "try again");
   if (head.failed == 0 || head.failed > calls_.size()) return {};
   const TapeCall& call = calls_[head.failed - 1];
   const std::string& description = descriptions_[head.failed - 1];

@@ -76,7 +76,7 @@ Result<void> write_thread_state(const StoppedThread& thread) {
   return {};
 }
 
-user_regs_struct registers_that_repeat_the_call(const user_regs_struct& regs) {
+user_regs_struct registers_that_repeat_the_call(const user_regs_struct& regs, uint64_t repeated_call) {
   constexpr uint64_t kSyscallInstructionBytes = 2;
   user_regs_struct result = regs;
   if (!in_system_call(regs)) return result;
@@ -84,8 +84,13 @@ user_regs_struct registers_that_repeat_the_call(const user_regs_struct& regs) {
   if (value == kRestartSys || value == kRestartNoIntr || value == kRestartNoHand || value == kRestartBlock) {
     // For -ERESTART_RESTARTBLOCK the kernel would go on with the time that was left; that is not to be had from outside, so
     // the call starts again with its whole (relative) timeout.
-    result.rax = regs.orig_rax;
-    result.rip -= kSyscallInstructionBytes;
+    const bool continues_another = regs.orig_rax == SYS_restart_syscall;
+    if (continues_another && repeated_call == 0) {
+      result.rax = static_cast<uint64_t>(-EINTR);
+    } else {
+      result.rax = continues_another ? repeated_call : regs.orig_rax;
+      result.rip -= kSyscallInstructionBytes;
+    }
   }
   result.orig_rax = ~uint64_t{0};
   return result;
@@ -106,7 +111,7 @@ std::vector<uint8_t> make_return_frame(const StoppedThread& thread, uint64_t add
   constexpr uint64_t kUcFpXstate = 1, kUcSigcontextSs = 2, kUcStrictRestoreSs = 4;
   constexpr size_t kContextOffset = 8;
   constexpr size_t kXstateOffset = 1024;  // ucontext (kernel's view: 304 bytes) ends well before
-  const user_regs_struct regs = registers_that_repeat_the_call(thread.regs);
+  const user_regs_struct regs = registers_that_repeat_the_call(thread.regs, thread.repeated_call);
 
   struct KernelUcontext {
     uint64_t flags;

@@ -16,7 +16,9 @@ Result<void> write_thread_state(const StoppedThread& thread);
 // A thread inside a restartable system call stands there with orig_rax = its number and rax = -ERESTART*; the kernel restarts
 // the call when the thread goes on. A thread that is put into another process (or comes back through rt_sigreturn) must be
 // set to execute the call again: these registers do that.
-user_regs_struct registers_that_repeat_the_call(const user_regs_struct& regs);
+// `repeated_call`: StoppedThread's; a thread in restart_syscall has nothing to go on with elsewhere, so the call it stands for is
+// made again, or where that is not known answers EINTR.
+user_regs_struct registers_that_repeat_the_call(const user_regs_struct& regs, uint64_t repeated_call = 0);
 
 // Some calls (epoll_wait, sigtimedwait, semop, sockets with a timeout) answer EINTR to any stop, though no handler ran
 // (signal(7), "Interruption of system calls ... by stop signals"). This makes the kernel treat them like the others: again

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the fault tests need beyond the stage: faults put into a supervisor, and a close look at the target afterwards.
 
-A system call of the supervisor is made to fail from outside, by `strace --inject`. The target is traced by its supervisor
-and not by strace, so both may be traced at the same time, each by its own tracer.
+A system call of the supervisor is made to fail from outside, by `strace --inject`. The target is traced by its
+supervisor and not by strace, so both may be traced at the same time, each by its own tracer.
 """
 
 import contextlib
@@ -55,7 +55,11 @@ def threads_of(pid):
 
 
 def descriptors_of(pid):
-    return {int(fd): os.readlink(f"/proc/{pid}/fd/{fd}") for fd in sorted(os.listdir(f"/proc/{pid}/fd"), key=int)}
+    found = {}
+    for fd in sorted(os.listdir(f"/proc/{pid}/fd"), key=int):
+        with contextlib.suppress(FileNotFoundError):
+            found[int(fd)] = os.readlink(f"/proc/{pid}/fd/{fd}")
+    return found
 
 
 def expect_all_threads_run(pid, but=()):
@@ -83,7 +87,7 @@ class Injection:
 
     def __init__(self, stage, pid, calls, faults):
         self.log = stage.directory / "strace.log"
-        self.log.write_text("")
+        self.log.unlink(missing_ok=True)
         said = stage.directory / "strace.stderr"
         words = ["strace", "-f", "-o", self.log, "-e", f"trace={calls}"]
         for fault in faults:
@@ -100,10 +104,11 @@ class Injection:
         self.process.terminate()
         self.process.wait(timeout=SETTLE_S)
 
-    def calls_seen(self, tid=None):
+    def names_of_calls(self, tid=None):
+        """In order, as far as the calls had begun."""
         lines = [line.split(None, 1) for line in self.log.read_text(errors="replace").splitlines()]
-        return sum(1 for who, what in lines
-                   if (tid is None or int(who) == tid) and "(" in what and not what.startswith(("<", "+", "-")))
+        return [what.partition("(")[0] for who, what in lines
+                if (tid is None or int(who) == tid) and "(" in what and not what.startswith(("<", "+", "-"))]
 
     def injected(self):
         """Lines of the calls that were made to fail."""
@@ -148,10 +153,8 @@ def wait_for_pause(pid):
 
 
 def release_pause(stage, pid):
-    with Injection(stage, pid, "restart_syscall", [RELEASE_PAUSE]):
-        wait_until(lambda: not process_is_alive(pid)
-                   or not any(sleeps_in_kernel(f"{pid}/task/{tid}") for tid in os.listdir(f"/proc/{pid}/task")),
-                   "the pause is over")
+    with Injection(stage, pid, "restart_syscall", [RELEASE_PAUSE]) as injection:
+        wait_until(lambda: "(INJECTED)" in injection.log.read_text() or not process_is_alive(pid), "the pause is over")
 
 
 @contextlib.contextmanager
@@ -202,14 +205,9 @@ class Subject:
         self.pid = self.target.pid
         self.supervisor = self.target.supervisor.pid
         self.descriptors = descriptors_of(self.pid)
-        self.supervisor_descriptors = wait_until(self._supervisor_at_rest, "the supervisor has no visitors")
+        self.supervisor_descriptors = descriptors_of(self.supervisor)
         self.family = descendants_of([self.supervisor])
         self.threads = len(threads_of(self.pid))
-
-    def _supervisor_at_rest(self):
-        first = descriptors_of(self.supervisor)
-        threading.Event().wait(0.02)
-        return first if descriptors_of(self.supervisor) == first else None
 
     def restart(self, image, fault=None):
         with fault_in_environment(self.stage, fault) if fault else contextlib.nullcontext():
@@ -225,8 +223,9 @@ class Subject:
     def expect_supervisor_unharmed(self):
         assert process_is_alive(self.supervisor), "the supervisor has died"
         wait_until(lambda: descendants_of([self.supervisor]) == self.family,
-                   lambda: f"no process left over; there are {descendants_of([self.supervisor]) - self.family}", SETTLE_S)
-        wait_until(lambda: descriptors_of(self.supervisor) == self.supervisor_descriptors,
+                   lambda: f"no process left over, but {descendants_of([self.supervisor]) - self.family}", SETTLE_S)
+        # The connection of the last client may have been there at first and have gone since.
+        wait_until(lambda: descriptors_of(self.supervisor).items() <= self.supervisor_descriptors.items(),
                    lambda: f"no descriptor left over; there are {descriptors_of(self.supervisor)}, "
                            f"there were {self.supervisor_descriptors}", SETTLE_S)
 
@@ -240,16 +239,21 @@ class Subject:
         lines = [line for line in self.target.lines() if line.startswith("{") and line.endswith("}")]
         return json.loads(lines[self.judged]) if len(lines) > self.judged else None
 
-    def finish(self):
-        """Lets the program come to its end and judges its counts. With or without a supervisor."""
+    def finish(self, between_stop_and_repair=False):
+        """Lets the program come to its end and judges its counts. With or without a supervisor.
+
+        The kernel makes some calls (epoll_wait, for one) answer EINTR when their thread is stopped, and the supervisor
+        repairs that at once. One that is killed between the two leaves each thread with one EINTR at most.
+        """
         self.stage.go()
         counts = wait_until(self.counts, lambda: f"the counts; {self.target.report()}")
         self.judged += 1
         wait_until(lambda: not process_is_alive(self.pid), "the program has ended")
         self.target.wait_for_end()
-        assert counts["interrupted"] == 0, "EINTR was seen"
+        allowed = self.threads if between_stop_and_repair else 0
+        assert counts["interrupted"] <= allowed, f"EINTR was seen {counts['interrupted']} times"
         assert counts["wrong"] == 0, "a call returned something unexpected"
-        assert counts["early"] == 0, "a timeout ended early"
+        assert counts["early"] <= counts["interrupted"], "a timeout ended early"
         assert counts["sum"] == counts["expected_sum"], "money was made or destroyed"
         assert counts["transfers"] > 0
         for name, channel in counts["channels"].items():

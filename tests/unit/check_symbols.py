@@ -14,6 +14,11 @@ RECORDER_MAY_USE = {
     "memcpy": "plain copying",
     "strlen": "plain counting",
     "strcmp": "plain comparing",
+    "__register_atfork": "a forked child has no other thread inside a ledger update",
+    "__cxa_finalize": "weak: the linker's start files",
+    "__gmon_start__": "weak: the linker's start files",
+    "_ITM_deregisterTMCloneTable": "weak: the linker's start files",
+    "_ITM_registerTMCloneTable": "weak: the linker's start files",
     "__rseq_offset": "weak: where glibc put each thread's rseq area",
     "__rseq_size": "weak: whether glibc registered it",
 }

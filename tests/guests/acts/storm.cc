@@ -18,9 +18,8 @@
 #include "act.h"
 
 static std::atomic<bool> over{false};
-static std::atomic<long> interrupted{0};   // EINTR seen by anybody
-static std::atomic<long> early{0};         // a timeout that ended before its time
-static std::atomic<long> wrong{0};         // any other outcome than the expected one
+static std::atomic<long> interrupted{0};  // EINTR seen by anybody
+static std::atomic<long> wrong{0};        // any other outcome than the expected one
 
 static void judge(long result, int expected_errno = 0) {
   int got = result < 0 ? errno : 0;
@@ -205,7 +204,7 @@ struct Timeout {
   int ms;
   int expected_errno;
   long (*wait)(int ms);
-  std::atomic<long> ended{0}, late_ms_worst{0};
+  std::atomic<long> ended{0}, early{0}, early_us_worst{0}, late_us_worst{0};
 };
 
 static timespec from_ms(int ms) { return {ms / 1000, ms % 1000 * 1'000'000L}; }
@@ -256,8 +255,10 @@ static void wait_again_and_again(Timeout& timeout) {
     int64_t begin_ns = act::now_ns();
     judge(timeout.wait(timeout.ms), timeout.expected_errno);
     int64_t took_us = (act::now_ns() - begin_ns) / 1000;
-    if (took_us < timeout.ms * 1000 - 4000) early++;  // SO_RCVTIMEO counts in jiffies
-    timeout.late_ms_worst = std::max<long>(timeout.late_ms_worst, took_us / 1000 - timeout.ms);
+    int64_t late_us = took_us - timeout.ms * 1000;
+    if (late_us < -4000) timeout.early++;  // SO_RCVTIMEO counts in jiffies, of up to 4 ms
+    timeout.early_us_worst = std::max<long>(timeout.early_us_worst, -late_us);
+    timeout.late_us_worst = std::max<long>(timeout.late_us_worst, late_us);
     timeout.ended++;
   }
 }
@@ -305,8 +306,8 @@ int main(int argc, char** argv) {
   int64_t elapsed_ms = (act::now_ns() - begin_ns) / 1'000'000;
   long sum = 0;
   for (long account : accounts) sum += account;
-  printf("{\"elapsed_ms\": %ld, \"interrupted\": %ld, \"early\": %ld, \"wrong\": %ld, \"transfers\": %ld,",
-         static_cast<long>(elapsed_ms), interrupted.load(), early.load(), wrong.load(), transfers.load());
+  printf("{\"elapsed_ms\": %ld, \"interrupted\": %ld, \"wrong\": %ld, \"transfers\": %ld,",
+         static_cast<long>(elapsed_ms), interrupted.load(), wrong.load(), transfers.load());
   printf(" \"sum\": %ld, \"expected_sum\": %ld, \"timerfd_ticks\": %ld, \"timerfd_period_ms\": 5, \"channels\": {", sum,
          kAccounts * kMoneyEach, timerfd_ticks.load());
   const char* separator = "";
@@ -317,8 +318,8 @@ int main(int argc, char** argv) {
   printf("}, \"timeouts\": {");
   separator = "";
   for (Timeout& t : timeouts) {
-    printf("%s\"%s\": {\"ms\": %d, \"ended\": %ld, \"late_ms_worst\": %ld}", separator, t.name, t.ms, t.ended.load(),
-           t.late_ms_worst.load());
+    printf("%s\"%s\": {\"ms\": %d, \"ended\": %ld, \"early\": %ld, \"early_us_worst\": %ld, \"late_us_worst\": %ld}",
+           separator, t.name, t.ms, t.ended.load(), t.early.load(), t.early_us_worst.load(), t.late_us_worst.load());
     separator = ", ";
   }
   printf("}}\n");

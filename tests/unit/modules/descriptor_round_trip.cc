@@ -58,7 +58,8 @@ class SharedReport {
   void wait(pid_t child) {
     for (int i = 0; i < 10'000 && report_->state == Report::kBusy; ++i) {
       int status;
-      if (::waitpid(child, &status, WNOHANG) == child) return fail(fmt::format("the process ended with status {:#x}", status));
+      if (::waitpid(child, &status, WNOHANG) == child)
+        return fail(fmt::format("the process ended with status {:#x}", status));
       ::usleep(1000);
     }
     if (report_->state == Report::kBusy) fail("the process did not answer for 10 s");
@@ -133,7 +134,8 @@ Result<void> RoundTrip::save() {
   return save_process(target_, &table, &notes, folder_ / "image");
 }
 
-Result<void> RoundTrip::save_process(pid_t pid, pb::DescriptorTable* into, Notes* found, const std::string& image_stem) {
+Result<void> RoundTrip::save_process(pid_t pid, pb::DescriptorTable* into, Notes* found,
+                                     const std::string& image_stem) {
   ImageDestination destination;
   destination.numbered_stem = image_stem;
   ImageWriter writer = VMCKPT_TRY(ImageWriter::create(destination, tiny_identity()));
@@ -173,11 +175,12 @@ void check_open_numbers(const pb::DescriptorTable& table) {
 }
 
 // The part of the new process; what it has to note is left in `notes_report`.
-void restore_in_child(const std::string& image_path, const std::array<int, 3>& restart_stdio, SharedReport& notes_report,
-                      SharedReport& report) {
+void restore_in_child(const std::string& image_path, const std::array<int, 3>& restart_stdio,
+                      SharedReport& notes_report, SharedReport& report) {
   auto service = [](int fd) { return ::fcntl(fd, F_DUPFD_CLOEXEC, kFirstServiceFd); };
   std::array<int, 3> stdio;
-  for (size_t i = 0; i < 3; ++i) stdio[i] = service(restart_stdio[i] < 0 ? ::open("/dev/null", O_RDWR) : restart_stdio[i]);
+  for (size_t i = 0; i < 3; ++i)
+    stdio[i] = service(restart_stdio[i] < 0 ? ::open("/dev/null", O_RDWR) : restart_stdio[i]);
   auto image = ImageReader::open(image_path);
   if (!image.ok()) throw std::runtime_error("image: " + image.error().message());
   RebuiltFiles files;
@@ -284,7 +287,8 @@ short poll_now(int fd, short events) {
 }
 
 bool mentions(const Notes& notes, const std::string& text) {
-  return std::any_of(notes.begin(), notes.end(), [&](const std::string& note) { return note.find(text) != std::string::npos; });
+  return std::any_of(notes.begin(), notes.end(),
+                     [&](const std::string& note) { return note.find(text) != std::string::npos; });
 }
 
 std::string comparable(const pb::DescriptorTable& original) {

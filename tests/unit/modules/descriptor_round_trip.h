@@ -1,5 +1,5 @@
-// A process that opens things, a checkpoint of its descriptors, and another process in which they are restored and looked
-// at. All three are real: kernel objects, freeze, image file.
+// A process that opens things, a checkpoint of its descriptors, and another process in which they are restored and
+// looked at. All three are real: kernel objects, freeze, image file.
 #pragma once
 
 #include <functional>
@@ -14,10 +14,11 @@
 
 namespace vmckpt::test {
 
-// For use in forked processes, where the test framework's own checks would get lost. Throws; the parent reports the text.
-#define EXPECT(condition)                                                                                  \
-  do {                                                                                                     \
-    if (!(condition))                                                                                      \
+// For use in forked processes, where the test framework's own checks would get lost. Throws; the parent reports the
+// text.
+#define EXPECT(condition)                                                                                    \
+  do {                                                                                                       \
+    if (!(condition))                                                                                        \
       throw std::runtime_error(fmt::format("line {}: {} is false (errno {})", __LINE__, #condition, errno)); \
   } while (0)
 
@@ -43,8 +44,8 @@ class RoundTrip {
   void kill_target();
   // Problems found by the preflight; its notes are added to `notes`.
   std::vector<Error> check();
-  // Restores the descriptors in a new process and runs `verify` there. Returns "" or what went wrong. Afterwards the new
-  // process is saved in its turn, and must give the same table.
+  // Restores the descriptors in a new process and runs `verify` there. Returns "" or what went wrong. Afterwards the
+  // new process is saved in its turn, and must give the same table.
   std::string restore(const std::function<void()>& verify);
 
   pb::DescriptorTable table;

@@ -152,7 +152,8 @@ TEST_CASE("missing files are problems before anything starts, changed ones are n
   CHECK(mentions(trip.notes, "position 8"));
 }
 
-TEST_CASE("deleted files and memfds come back with their content, and saving does not move the running program's position") {
+TEST_CASE(
+    "deleted files and memfds come back with their content, and saving does not move the running program's position") {
   TemporaryFolder folder;
   std::string big(300'000, 'x');
   RoundTrip trip([&] {
@@ -160,6 +161,7 @@ TEST_CASE("deleted files and memfds come back with their content, and saving doe
     write_all(4, big + "end");
     ::unlink((folder / "deleted").c_str());
     ::lseek(4, 7, SEEK_SET);
+    EXPECT(::fchmod(4, 0400) == 0);
     put_at(::memfd_create("box", MFD_CLOEXEC), 5);
     write_all(5, "content");
     ::lseek(5, 3, SEEK_SET);
@@ -172,6 +174,8 @@ TEST_CASE("deleted files and memfds come back with their content, and saving doe
   trip.compare_generations = false;  // a deleted file comes back as a memfd
   CHECK(trip.restore([&] {
     EXPECT(::lseek(4, 0, SEEK_CUR) == 7);
+    struct stat status;
+    EXPECT(::fstat(4, &status) == 0 && (status.st_mode & 07777) == 0400 && status.st_nlink == 0);
     EXPECT(::lseek(4, -3, SEEK_END) == static_cast<off_t>(big.size()));
     EXPECT(read_now(4) == "end");
     EXPECT(read_now(5) == "tent");
@@ -189,9 +193,13 @@ TEST_CASE("locks of all kinds are taken again, and a lock held by somebody else 
     put_at(::open((folder / "posix").c_str(), O_RDWR), 5);
     put_at(::open((folder / "ofd").c_str(), O_RDWR), 6);
     EXPECT(::flock(4, LOCK_EX) == 0);
-    struct flock lock {F_WRLCK, SEEK_SET, 2, 3, 0};
+    struct flock lock {
+      F_WRLCK, SEEK_SET, 2, 3, 0
+    };
     EXPECT(::fcntl(5, F_SETLK, &lock) == 0);
-    struct flock rest {F_RDLCK, SEEK_SET, 8, 0, 0};
+    struct flock rest {
+      F_RDLCK, SEEK_SET, 8, 0, 0
+    };
     EXPECT(::fcntl(6, F_OFD_SETLK, &rest) == 0);
   });
   REQUIRE(message_of(trip.save()) == "");
@@ -204,10 +212,14 @@ TEST_CASE("locks of all kinds are taken again, and a lock held by somebody else 
     EXPECT(::flock(other.get(), LOCK_SH | LOCK_NB) != 0);
     pid_t child = ::fork();
     if (child == 0) {
-      struct flock ask {F_WRLCK, SEEK_SET, 4, 1, 0};
+      struct flock ask {
+        F_WRLCK, SEEK_SET, 4, 1, 0
+      };
       int posix = ::open((folder / "posix").c_str(), O_RDWR);
       if (::fcntl(posix, F_GETLK, &ask) != 0 || ask.l_type != F_WRLCK || ask.l_start != 2 || ask.l_len != 3) ::_exit(1);
-      struct flock open_file {F_WRLCK, SEEK_SET, 100, 1, 0};
+      struct flock open_file {
+        F_WRLCK, SEEK_SET, 100, 1, 0
+      };
       int ofd = ::open((folder / "ofd").c_str(), O_RDWR);
       if (::fcntl(ofd, F_OFD_GETLK, &open_file) != 0 || open_file.l_type != F_RDLCK) ::_exit(2);
       ::_exit(0);
@@ -256,7 +268,8 @@ TEST_CASE("a pipe whose other end is outside or closed gives end of file or EPIP
   REQUIRE(::pipe2(to_target, O_CLOEXEC) == 0);
   REQUIRE(::pipe2(from_target, O_CLOEXEC) == 0);
   REQUIRE(::write(to_target[1], "unread", 6) == 6);
-  int kept_read = ::fcntl(to_target[0], F_DUPFD_CLOEXEC, 100), kept_write = ::fcntl(from_target[1], F_DUPFD_CLOEXEC, 100);
+  int kept_read = ::fcntl(to_target[0], F_DUPFD_CLOEXEC, 100),
+      kept_write = ::fcntl(from_target[1], F_DUPFD_CLOEXEC, 100);
   Fd folder_fd;
   // The process closes everything but 0 to 2, so its ends arrive over /proc.
   std::string read_path = fmt::format("/proc/{}/fd/{}", ::getpid(), kept_read);
@@ -430,7 +443,8 @@ TEST_CASE("unread lines of a cooked pseudo terminal are left alone and noted") {
 }
 
 TEST_CASE("the terminal the program was run from is replaced by restart's own, with the saved settings") {
-  Fd old_master(::posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC)), new_master(::posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC));
+  Fd old_master(::posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC)),
+      new_master(::posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC));
   REQUIRE((::unlockpt(old_master.get()) == 0 && ::unlockpt(new_master.get()) == 0));
   std::string old_slave = ::ptsname(old_master.get()), new_slave = ::ptsname(new_master.get());
   RoundTrip trip([&] {
@@ -498,7 +512,8 @@ TEST_CASE("devices without state are opened again, others are refused by name") 
   }) == "");
   if (Fd(::open("/dev/kmsg", O_RDONLY | O_NONBLOCK))) {
     RoundTrip refused([] { put_at(::open("/dev/kmsg", O_RDONLY), 4); });
-    CHECK(message_of(refused.save()).find("descriptor 4 (\"/dev/kmsg\") is a device that vmckpt has no module for; ") == 0);
+    CHECK(message_of(refused.save()).find("descriptor 4 (\"/dev/kmsg\") is a device that vmckpt has no module for; ") ==
+          0);
   }
 }
 
@@ -606,7 +621,7 @@ TEST_CASE("epoll keeps all registrations with their data, also those whose numbe
     add(10, 20, EPOLLIN | EPOLLET, 0x1122334455667788);
     add(10, 21, EPOLLIN, 21);
     add(10, 22, EPOLLIN, 22);
-    ::dup2(22, 30);  // lives on as 30 ...
+    ::dup2(22, 30);               // lives on as 30 ...
     put_at(::eventfd(9, 0), 22);  // ... and 22 is another file now
     add(10, 22, EPOLLOUT, 2222);
     add(10, 23, EPOLLIN, 23);

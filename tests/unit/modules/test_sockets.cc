@@ -28,7 +28,8 @@ struct UnixAddress {
   sockaddr_un address{};
   socklen_t bytes;
   // "@name" is abstract.
-  explicit UnixAddress(const std::string& name) : bytes(static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + name.size())) {
+  explicit UnixAddress(const std::string& name)
+      : bytes(static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + name.size())) {
     address.sun_family = AF_UNIX;
     name.copy(address.sun_path, sizeof address.sun_path);
     if (name[0] == '@') address.sun_path[0] = '\0';
@@ -57,7 +58,8 @@ std::string unix_name(int fd, int (*ask)(int, sockaddr*, socklen_t*)) {
   socklen_t bytes = sizeof address;
   EXPECT(ask(fd, reinterpret_cast<sockaddr*>(&address), &bytes) == 0);
   if (bytes <= sizeof(sa_family_t)) return {};
-  return address.sun_path[0] == '\0' ? "@" + std::string(address.sun_path + 1, bytes - sizeof(sa_family_t) - 1) : address.sun_path;
+  return address.sun_path[0] == '\0' ? "@" + std::string(address.sun_path + 1, bytes - sizeof(sa_family_t) - 1)
+                                     : address.sun_path;
 }
 int ask_own(int fd, sockaddr* address, socklen_t* bytes) { return ::getsockname(fd, address, bytes); }
 int ask_peer(int fd, sockaddr* address, socklen_t* bytes) { return ::getpeername(fd, address, bytes); }
@@ -347,7 +349,8 @@ TEST_CASE("file descriptors on their way in a socket are refused") {
     EXPECT(::socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
     send_descriptor(ends[0], 0);
   });
-  CHECK(message_of(trip.save()).find("has file descriptors on their way to it (SCM_RIGHTS), which cannot be saved") != std::string::npos);
+  CHECK(message_of(trip.save()).find("has file descriptors on their way to it (SCM_RIGHTS), which cannot be saved") !=
+        std::string::npos);
 }
 
 TEST_CASE("TCP listeners listen again with their options, over IPv4 and IPv6") {
@@ -431,13 +434,15 @@ TEST_CASE("a TCP connection to another process comes back reset, after what had 
     ::fcntl(5, F_SETFL, O_NONBLOCK);
     set(5, SOL_SOCKET, SO_KEEPALIVE, 1);
   });
-  Fd first(::accept4(server.get(), nullptr, nullptr, SOCK_CLOEXEC)), second(::accept4(server.get(), nullptr, nullptr, SOCK_CLOEXEC));
+  Fd first(::accept4(server.get(), nullptr, nullptr, SOCK_CLOEXEC)),
+      second(::accept4(server.get(), nullptr, nullptr, SOCK_CLOEXEC));
   write_all(first.get(), "unread");
   write_all(second.get(), "all there is");
   REQUIRE(::shutdown(second.get(), SHUT_WR) == 0);
   ::usleep(20'000);
   REQUIRE(message_of(trip.save()) == "");
-  CHECK(mentions(trip.notes, fmt::format("descriptor 5 (\"{}\") is connected to 127.0.0.1:{}", trip.table.files(1).name(), port)));
+  CHECK(mentions(trip.notes,
+                 fmt::format("descriptor 5 (\"{}\") is connected to 127.0.0.1:{}", trip.table.files(1).name(), port)));
   CHECK(poll_now(first.get(), POLLIN) == 0);
   trip.compare_generations = false;
   auto verify = [] {
