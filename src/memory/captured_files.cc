@@ -108,6 +108,7 @@ Result<void> RebuiltFiles::rebuild(const pb::AddressSpace& space, const ImageRea
     Fd low(::memfd_create(name.substr(0, 200).c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
     Fd fd(::fcntl(low.get(), F_DUPFD_CLOEXEC, first_fd));
     if (!fd) return errno_error("make the memory file " + file.name());
+    if (::fchmod(fd.get(), static_cast<mode_t>(file.mode())) != 0) return errno_error("set the mode of " + file.name());
     if (::ftruncate(fd.get(), static_cast<off_t>(file.size_bytes())) != 0) {
       return errno_error(fmt::format("give {} its {} bytes", file.name(), file.size_bytes()));
     }

@@ -88,11 +88,6 @@ class ChunkWriter {
     changed_.notify_all();
   }
 
-  void give_back(std::unique_ptr<Chunk> chunk) {
-    std::lock_guard lock(mutex_);
-    free_.push_back(std::move(chunk));
-  }
-
   // Waits until everything is written.
   Result<void> finish() {
     {
@@ -165,9 +160,23 @@ class Dumper {
   }
 
  private:
+  // Which of the chunk's pages have content; false when none has. Address space that was only reserved ends here.
+  Result<bool> mark_wanted(const DumpRange& range, uint64_t start, size_t pages, bool* wanted) {
+    bool any = range.pages == DumpRange::Pages::kAll;
+    for (size_t i = 0; i < pages; ++i) {
+      wanted[i] = range.pages == DumpRange::Pages::kAll;
+      if (wanted[i]) continue;
+      uint64_t entry = VMCKPT_TRY(pagemap_.entry(start + i * kPageBytes, range.end));
+      wanted[i] = (entry & (kPresent | kSwapped)) != 0 && (entry & kFilePage) == 0;
+      any |= wanted[i];
+    }
+    return any;
+  }
+
   Result<void> dump_chunk(const DumpRange& range, uint64_t start, uint64_t end) {
     size_t pages = (end - start) / kPageBytes;
-    bool any = false;
+    bool wanted[kChunkPages];
+    if (!VMCKPT_TRY(mark_wanted(range, start, pages, wanted))) return {};
     auto chunk = writer_.take();
     if (chunk == nullptr) return writer_.finish();
     uint8_t* const buffer = chunk->buffer.data();
@@ -175,17 +184,11 @@ class Dumper {
     size_t spans = 0;
     for (size_t i = 0; i < pages; ++i) {
       uint64_t address = start + i * kPageBytes;
-      bool wanted = range.pages == DumpRange::Pages::kAll;
-      if (!wanted) {
-        uint64_t entry = VMCKPT_TRY(pagemap_.entry(address, range.end));
-        wanted = (entry & (kPresent | kSwapped)) != 0 && (entry & kFilePage) == 0;
-      }
-      chunk->marked[i] = wanted;
-      if (!wanted) {
+      chunk->marked[i] = wanted[i];
+      if (!wanted[i]) {
         std::memset(buffer + i * kPageBytes, 0, kPageBytes);
         continue;
       }
-      any = true;
       bool continues = spans > 0 && static_cast<uint8_t*>(local[spans - 1].iov_base) + local[spans - 1].iov_len ==
                                         buffer + i * kPageBytes;
       if (continues) {
@@ -194,10 +197,6 @@ class Dumper {
         local[spans] = {buffer + i * kPageBytes, kPageBytes};
         remote[spans++] = {reinterpret_cast<void*>(address), kPageBytes};
       }
-    }
-    if (!any) {
-      writer_.give_back(std::move(chunk));
-      return {};
     }
     VMCKPT_TRY(read_spans(range, local, remote, spans));
     chunk->address = start;

@@ -45,6 +45,12 @@ void save_clocks(const ClockQuestions& questions, const TapeDraft& tape, pb::Hos
   host->set_boottime_ns(to_ns(tape.as<timespec>(questions.boottime)));
 }
 
+void advance_clocks(int64_t by_ns, pb::Host* host) {
+  host->set_realtime_ns(host->realtime_ns() + by_ns);
+  host->set_monotonic_ns(host->monotonic_ns() + by_ns);
+  host->set_boottime_ns(host->boottime_ns() + by_ns);
+}
+
 void enter_saved_time(const pb::Host& host, std::vector<std::string>& notes) {
   int64_t gap_ns = clock_ns(CLOCK_REALTIME) - host.realtime_ns();
   // Opened first: after the caller has entered other namespaces /proc/self may lead nowhere.

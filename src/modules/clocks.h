@@ -20,6 +20,9 @@ struct ClockQuestions {
 ClockQuestions ask_clocks(TapeDraft& tape);
 void save_clocks(const ClockQuestions& questions, const TapeDraft& tape, pb::Host* host);
 
+// Moves the saved clocks forward.
+void advance_clocks(int64_t by_ns, pb::Host* host);
+
 // In a process that is about to make the new one: children it makes from now on see the saved clocks go on. When the kernel does
 // not let us, the note says what the target will see.
 void enter_saved_time(const pb::Host& host, std::vector<std::string>& notes);

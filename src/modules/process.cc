@@ -83,6 +83,10 @@ Result<void> save_process(const StoppedWorld& world, pb::Process* process) {
   }
   process->set_executable(directory_link(pid, "exe"));
   process->set_working_directory(directory_link(pid, "cwd"));
+  if (process->working_directory().ends_with(" (deleted)")) {
+    return error(fmt::format("the working directory of process {}, {}, has been removed", pid, process->working_directory()),
+                 "let the program change to another one");
+  }
   process->set_root_directory(directory_link(pid, "root"));
   process->set_umask(static_cast<uint32_t>(std::strtoul(std::string(status_field(status, "Umask")).c_str(), nullptr, 8)));
   save_limits(pid, process);

@@ -62,6 +62,10 @@ std::vector<pb::PosixTimer> parse_timers(const std::string& text) {
   return timers;
 }
 
+bool has_thread(const pb::Image& image, int32_t tid) {
+  return std::any_of(image.threads().begin(), image.threads().end(), [&](const pb::Thread& thread) { return thread.tid() == tid; });
+}
+
 int64_t to_us(const timeval& time) { return int64_t{time.tv_sec} * 1'000'000 + time.tv_usec; }
 timeval from_us(int64_t us) { return {us / 1'000'000, us % 1'000'000}; }
 int64_t to_ns(const timespec& time) { return int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec; }
@@ -97,7 +101,7 @@ Result<TimerQuestions> ask_timers(const StoppedWorld& world, TapeDraft& tape) {
 void save_timers(const TimerQuestions& questions, const TapeDraft& tape, pb::Process* process) {
   for (uint32_t which : {ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF}) {
     const auto& value = tape.as<itimerval>(questions.interval_answers[which]);
-    if (to_us(value.it_value) == 0) continue;
+    if (to_us(value.it_value) == 0 && to_us(value.it_interval) == 0) continue;
     pb::IntervalTimer* timer = process->add_interval_timers();
     timer->set_which(which);
     timer->set_value_us(to_us(value.it_value));
@@ -123,7 +127,8 @@ Result<void> check_timers(const pb::Process& process) {
   return {};
 }
 
-void plan_timers(const pb::Process& process, TapeDraft& tape) {
+void plan_timers(const pb::Image& image, TapeDraft& tape) {
+  const pb::Process& process = image.process();
   bool keeps_ids = ::prctl(PR_TIMER_CREATE_RESTORE_IDS, 2, 0, 0, 0) >= 0;
   if (keeps_ids && process.posix_timers_size() > 0) {
     tape.call(SYS_prctl, {PR_TIMER_CREATE_RESTORE_IDS, 1, 0, 0, 0}, true, "ask for POSIX timers with given ids");
@@ -135,6 +140,8 @@ void plan_timers(const pb::Process& process, TapeDraft& tape) {
     event.signal = timer.signal();
     event.notify = static_cast<int32_t>(timer.notify());
     event.tid = timer.notify_tid();
+    // The thread it was for has ended: such a timer runs and tells nobody.
+    if ((timer.notify() & SIGEV_THREAD_ID) && !has_thread(image, timer.notify_tid())) event.notify = SIGEV_NONE;
     auto create = [&](int32_t id) {
       tape.call(SYS_timer_create, {static_cast<uint64_t>(timer.clock()), tape.data_of(event), tape.data_of(id)}, true,
                 fmt::format("create POSIX timer {} on clock {}", id, timer.clock()));
@@ -154,7 +161,8 @@ void plan_timers(const pb::Process& process, TapeDraft& tape) {
               fmt::format("arm POSIX timer {}", timer.id()));
   }
   for (const pb::IntervalTimer& timer : process.interval_timers()) {
-    itimerval value{from_us(timer.interval_us()), from_us(timer.value_us())};
+    // A periodic timer whose signal is still pending shows 0: it is started anew when that is taken.
+    itimerval value{from_us(timer.interval_us()), from_us(std::max<int64_t>(1, timer.value_us()))};
     tape.call(SYS_setitimer, {timer.which(), tape.data_of(value), 0}, true, "arm interval timer");
   }
 }

@@ -31,6 +31,6 @@ void save_timers(const TimerQuestions& questions, const TapeDraft& tape, pb::Pro
 
 Result<void> check_timers(const pb::Process& process);
 // Played by the leader once all threads exist (a timer may notify one of them).
-void plan_timers(const pb::Process& process, TapeDraft& tape);
+void plan_timers(const pb::Image& image, TapeDraft& tape);
 
 }  // namespace vmckpt

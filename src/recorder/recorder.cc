@@ -10,7 +10,6 @@
 #include <limits.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
-#include <pthread.h>
 #include <sys/eventfd.h>
 #include <sys/inotify.h>
 #include <sys/mman.h>
@@ -35,11 +34,14 @@ extern const ptrdiff_t __rseq_offset __attribute__((weak));
 extern const unsigned int __rseq_size __attribute__((weak));
 }
 
+// libc's own registration; pthread_atfork would need the start files, which this library does without.
+extern "C" int __register_atfork(void (*prepare)(), void (*parent)(), void (*child)(), void* library);
+
 // A child forked while another thread was inside an update has no such thread.
 static void forget_writers() { __atomic_store_n(&g_ledger.writers, 0, __ATOMIC_RELEASE); }
 
 __attribute__((constructor(101))) static void open_ledger() {
-  pthread_atfork(nullptr, nullptr, forget_writers);
+  __register_atfork(nullptr, nullptr, forget_writers, nullptr);
   Ledger& ledger = g_ledger;
   ledger.version = kLedgerVersion;
   ledger.bytes = sizeof(Ledger);

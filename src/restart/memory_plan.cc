@@ -93,7 +93,8 @@ class MemoryPlanner {
   // A stack must stay one mapping that grows; small changes to a file mapping must not cut it up.
   bool is_read(const pb::Mapping& mapping, const Run& run) const {
     // The kernel maps nothing executable from a file system that is mounted noexec.
-    return run.bytes < read_below_ || has_advice(mapping, "gd") || (image_is_noexec_ && (mapping.protection() & PROT_EXEC));
+    // Wipe-on-fork is for anonymous memory only.
+    return run.bytes < read_below_ || has_advice(mapping, "gd") || has_advice(mapping, "wf") || (image_is_noexec_ && (mapping.protection() & PROT_EXEC));
   }
 
   // The runs inside a mapping, cut to it. Mappings and runs are both sorted.

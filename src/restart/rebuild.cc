@@ -256,7 +256,7 @@ Result<Tapes> draft_tapes(const Materials& materials, const Arena& arena, const 
   }
   // 5. signals and timers, which may be meant for one of those threads (all signals are blocked until the very end)
   plan_pending_signals(process, leader);
-  plan_timers(process, leader);
+  plan_timers(image, leader);
   // 6. restart's own descriptors go
   leader.call(SYS_close_range, {static_cast<uint64_t>(materials.service.first()), ~0u, 0}, true, "close restart's descriptors");
   for (const LateLock& late : late_locks(image.descriptors())) {

@@ -214,12 +214,15 @@ Result<std::unique_ptr<CheckpointInProgress>> begin_checkpoint(Target& target, c
   std::vector<ThreadTape> tapes;
   for (size_t i = 0; i < world.threads().size(); ++i) tapes.push_back({&world.threads()[i], &questions.tapes[i]});
   pid_t child = 0;
+  const int64_t asked_us = monotonic_us();
   auto played = play_tapes(world, *ledger, tapes, &child);
   checkpoint->snapshot_ = SnapshotChild(child);
   VMCKPT_TRY(std::move(played));
   if (questions.snapshot) VMCKPT_TRY(settle_snapshot(*questions.snapshot, questions.tapes.front(), checkpoint->snapshot_));
   clock.mark("snapshot");
   VMCKPT_TRY(descriptors_saved.get());
+  // Timers were looked at up to now: clocks that were read earlier than they would let them go off early after a restart.
+  const int64_t clocks_late_ns = (monotonic_us() - asked_us) * 1000;
   for (const auto& [id, file] : captured.files()) *image.mutable_memory()->add_captured() = file;
   if (fork_forbidden) notes.push_back("the target's seccomp filter forbids forking: its memory was copied while it was stopped");
   clock.mark("descriptors");
@@ -227,7 +230,6 @@ Result<std::unique_ptr<CheckpointInProgress>> begin_checkpoint(Target& target, c
 
   // 5. resume: the pause ends here
   checkpoint->source_ = questions.snapshot ? checkpoint->snapshot_.pid() : pid;
-  target.interrupted.before_resume(world);
   if (questions.snapshot) {
     world.resume();
     checkpoint->result_.pause_us = monotonic_us() - checkpoint->frozen_us_;
@@ -239,6 +241,7 @@ Result<std::unique_ptr<CheckpointInProgress>> begin_checkpoint(Target& target, c
   if (questions.snapshot) VMCKPT_TRY(check_snapshot(checkpoint->snapshot_, space));
 
   take_answers(questions, &image);
+  advance_clocks(clocks_late_ns, image.mutable_host());
   for (const std::string& note : notes) image.add_notes(note);
   checkpoint->ranges_ = std::move(space.ranges);
   for (const DumpRange& range : checkpoint->ranges_) checkpoint->bytes_to_look_at_ += range.end - range.start;

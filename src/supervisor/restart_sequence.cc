@@ -39,8 +39,11 @@ class ProcessGuard {
     for (pid_t pid : {pid_, init_}) {
       if (pid == 0) continue;
       ::kill(pid, SIGKILL);
+      // Its threads are traced, and must be reaped before it can be.
       int status = 0;
-      while (::waitpid(pid, &status, __WALL) == pid && !WIFSIGNALED(status) && !WIFEXITED(status)) {
+      for (pid_t got = 0; got != pid || !(WIFSIGNALED(status) || WIFEXITED(status));) {
+        got = ::waitpid(-1, &status, __WALL);
+        if (got < 0 && errno != EINTR) break;
       }
     }
   }
@@ -287,6 +290,8 @@ Result<RestartResult> restart_target(const RestartRequest& request) {
   if (result.group_stopped) ::kill(process.pid, SIGSTOP);
   for (const auto& [tid_in_target, tid] : tids) ::ptrace(PTRACE_DETACH, tid, 0, 0);
   guard.release();
+  // Its screen may be another one now: full-screen programs draw anew.
+  if (metadata.process().has_terminal()) ::kill(process.pid, SIGWINCH);
   result.restart_us = monotonic_us() - request.started_us;
   clock.mark("run");
   result.phases = std::move(clock.phases);

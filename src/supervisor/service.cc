@@ -183,17 +183,20 @@ class Service {
   pb::Status status() const {
     pb::Status status;
     status.set_name(target_.name);
-    status.set_pid(target_ended_ ? 0 : target_.pid);
+    pid_t remaining = target_ended_ ? 0 : target_.pid;
     status.set_supervisor_pid(::getpid());
     uint32_t processes = 0;
     for (pid_t pid : list_descendants(::getpid())) {
       bool snapshot = writing_ && pid == writing_->checkpoint->snapshot_pid();
-      if (pid != target_.namespace_init && !snapshot) ++processes;
+      if (pid == target_.namespace_init || snapshot || !process_exists(pid)) continue;
+      ++processes;
+      if (target_ended_) remaining = pid;  // what the launched program left behind is the target now
     }
+    status.set_pid(remaining);
     status.set_processes(processes);
-    auto fields = read_status(target_.pid);
+    auto fields = read_status(remaining);
     bool stopped = fields.ok() && status_field(*fields, "State").starts_with("T");
-    status.set_state(writing_ ? "checkpointing" : target_ended_ ? "ended" : stopped ? "stopped" : "running");
+    status.set_state(writing_ ? "checkpointing" : remaining == 0 ? "ended" : stopped ? "stopped" : "running");
     status.set_generation(target_.generation);
     status.set_image_dir(target_.image_dir);
     for (const std::string& word : target_.command) status.add_command(word);

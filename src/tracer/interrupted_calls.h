@@ -2,8 +2,8 @@
 // come faster than the timeout would put it off for ever. So the supervisor remembers which calls it interrupted, and at the
 // next freeze gives a call that is still the same one only the time that it has left.
 //
-// "Still the same": same registers, and the thread has slept exactly once since it was let go (proc(5),
-// voluntary_ctxt_switches). Other calls with timeouts (poll, futex, nanosleep) the kernel itself continues rightly.
+// "Still the same": the timeout is an int, of which the kernel reads the lower half of r10; a mark in the upper half is there as
+// long as the thread has not come back from the call, and no longer. Other calls with timeouts (poll, futex, nanosleep) the kernel itself continues rightly.
 #pragma once
 
 #include <cstdint>
@@ -19,22 +19,15 @@ class InterruptedCalls {
  public:
   // Right after the freeze: calls hide_interruption() for each thread and shortens the timeouts of calls seen before.
   void after_freeze(StoppedWorld& world);
-  // Right before the threads go on.
-  void before_resume(const StoppedWorld& world);
 
  private:
-  struct Call {
-    uint64_t rsp, rip, epoll, events;
-    int64_t deadline_us;         // CLOCK_MONOTONIC of the supervisor
-    int64_t switches_at_resume;  // -1 until the thread has been let go
-  };
   // A call that the kernel continues as restart_syscall no longer shows its number: this remembers it.
   void remember_repeated_call(StoppedThread& thread);
   struct Repeated {
     uint64_t rsp, rip, number;
   };
 
-  std::map<pid_t, Call> calls_;
+  std::map<pid_t, int64_t> deadlines_us_;  // by thread, CLOCK_MONOTONIC of the supervisor
   std::map<pid_t, Repeated> repeated_;
 };
 

@@ -102,7 +102,11 @@ class Injection:
 
     def __exit__(self, *_):
         self.process.terminate()
-        self.process.wait(timeout=SETTLE_S)
+        try:
+            self.process.wait(timeout=SETTLE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(timeout=SETTLE_S)
 
     def names_of_calls(self, tid=None):
         """In order, as far as the calls had begun."""
@@ -198,6 +202,9 @@ class Subject:
         with fault_in_environment(stage, fault) if fault else contextlib.nullcontext():
             self.target = stage.launch([stage.act("storm"), stage.go_file])
             self.target.wait_for_line("READY")
+        pid = self.target.pid
+        # By then each thread has opened what it opens at first.
+        wait_until(lambda: all(view.work > 1 for view in threads_of(pid).values()), "all threads are at work")
         self.learn()
 
     def learn(self):
@@ -263,6 +270,7 @@ class Subject:
     def expect_restartable(self, image):
         """The image is whole and a program comes out of it that goes on. The program itself must have ended."""
         self.stage.vmckpt_ok("verify", image)
+        pathlib.Path(self.stage.go_file).unlink(missing_ok=True)
         self.restart(image)
         self.finish()
 

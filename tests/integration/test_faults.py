@@ -378,7 +378,6 @@ def test_a_target_that_is_killed_in_a_phase_leaves_a_whole_image_or_none(stage, 
     print(command.outcome)
     assert command.outcome[0] == 0 or phase not in ("resume", "write"), command.outcome
     if command.outcome[0] == 0:
-        stage.go()
         subject.expect_restartable(image)
     else:
         expect_refused(command.outcome)
@@ -402,7 +401,6 @@ def test_a_target_that_is_killed_at_any_time_leaves_a_whole_image_or_none(own_st
     if command.outcome[0] != 0:
         expect_refused(command.outcome)
     assert files_in(own_stage.images) == ([image.name] if command.outcome[0] == 0 else []) + [older.name]
-    own_stage.go()
     for whole in files_in(own_stage.images):
         subject.expect_restartable(own_stage.images / whole)
 
@@ -436,7 +434,6 @@ def test_a_restart_that_is_killed_leaves_no_process_and_the_image_whole(stage, p
     assert restart.wait(timeout=COMMAND_TIMEOUT_S) == -signal.SIGKILL
     expect_no_process(stage)
     assert hashlib.sha256(image.read_bytes()).digest() == digest
-    stage.go()
     subject.expect_restartable(image)
 
 
@@ -454,7 +451,6 @@ def test_a_restart_whose_new_process_is_killed_says_so_and_leaves_nothing(stage,
             release_pause(stage, command.process.pid)
     expect_refused(command.outcome)
     expect_no_process(stage)
-    stage.go()
     subject.expect_restartable(image)
 
 
