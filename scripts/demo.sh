@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # From a fresh Debian 12 to a virtual machine that was killed and runs on: installs what is missing, builds, boots
-# Linux in QEMU under `vmckpt launch`, checkpoints it, kills it with SIGKILL, restarts it from the image. About two
+# Linux in QEMU under `vmckpt launch`, checkpoints it, kills it with SIGKILL, restarts it from the image. Two or three
 # minutes, most of them installing and compiling. Leaves nothing behind but the build directory and the packages.
 set -eu
 exec < /dev/null
@@ -80,7 +80,7 @@ nonce_of() { sed -n "$1p" "$ticks" | cut -d ' ' -f 3; }
 
 title "Installing what is missing (scripts/install-packages.sh)"
 quietly scripts/install-packages.sh
-title "Building (meson, ninja) and making the guest (Debian's kernel, busybox)"
+title "Building (one to two minutes) and making the guest (Debian's kernel, busybox)"
 [ -e build/build.ninja ] || quietly meson setup build --buildtype=release
 quietly ninja -C build vmckpt libvmckpt.so
 quietly tests/guests/linux/build-guest.sh build/guest

@@ -4,8 +4,9 @@
 
     sum-results.py NAME=STATUS=REPORT.xml ...
 
-STATUS is the exit status of the step that wrote the report; REPORT.xml is empty for a step that writes none. A step that failed without a failed test in its report (or
-without any report) counts as one failed test, so that nothing that broke early can look like success.
+STATUS is the exit status of the step that wrote the report; REPORT.xml is empty for a step that writes none. A step
+that failed without a failed test in its report (or without any report) counts as one failed test, so that nothing that
+broke early can look like success.
 """
 
 import collections

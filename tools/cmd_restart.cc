@@ -3,6 +3,7 @@
 #include <optional>
 
 #include <nlohmann/json.hpp>
+#include <unistd.h>
 
 #include "command_line.h"
 #include "commands.h"
@@ -76,10 +77,14 @@ int cmd_restart(int argc, char** argv) {
     listener.emplace(VMCKPT_TRY(ControlListener::create(request.name)));
     return {};
   };
+  request.tell_notes = [&](const std::vector<std::string>& notes) {
+    // The terminal may be in the target's raw mode already: \r takes the cursor back.
+    const char* end = ::isatty(2) ? "\r\n" : "\n";
+    for (size_t i = 0; !json && i < notes.size(); ++i) std::fprintf(stderr, "vmckpt: note: %s%s", notes[i].c_str(), end);
+  };
   auto result = restart_target(request);
   if (!result.ok()) return give_up(result.error());
   Target& target = result->target;
-  for (size_t i = 0; !json && i < result->notes.size(); ++i) std::fprintf(stderr, "vmckpt: note: %s\n", result->notes[i].c_str());
   if (json && !request.detached) std::fputs(to_json(*result).c_str(), stderr);
   detacher->report_running(json ? to_json(*result) : fmt::format("{} {}\n", target.name, target.pid));
   return exit_status_of(serve(target, *listener, terminal, request.detached, std::move(result->terminal_master)));

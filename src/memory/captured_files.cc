@@ -51,7 +51,10 @@ Result<void> CapturedFiles::charge(uint64_t bytes, const std::string& name) {
                "raise it with `vmckpt checkpoint --shared-limit`, or use --stop");
 }
 
-Result<uint64_t> CapturedFiles::capture(int fd, const std::string& name) {
+Result<uint64_t> CapturedFiles::capture(int target_fd, const std::string& name) {
+  // An open file description of our own: looking for holes moves the offset, and that of `target_fd` is the target's.
+  Fd own = VMCKPT_TRY(open_file(fmt::format("/proc/self/fd/{}", target_fd), O_RDONLY));
+  const int fd = own.get();
   struct stat info {};
   if (::fstat(fd, &info) != 0) return errno_error("examine " + name);
   auto [known, is_new] = id_by_inode_.try_emplace({info.st_dev, info.st_ino}, files_.size() + 1);

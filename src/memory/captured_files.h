@@ -21,8 +21,8 @@ class CapturedFiles {
   // `limit_bytes` bounds what is copied within the pause; above it the checkpoint is refused with the reason.
   CapturedFiles(ImageWriter& writer, uint64_t limit_bytes) : writer_(writer), limit_bytes_(limit_bytes) {}
 
-  // `fd` is any descriptor of the file (readable); `name` is its link in /proc/PID/fd or maps. Returns the object's id.
-  Result<uint64_t> capture(int fd, const std::string& name);
+  // `target_fd` is any descriptor of the file; `name` is its link in /proc/PID/fd or maps. Returns the object's id.
+  Result<uint64_t> capture(int target_fd, const std::string& name);
   // The same for memory that can only be read through the mapping at `address` of process `pid`.
   Result<uint64_t> capture_mapping(pid_t pid, uint64_t address, uint64_t bytes, uint64_t file_offset, uint64_t device,
                                    uint64_t inode, const std::string& name);

@@ -53,6 +53,8 @@ void plan_credentials(const pb::Thread& thread, bool in_own_user_namespace, Tape
   for (uint64_t capability = 0; capability <= 40; ++capability) {
     if (!(saved.capabilities_bounding() >> capability & 1)) tape.call(SYS_prctl, {PR_CAPBSET_DROP, capability, 0, 0, 0});
   }
+  // Needs CAP_SETPCAP too.
+  if (saved.securebits() != 0) tape.call(SYS_prctl, {PR_SET_SECUREBITS, saved.securebits(), 0, 0, 0});
   if (!in_own_user_namespace && ::geteuid() == 0) {  // anybody else restarts only what ran as himself
     std::vector<uint32_t> groups(saved.groups().begin(), saved.groups().end());
     tape.call(SYS_setgroups, {groups.size(), tape.data(groups.data(), groups.size() * sizeof(uint32_t))}, true,

@@ -172,8 +172,7 @@ uint64_t device_of(const SaveContext& context, const pb::Terminal& terminal) {
              : 0;
 }
 
-constexpr size_t kMaxContentBytes = size_t{64}
-                                    << 10;  // more than a terminal holds: one that fills as fast as it is read
+constexpr size_t kMaxContentBytes = 65536;  // more than a terminal holds: one that fills as fast as it is read
 constexpr int kWriteTimeoutMs = 1000;
 
 bool passes_unchanged(int fd) {

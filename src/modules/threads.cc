@@ -118,6 +118,8 @@ ThreadQuestions ask_thread(TapeDraft& tape) {
                                              "read clear_child_tid (needs CONFIG_CHECKPOINT_RESTORE)");
   questions.parent_death_signal = tape.room(sizeof(int));
   tape.call(SYS_prctl, {PR_GET_PDEATHSIG, questions.parent_death_signal, 0, 0, 0});
+  questions.securebits_call = tape.call(SYS_prctl, {PR_GET_SECUREBITS, 0, 0, 0, 0});
+  questions.mce_kill_call = tape.call(SYS_prctl, {PR_MCE_KILL_GET, 0, 0, 0, 0});
   questions.timer_slack_call = tape.call(SYS_prctl, {PR_GET_TIMERSLACK, 0, 0, 0, 0});
   return questions;
 }
@@ -129,6 +131,11 @@ void save_thread_answers(const ThreadQuestions& questions, const TapeDraft& tape
   saved->set_alternate_stack_flags(static_cast<uint32_t>(stack.ss_flags));
   saved->set_clear_child_tid(tape.as<uint64_t>(questions.clear_child_tid));
   saved->set_parent_death_signal(tape.as<int>(questions.parent_death_signal));
+  if (tape.succeeded(questions.securebits_call)) {
+    saved->mutable_credentials()->set_securebits(static_cast<uint32_t>(tape.result(questions.securebits_call)));
+  }
+  saved->set_mce_kill_policy(tape.succeeded(questions.mce_kill_call) ? static_cast<uint32_t>(tape.result(questions.mce_kill_call))
+                                                                     : PR_MCE_KILL_DEFAULT);
   if (tape.succeeded(questions.timer_slack_call)) {
     saved->set_timer_slack_ns(static_cast<uint64_t>(tape.result(questions.timer_slack_call)));
   }
@@ -202,6 +209,9 @@ void plan_thread(const pb::Thread& thread, const pb::Process& process, bool in_o
   if (!thread.affinity().empty()) {
     // Not an error when it fails: this host may have none of those processors.
     tape.call(SYS_sched_setaffinity, {0, thread.affinity().size(), tape.data(thread.affinity().data(), thread.affinity().size())});
+  }
+  if (thread.mce_kill_policy() != PR_MCE_KILL_DEFAULT) {
+    tape.call(SYS_prctl, {PR_MCE_KILL, PR_MCE_KILL_SET, thread.mce_kill_policy(), 0, 0});
   }
   if (thread.io_priority() != 0) tape.call(SYS_ioprio_set, {1, 0, thread.io_priority()});
   SchedulingAttributes attributes{sizeof(SchedulingAttributes), thread.policy(), thread.scheduling_flags(), thread.nice(),

@@ -25,7 +25,7 @@ struct ThreadQuestions {
   uint64_t clear_child_tid;
   size_t clear_child_tid_call;
   uint64_t parent_death_signal;
-  size_t timer_slack_call;
+  size_t timer_slack_call, securebits_call, mce_kill_call;
 };
 
 ThreadQuestions ask_thread(TapeDraft& tape);

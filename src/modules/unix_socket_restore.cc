@@ -5,8 +5,9 @@
 //                                                                  bind, connect and accept follow one another
 //   3. connections that wait to be accepted, in their order        after 2, which accepts
 //   4. ends whose other end is closed or outside
-//   5. datagram sockets connected                                  when all names exist
-//   6. queues filled                                               from the other end while nothing is shut down
+//   5. queues filled                                                from the other end, while nothing is shut down
+//   6. datagram sockets connected                                   after 5: from then on they only take what their
+//                                                                   peer sends, who may be outside
 //   7. what was shut down or closed, shut down and closed; remaining options; names that had been removed, removed
 #include <algorithm>
 
@@ -59,8 +60,8 @@ class UnixRestore {
     for (const pb::OpenFile* file : files_) VMCKPT_TRY(make_connection(*file));
     VMCKPT_TRY(make_waiting_connections());
     for (const pb::OpenFile* file : files_) VMCKPT_TRY(make_end(*file));
-    for (const pb::OpenFile* file : files_) VMCKPT_TRY(connect_datagrams(*file));
     for (const pb::OpenFile* file : files_) VMCKPT_TRY(fill(*file));
+    for (const pb::OpenFile* file : files_) VMCKPT_TRY(connect_datagrams(*file));
     for (const pb::OpenFile* file : files_) VMCKPT_TRY(finish(*file));
     return {};
   }
@@ -88,9 +89,8 @@ class UnixRestore {
     if (!given.empty() && given[0] != '/') {
       std::string folder = absolute.ends_with("/" + given) ? absolute.substr(0, absolute.size() - given.size()) : "";
       here = VMCKPT_TRY(open_file(".", O_PATH | O_DIRECTORY));
-      if (folder.empty() || ::chdir(folder.c_str()) != 0) {
-        return errno_error(fmt::format("{}: go to the folder of \"{}\"", describe(file), absolute));
-      }
+      if (folder.empty()) return error(fmt::format("{}: the folder of \"{}\" is not known", describe(file), given));
+      if (::chdir(folder.c_str()) != 0) return errno_error(fmt::format("{}: go to \"{}\"", describe(file), folder));
     }
     int result = call(fd, reinterpret_cast<const sockaddr*>(address.data()), static_cast<socklen_t>(address.size()));
     int failed = errno;
@@ -144,12 +144,22 @@ class UnixRestore {
                         ::connect, "connect to");
   }
 
+  // Strangers may have connected as soon as the name was there; they are turned away and may try again.
+  Result<Fd> accept_own(const pb::OpenFile& file, int listener) {
+    for (;;) {
+      Fd fd(::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC));
+      if (!fd) return errno_error("accept a connection for " + describe(file));
+      ucred peer{};
+      socklen_t bytes = sizeof peer;
+      if (::getsockopt(fd.get(), SOL_SOCKET, SO_PEERCRED, &peer, &bytes) == 0 && peer.pid == ::getpid()) return fd;
+    }
+  }
+
   Result<void> make_by_accept(const pb::OpenFile& client, const pb::OpenFile& accepted, const pb::OpenFile& listener) {
     Fd client_fd = VMCKPT_TRY(make_socket(client));
     if (!client.unix_socket().local_address().empty()) VMCKPT_TRY(bind_name(client, client_fd.get()));
     VMCKPT_TRY(connect_to(client, client_fd.get(), listener));
-    Fd accepted_fd(::accept4(context_.fd(listener.id()), nullptr, nullptr, SOCK_CLOEXEC));
-    if (!accepted_fd) return errno_error("accept a connection for " + describe(accepted));
+    Fd accepted_fd = VMCKPT_TRY(accept_own(accepted, context_.fd(listener.id())));
     restore_socket_options(context_, accepted, accepted.unix_socket().options(), accepted_fd.get(),
                            OptionStage::kBeforeBind);
     VMCKPT_TRY(context_.put(client, std::move(client_fd)));

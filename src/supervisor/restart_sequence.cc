@@ -286,6 +286,7 @@ Result<RestartResult> restart_target(const RestartRequest& request) {
   clock.mark("take over");
 
   // 7. run
+  if (request.tell_notes) request.tell_notes(result.notes);
   result.group_stopped = metadata.process().group_stopped();
   if (result.group_stopped) ::kill(process.pid, SIGSTOP);
   for (const auto& [tid_in_target, tid] : tids) ::ptrace(PTRACE_DETACH, tid, 0, 0);

@@ -19,6 +19,8 @@ struct RestartRequest {
   std::string name;  // empty: the image's
   // Called with the image's name when all checks have passed and nothing has been started: makes sure of the control socket.
   std::function<Result<void>(const std::string&)> claim_name;
+  // Called with the notes right before the target runs, so that its own output comes after them.
+  std::function<void(const std::vector<std::string>&)> tell_notes;
   CpuCheck cpu_check = CpuCheck::kStrict;
   bool detached = false;
   int64_t started_us = 0;  // CLOCK_MONOTONIC when the command started

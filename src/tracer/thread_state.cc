@@ -1,5 +1,6 @@
 #include "tracer/thread_state.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include <elf.h>
@@ -135,6 +136,8 @@ std::vector<uint8_t> make_return_frame(const StoppedThread& thread, uint64_t add
   std::vector<uint8_t> xstate = thread.xstate;
   uint64_t features = 0;
   constexpr size_t kSoftwareOffset = 464;  // struct _fpx_sw_bytes in the legacy area; ptrace puts XCR0 first there
+  constexpr size_t kLeastXstateBytes = 576;  // legacy area and header
+  xstate.resize(std::max(xstate.size(), kLeastXstateBytes));
   std::memcpy(&features, xstate.data() + kSoftwareOffset, sizeof features);
   _fpx_sw_bytes software{};
   software.magic1 = FP_XSTATE_MAGIC1;

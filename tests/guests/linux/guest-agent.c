@@ -134,8 +134,8 @@ __attribute__((noreturn)) static void tick(const char* device, int64_t period_ms
             line, sizeof line, "TICK %" PRIu64 " %016" PRIx64 "%016" PRIx64 " %" PRId64 " %" PRId64 "\n", counter,
             nonce[0], nonce[1], now_ns(CLOCK_MONOTONIC) / 1000, now_ns(CLOCK_REALTIME) / 1000);
         write_line(&writer, line, (size_t)line_bytes);
-        // Padded to one size for ever: a reader that looked at the size just before the counter got one more digit would
-        // otherwise miss the end.
+        // Padded to one size for ever: a reader that asked for the size just before the counter got one more digit
+        // would otherwise miss the end.
         char latest_line[kLatestLineBytes + 1];
         snprintf(latest_line, sizeof latest_line, "%-*.*s\n", kLatestLineBytes - 1, line_bytes - 1, line);
         pwrite(latest, latest_line, kLatestLineBytes, 0);

@@ -343,6 +343,29 @@ TEST_CASE("datagram sockets keep name, peer and unread messages with their sende
   }) == "");
 }
 
+TEST_CASE("a datagram socket connected to a server outside is connected again, with what that had sent before") {
+  TemporaryFolder folder;
+  std::string server = folder / "server", client = folder / "client";
+  Fd outside(unix_server(SOCK_DGRAM, server));
+  RoundTrip trip([&] {
+    put_at(unix_server(SOCK_DGRAM, client), 5);
+    UnixAddress address(server);
+    EXPECT(::connect(5, address.get(), address.bytes) == 0);
+  });
+  UnixAddress to(client);
+  REQUIRE(::sendto(outside.get(), "unread", 6, 0, to.get(), to.bytes) == 6);
+  REQUIRE(message_of(trip.save()) == "");
+  CHECK(trip.notes.empty());
+  trip.kill_target();
+  trip.compare_generations = false;
+  CHECK(trip.restore([&] {
+    EXPECT(read_now(5) == "unread");
+    write_all(5, "after the restart");
+  }) == "");
+  CHECK(read_now(outside.get()) == "after the restart");
+  CHECK(mentions(trip.notes, "no longer tell who sent them"));
+}
+
 TEST_CASE("file descriptors on their way in a socket are refused") {
   RoundTrip trip([] {
     int ends[2];
