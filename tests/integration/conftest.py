@@ -24,7 +24,9 @@ def pytest_collection_modifyitems(items):
     for item in items:
         for part, reason in KNOWN_LIMITS.items():
             if part in item.nodeid:
-                item.add_marker(pytest.mark.xfail(reason=reason, strict=False))
+                # The sweep leaves faulted supervisors behind while its findings stand: it is run by naming its file alone.
+                run = part != "test_faults.py" or len(items) == sum(part in i.nodeid for i in items)
+                item.add_marker(pytest.mark.xfail(reason=reason, strict=False, run=run))
 
 
 @pytest.hookimpl(hookwrapper=True)
