@@ -78,9 +78,8 @@ int cmd_restart(int argc, char** argv) {
     return {};
   };
   request.tell_notes = [&](const std::vector<std::string>& notes) {
-    // The terminal may be in the target's raw mode already: \r takes the cursor back.
-    const char* end = ::isatty(2) ? "\r\n" : "\n";
-    for (size_t i = 0; !json && i < notes.size(); ++i) std::fprintf(stderr, "vmckpt: note: %s%s", notes[i].c_str(), end);
+    // A terminal is the target's screen by now: what is said there would stand in its midst (--json tells it all the same).
+    for (size_t i = 0; !json && !::isatty(2) && i < notes.size(); ++i) std::fprintf(stderr, "vmckpt: note: %s\n", notes[i].c_str());
   };
   auto result = restart_target(request);
   if (!result.ok()) return give_up(result.error());

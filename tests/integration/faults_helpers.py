@@ -80,12 +80,18 @@ def expect_all_threads_run(pid, but=()):
     assert not held(), f"threads are stopped or traced: {held()}"
 
 
+def forget_ended(stage):
+    """Many short commands run here: their numbers may soon be those of others, whom the stage's end must not hit."""
+    stage.started = [process for process in stage.started if process.poll() is None]
+
+
 # ---- faults ---------------------------------------------------------------------------------------------------------
 
 class Injection:
     """strace on a supervisor, with faults: `calls` are all that it looks at, `faults` are arguments of -e inject=."""
 
     def __init__(self, stage, pid, calls, faults):
+        self.stage = stage
         self.log = stage.directory / "strace.log"
         self.log.unlink(missing_ok=True)
         said = stage.directory / "strace.stderr"
@@ -107,6 +113,7 @@ class Injection:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait(timeout=SETTLE_S)
+        forget_ended(self.stage)
 
     def names_of_calls(self, tid=None):
         """In order, as far as the calls had begun."""
@@ -179,6 +186,7 @@ def command_under_way(stage, *words):
         if process.poll() is None:
             process.kill()
             process.communicate()
+        forget_ended(stage)
 
 
 def expect_refused(outcome, *parts):
@@ -219,6 +227,7 @@ class Subject:
     def restart(self, image, fault=None):
         with fault_in_environment(self.stage, fault) if fault else contextlib.nullcontext():
             self.target.restart(image)
+        forget_ended(self.stage)
         self.learn()
 
     def expect_unharmed(self):
@@ -257,6 +266,7 @@ class Subject:
         self.judged += 1
         wait_until(lambda: not process_is_alive(self.pid), "the program has ended")
         self.target.wait_for_end()
+        forget_ended(self.stage)
         allowed = self.threads if between_stop_and_repair else 0
         assert counts["interrupted"] <= allowed, f"EINTR was seen {counts['interrupted']} times"
         assert counts["wrong"] == 0, "a call returned something unexpected"
