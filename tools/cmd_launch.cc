@@ -88,7 +88,7 @@ int cmd_launch(int argc, char** argv) {
   auto listener = ControlListener::create(target.name);
   if (!listener.ok()) return give_up(listener.error());
   TerminalControl terminal;
-  sigset_t mask = block_service_signals();
+  sigset_t mask = prepare_service();
   auto pid = start_program(launch, mask);
   if (!pid.ok()) {
     give_up(pid.error());

@@ -69,7 +69,7 @@ int cmd_restart(int argc, char** argv) {
   TerminalControl terminal;
   if (values.count("name")) request.name = values["name"].as<std::string>();
   if (auto checked = check_name(request.name.empty() ? "x" : request.name); !checked.ok()) return give_up(checked.error());
-  sigset_t mask = block_service_signals();
+  sigset_t mask = prepare_service();
   (void)mask;  // the target gets the masks of its image
   std::optional<ControlListener> listener;
   request.claim_name = [&](const std::string& saved_name) -> Result<void> {

@@ -27,6 +27,7 @@ constexpr size_t kMaxVdsoBytes = size_t{1} << 20;
 constexpr uint32_t kMaxSignal = 64;
 constexpr uint64_t kMaxFileBytes = uint64_t{1} << 62;
 
+constexpr uint64_t page_round_up(uint64_t value) { return (value + kImagePageBytes - 1) / kImagePageBytes * kImagePageBytes; }
 constexpr bool page_aligned(uint64_t value) { return value % kImagePageBytes == 0; }
 
 std::string range_text(uint64_t start, uint64_t end) { return fmt::format("{:#x}-{:#x}", start, end); }
@@ -234,6 +235,10 @@ Result<CapturedById> index_captured(const pb::AddressSpace& memory) {
     }
     if (file.kind() == pb::CapturedFile::UNKNOWN) {
       return error(fmt::format("captured file {} is of an unknown kind", file.id()));
+    }
+    if (file.has_segment() && (file.segment().mode() > 0777 || file.segment().size_bytes() == 0 || file.segment().size_bytes() > kMaxFileBytes ||
+                               page_round_up(file.segment().size_bytes()) != page_round_up(file.size_bytes()))) {
+      return error(fmt::format("captured file {} is no System V segment", file.id()));
     }
   }
   return captured;

@@ -12,9 +12,12 @@
 
 #include "core/fd.h"
 #include "core/proc.h"
+#include "memory/system_v_segment.h"
 
 namespace vmckpt {
 namespace {
+
+constexpr uint64_t kPageBytes = 4096;
 
 // Advice that is kept (proc(5), VmFlags) because the kernel shows it and madvise or mlock sets it.
 constexpr const char* kKeptAdvice[] = {"dc", "dd", "hg", "nh", "mg", "wf", "sr", "rr", "lo", "gd", "nr"};
@@ -116,6 +119,8 @@ class Saver {
     }
     mapping.set_kind(pb::Mapping::CAPTURED);
     mapping.set_captured_id(VMCKPT_TRY(capture(vma)));
+    mapping.set_writable_file(may_write(vma, flags));
+    if (is_system_v_name(vma.name)) note_segment(vma, mapping.captured_id());
     return append(std::move(mapping));
   }
 
@@ -132,6 +137,12 @@ class Saver {
     if (auto fd = descriptor_of(vma.inode); fd.valid()) return captured_.capture(fd.get(), vma.name);
     return captured_.capture_mapping(world_.pid(), vma.start, vma.bytes(), vma.file_offset, parse_device(vma.device),
                                      vma.inode, vma.name);
+  }
+
+  // A segment of an IPC namespace of the target's own comes back as plain shared memory.
+  void note_segment(const Vma& vma, uint64_t id) {
+    auto segment = describe_segment(world_.pid(), static_cast<int>(vma.inode));
+    if (segment.ok()) captured_.note_segment(id, *segment);
   }
 
   // A readable descriptor of the target's for the file with this inode; invalid when there is none.
@@ -190,6 +201,29 @@ class Saver {
   std::map<std::string, pb::FileIdentity>& identities_;
 };
 
+// The kernel attaches segments whole only; mprotect may have cut them into several mappings since, munmap may not.
+Result<void> check_segments_are_whole(const pb::AddressSpace& space, const CapturedFiles& captured) {
+  uint64_t next_address = 0, next_offset = 0, missing_bytes = 0;
+  for (const pb::Mapping& mapping : space.mappings()) {
+    const bool is_captured = mapping.kind() == pb::Mapping::CAPTURED;
+    const pb::CapturedFile* file = is_captured ? &captured.files().at(mapping.captured_id()) : nullptr;
+    const bool is_segment = file != nullptr && file->has_segment();
+    const bool goes_on = is_segment && mapping.start() == next_address && mapping.file_offset() == next_offset;
+    if ((missing_bytes != 0 && !goes_on) || (is_segment && missing_bytes == 0 && mapping.file_offset() != 0)) {
+      return error(fmt::format("a System V segment is attached only in part, near {:#x}", mapping.start()),
+                   "checkpoint the program before it unmaps a part of one, or after it has detached it");
+    }
+    if (!is_segment) continue;
+    const uint64_t bytes = mapping.end() - mapping.start();
+    const uint64_t whole_bytes = (file->segment().size_bytes() + kPageBytes - 1) / kPageBytes * kPageBytes;
+    next_address = mapping.end();
+    next_offset = mapping.file_offset() + bytes;
+    missing_bytes = whole_bytes - std::min(whole_bytes, next_offset);
+  }
+  if (missing_bytes != 0) return error("a System V segment is attached only in part", "checkpoint the program after it has detached it");
+  return {};
+}
+
 bool preview_holds(const std::vector<Vma>& vmas, const AddressSpacePreview& preview, uint32_t madvise_generation) {
   if (preview.madvise_generation != madvise_generation) return false;
   return std::all_of(vmas.begin(), vmas.end(), [&](const Vma& vma) {
@@ -243,6 +277,7 @@ Result<AddressSpaceSave> save_address_space(const StoppedWorld& world, const Led
       VMCKPT_TRY(read_memory(pid, vma.start, saved->mutable_vdso_code()->data(), vma.bytes()));
     }
   }
+  VMCKPT_TRY(check_segments_are_whole(*saved, captured));
   std::vector<std::string> stat = VMCKPT_TRY(read_stat(pid));
   if (stat.size() < 49) return error(fmt::format("/proc/{}/stat has an unknown form", pid));
   save_layout(stat, saved);

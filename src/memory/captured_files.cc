@@ -4,12 +4,14 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/shm.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "image/page_runs.h"
 #include "image/reader.h"
 #include "image/writer.h"
+#include "memory/system_v_segment.h"
 #include "tracer/stopped_world.h"
 
 namespace vmckpt {
@@ -20,6 +22,7 @@ constexpr uint64_t kPageBytes = kImagePageBytes;
 pb::CapturedFile::Kind kind_of(const std::string& name) {
   if (name.starts_with("/memfd:")) return pb::CapturedFile::MEMFD;
   if (name.starts_with("/dev/zero")) return pb::CapturedFile::SHARED_ANONYMOUS;
+  if (is_system_v_name(name)) return pb::CapturedFile::SYSTEM_V;
   return pb::CapturedFile::DELETED;
 }
 
@@ -39,6 +42,25 @@ Result<void> copy_data(int fd, uint64_t size_bytes, uint64_t id, const std::stri
     at += kMaxRecordBytes;
   }
   return {};
+}
+
+// Pages that the image does not have are zero: also in a segment that the killed target left behind.
+Result<int> rebuild_segment(const pb::CapturedFile& file, const ImageReader& image) {
+  const int id = VMCKPT_TRY(make_segment(file.segment()));
+  void* attached = ::shmat(id, nullptr, 0);
+  if (attached == reinterpret_cast<void*>(-1)) return errno_error("attach " + file.name());
+  const uint64_t size_bytes = file.segment().size_bytes();
+  Result<void> filled;
+  auto* content = static_cast<uint8_t*>(attached);
+  std::fill_n(content, size_bytes, uint8_t{0});
+  for (const PageRecord& record : image.records_of(file.id())) {
+    const uint64_t bytes = std::min(record.bytes, size_bytes > record.address ? size_bytes - record.address : 0);
+    filled = pread_exactly(image.fd(), content + record.address, bytes, record.file_offset, image.path());
+    if (!filled.ok()) break;
+  }
+  ::shmdt(attached);
+  if (!filled.ok()) return filled.error();
+  return id;
 }
 
 }  // namespace
@@ -74,6 +96,8 @@ Result<uint64_t> CapturedFiles::capture(int target_fd, const std::string& name) 
   return file.id();
 }
 
+void CapturedFiles::note_segment(uint64_t id, const pb::SystemVSegment& segment) { *files_[id].mutable_segment() = segment; }
+
 Result<uint64_t> CapturedFiles::capture_mapping(pid_t pid, uint64_t address, uint64_t bytes, uint64_t file_offset,
                                                 uint64_t device, uint64_t inode, const std::string& name) {
   auto [known, is_new] = id_by_inode_.try_emplace({device, inode}, files_.size() + 1);
@@ -104,6 +128,10 @@ Result<uint64_t> CapturedFiles::capture_mapping(pid_t pid, uint64_t address, uin
 
 Result<void> RebuiltFiles::rebuild(const pb::AddressSpace& space, const ImageReader& image, int first_fd) {
   for (const pb::CapturedFile& file : space.captured()) {
+    if (file.has_segment()) {
+      segments_[file.id()] = VMCKPT_TRY(rebuild_segment(file, image));
+      continue;
+    }
     std::string name = file.name();
     if (name.starts_with("/memfd:")) name = name.substr(7);
     if (name.ends_with(" (deleted)")) name.resize(name.size() - 10);
@@ -124,6 +152,11 @@ Result<void> RebuiltFiles::rebuild(const pb::AddressSpace& space, const ImageRea
     fds_[file.id()] = std::move(fd);
   }
   return {};
+}
+
+int RebuiltFiles::segment(uint64_t id) const {
+  auto found = segments_.find(id);
+  return found == segments_.end() ? -1 : found->second;
 }
 
 int RebuiltFiles::fd(uint64_t id) const {

@@ -27,6 +27,9 @@ class CapturedFiles {
   Result<uint64_t> capture_mapping(pid_t pid, uint64_t address, uint64_t bytes, uint64_t file_offset, uint64_t device,
                                    uint64_t inode, const std::string& name);
 
+  // Object `id` is the memory of a System V segment.
+  void note_segment(uint64_t id, const pb::SystemVSegment& segment);
+
   const std::map<uint64_t, pb::CapturedFile>& files() const { return files_; }
 
  private:
@@ -46,9 +49,12 @@ class RebuiltFiles {
   Result<void> rebuild(const pb::AddressSpace& space, const ImageReader& image, int first_fd);
   // Borrowed; -1 when there is no such object.
   int fd(uint64_t id) const;
+  // Its id when the object is a System V segment; otherwise -1.
+  int segment(uint64_t id) const;
 
  private:
   std::map<uint64_t, Fd> fds_;
+  std::map<uint64_t, int> segments_;
 };
 
 }  // namespace vmckpt

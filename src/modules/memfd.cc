@@ -39,8 +39,8 @@ Result<void> restore(RestoreContext& context) {
   return {};
 }
 
-// Copying moves the position, which a duplicate shares with the running target: an open file of our own is better. Where
-// the file's permissions forbid another one, the position is put back.
+// Copying moves the position, which a duplicate shares with the running target: an open file of our own is better.
+// Where the file's permissions forbid another one, the position is put back.
 Result<uint64_t> capture(SaveContext& context, const TargetFile& file, int fd) {
   auto own = reopen(fd, O_RDONLY);
   if (own.ok()) return context.save.captured.capture(own->get(), file.link);

@@ -5,6 +5,7 @@
 
 #include <linux/prctl.h>
 #include <sys/mman.h>
+#include <sys/shm.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
 
@@ -52,8 +53,8 @@ bool has_advice(const pb::Mapping& mapping, const char* flag) {
 
 class MemoryPlanner {
  public:
-  MemoryPlanner(const ImageReader& image, const FileForMapping& file, TapeDraft& tape)
-      : image_(image), file_(file), tape_(tape), runs_(runs_of(image.records_of(0))) {
+  MemoryPlanner(const ImageReader& image, const MappingSources& sources, TapeDraft& tape)
+      : image_(image), sources_(sources), tape_(tape), runs_(runs_of(image.records_of(0))) {
     read_below_ = choose_read_threshold(runs_);
     struct statvfs file_system {};
     image_is_noexec_ = ::fstatvfs(image.fd(), &file_system) == 0 && (file_system.f_flag & ST_NOEXEC);
@@ -117,7 +118,22 @@ class MemoryPlanner {
     return taken;
   }
 
+  // The whole of a segment at once, by its first mapping: the kernel attaches no part. Others only differ in protection.
+  void attach(const pb::Mapping& mapping, int id, uint64_t protection) {
+    const uint64_t flags = SHM_REMAP | (mapping.writable_file() ? 0 : SHM_RDONLY) | (protection & PROT_EXEC ? SHM_EXEC : 0);
+    if (mapping.file_offset() == 0) {
+      tape_.call(SYS_shmat, {static_cast<uint64_t>(id), mapping.start(), flags}, true,
+                 fmt::format("attach the System V segment {} at {:#x}", id, mapping.start()));
+    }
+    tape_.call(SYS_mprotect, {mapping.start(), mapping.end() - mapping.start(), protection}, true,
+               fmt::format("protect memory at {:#x}", mapping.start()));
+  }
+
   Result<void> map(const pb::Mapping& mapping, uint64_t protection) {
+    if (int segment = sources_.segment(mapping); segment >= 0) {
+      attach(mapping, segment, protection);
+      return {};
+    }
     uint64_t flags = MAP_FIXED | noreserve(mapping);
     uint64_t fd = ~uint64_t{0}, offset = 0;
     if (mapping.kind() == pb::Mapping::ANONYMOUS) {
@@ -125,7 +141,7 @@ class MemoryPlanner {
       if (has_advice(mapping, "gd")) flags |= MAP_GROWSDOWN | MAP_STACK;
     } else {
       flags |= mapping.kind() == pb::Mapping::FILE_PRIVATE ? MAP_PRIVATE : MAP_SHARED;
-      fd = static_cast<uint64_t>(VMCKPT_TRY(file_(mapping)));
+      fd = static_cast<uint64_t>(VMCKPT_TRY(sources_.file(mapping)));
       offset = mapping.file_offset();
     }
     tape_.call(SYS_mmap, {mapping.start(), mapping.end() - mapping.start(), protection, flags, fd, offset}, true,
@@ -149,7 +165,7 @@ class MemoryPlanner {
   }
 
   const ImageReader& image_;
-  const FileForMapping& file_;
+  const MappingSources& sources_;
   TapeDraft& tape_;
   std::vector<Run> runs_;
   size_t next_ = 0;
@@ -159,8 +175,8 @@ class MemoryPlanner {
 
 }  // namespace
 
-Result<void> plan_memory(const pb::AddressSpace& space, const ImageReader& image, const FileForMapping& file, TapeDraft& tape) {
-  MemoryPlanner planner(image, file, tape);
+Result<void> plan_memory(const pb::AddressSpace& space, const ImageReader& image, const MappingSources& sources, TapeDraft& tape) {
+  MemoryPlanner planner(image, sources, tape);
   for (const pb::Mapping& mapping : space.mappings()) VMCKPT_TRY(planner.add(mapping));
   if (space.mlockall_flags() != 0) tape.call(SYS_mlockall, {space.mlockall_flags() & MCL_FUTURE});
   return {};

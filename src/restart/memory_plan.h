@@ -14,10 +14,13 @@
 
 namespace vmckpt {
 
-// A descriptor for a mapping's file, open in the new process as the mapping needs it.
-using FileForMapping = std::function<Result<int>(const pb::Mapping&)>;
+// What mappings are of, in the new process.
+struct MappingSources {
+  std::function<Result<int>(const pb::Mapping&)> file;  // a descriptor, open as the mapping needs it
+  std::function<int(const pb::Mapping&)> segment;       // the id of a System V segment, or -1
+};
 
-Result<void> plan_memory(const pb::AddressSpace& space, const ImageReader& image, const FileForMapping& file, TapeDraft& tape);
+Result<void> plan_memory(const pb::AddressSpace& space, const ImageReader& image, const MappingSources& sources, TapeDraft& tape);
 
 // PR_SET_MM_MAP: brk, stack, arguments, environment, auxiliary vector and /proc/PID/exe. `executable_fd` -1: not to be had.
 void plan_layout(const pb::AddressSpace& space, int executable_fd, TapeDraft& tape);

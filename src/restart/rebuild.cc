@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <sys/rseq.h>
 #include <sys/resource.h>
+#include <sys/shm.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -77,6 +78,11 @@ class ServiceDescriptors {
 class MappedFiles {
  public:
   MappedFiles(const RebuiltFiles& captured, const ServiceDescriptors& service) : captured_(captured), service_(service) {}
+
+  // -1 when the mapping is of no System V segment.
+  int segment_of(const pb::Mapping& mapping) const {
+    return mapping.kind() == pb::Mapping::CAPTURED ? captured_.segment(mapping.captured_id()) : -1;
+  }
 
   Result<int> open_for(const pb::Mapping& mapping) {
     if (mapping.kind() == pb::Mapping::CAPTURED) return captured_.fd(mapping.captured_id());
@@ -187,10 +193,19 @@ struct Materials {
 
 void plan_seals(const Materials& materials, TapeDraft& tape) {
   for (const pb::CapturedFile& file : materials.metadata.memory().captured()) {
-    if (file.seals() == 0) continue;
+    if (file.seals() == 0 || file.has_segment()) continue;
     // Last, since seals forbid the very mappings and writes that came before.
     tape.call(SYS_fcntl, {static_cast<uint64_t>(materials.captured.fd(file.id())), F_ADD_SEALS, file.seals()}, true,
               "seal " + file.name());
+  }
+}
+
+// A segment that was removed lives as long as it is attached: so only now.
+void plan_segment_removal(const Materials& materials, TapeDraft& tape) {
+  for (const pb::CapturedFile& file : materials.metadata.memory().captured()) {
+    if (!file.segment().removed()) continue;
+    tape.call(SYS_shmctl, {static_cast<uint64_t>(materials.captured.segment(file.id())), IPC_RMID, 0}, true,
+              "remove the System V segment " + file.name());
   }
 }
 
@@ -240,7 +255,10 @@ Result<Tapes> draft_tapes(const Materials& materials, const Arena& arena, const 
   plan_vdso_return(vdso, leader);
   // 2. the target's memory
   VMCKPT_TRY(plan_memory(image.memory(), materials.image,
-                         [&](const pb::Mapping& mapping) { return materials.files.open_for(mapping); }, leader));
+                         {[&](const pb::Mapping& mapping) { return materials.files.open_for(mapping); },
+                          [&](const pb::Mapping& mapping) { return materials.files.segment_of(mapping); }},
+                         leader));
+  plan_segment_removal(materials, leader);
   plan_layout(image.memory(), materials.executable_fd, leader);
   plan_seals(materials, leader);
   // 3. what belongs to the process; actions before any thread could take a signal

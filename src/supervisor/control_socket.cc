@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "core/proc.h"
+#include "modules/host.h"
 
 namespace vmckpt {
 namespace {
@@ -34,6 +35,33 @@ std::string directory_path() {
   if (const char* own = std::getenv("VMCKPT_RUNTIME_DIR"); own != nullptr && *own != '\0') return own;
   if (const char* xdg = std::getenv("XDG_RUNTIME_DIR"); xdg != nullptr && *xdg == '/') return std::string(xdg) + "/vmckpt";
   return fmt::format("/tmp/vmckpt-{}", ::geteuid());
+}
+
+// The supervisor behind a connection if it is stopped, as Ctrl-Z stops the job that it is: then it cannot answer. Otherwise 0.
+pid_t stopped_supervisor(int fd) {
+  ucred peer{};
+  socklen_t bytes = sizeof peer;
+  if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &bytes) != 0) return 0;
+  auto fields = read_status(peer.pid);
+  return fields.ok() && status_field(*fields, "State").starts_with("T") ? peer.pid : 0;
+}
+
+pb::Status status_from_outside(const std::string& socket_path, pid_t supervisor) {
+  pb::Status status;
+  status.set_name(std::filesystem::path(socket_path).stem().string());
+  status.set_supervisor_pid(supervisor);
+  status.set_state("stopped");
+  uint32_t processes = 0;
+  for (pid_t pid : list_descendants(supervisor)) {
+    if (command_of(pid) == kNamespaceInitName || !process_exists(pid)) continue;
+    if (processes++ != 0) continue;
+    status.set_pid(pid);
+    if (auto command = read_whole_file(fmt::format("/proc/{}/cmdline", pid)); command.ok()) {
+      for (const std::string& word : split_nul(*command)) status.add_command(word);
+    }
+  }
+  status.set_processes(processes);
+  return status;
 }
 
 bool answers(const std::string& path) { return connect_to(path).ok(); }
@@ -180,7 +208,8 @@ Result<pb::ControlReply> receive_reply(int fd) {
 
 Result<pb::Status> ask_status(const std::string& socket_path) {
   Fd fd = VMCKPT_TRY(connect_to(socket_path));
-  // A supervisor that is stopped (its job is) does not answer; do not wait for it for ever.
+  if (pid_t supervisor = stopped_supervisor(fd.get()); supervisor > 0) return status_from_outside(socket_path, supervisor);
+  // Whatever else keeps a supervisor from answering, do not wait for it for ever.
   timeval limit{2, 0};
   (void)::setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
   pb::ControlRequest request;
@@ -202,7 +231,12 @@ Result<Fd> find_target(const std::string& name_or_pid) {
     bool by_pid = name_or_pid == std::to_string(status->pid()) || name_or_pid == std::to_string(status->supervisor_pid());
     if (name_or_pid.empty() || name_or_pid == status->name() || by_pid) matches.push_back(socket);
   }
-  if (matches.size() == 1) return connect_to(matches.front());
+  if (matches.size() == 1) {
+    Fd fd = VMCKPT_TRY(connect_to(matches.front()));
+    if (stopped_supervisor(fd.get()) == 0) return fd;
+    return error(fmt::format("the job of target \"{}\" is stopped", std::filesystem::path(matches.front()).stem().string()),
+                 "continue it first, with `fg` or `bg` in its shell");
+  }
   if (matches.size() > 1) return error("several targets are running: " + names, "name one of them");
   if (name_or_pid.empty()) return error("no target is running", "start one with `vmckpt launch`");
   std::string known = names.empty() ? "none is running" : "running: " + names;

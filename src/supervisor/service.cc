@@ -1,5 +1,6 @@
 #include "supervisor/service.h"
 
+#include <algorithm>
 #include <atomic>
 #include <list>
 #include <memory>
@@ -59,7 +60,6 @@ class Service {
     for (int signal : kServiceSignals) sigaddset(&mask, signal);
     signals_ = Fd(::signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK));
     written_ = Fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-    ::prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
     // What a checkpoint needs again and again stays mapped: page faults would be the largest part of its pause.
     ::mallopt(M_MMAP_THRESHOLD, 1 << 30);
     ::mallopt(M_TRIM_THRESHOLD, 64 << 20);
@@ -95,10 +95,9 @@ class Service {
       }
     }
     if (!target_ended_) return false;
-    for (pid_t pid : list_descendants(::getpid())) {
-      if (pid != target_.namespace_init && process_exists(pid)) return false;
-    }
-    return true;
+    // A zombie counts, too: its children may have passed to us after we were looked at. It is reaped soon.
+    std::vector<pid_t> left = list_descendants(::getpid());
+    return std::all_of(left.begin(), left.end(), [&](pid_t pid) { return pid == target_.namespace_init; });
   }
 
   void end_namespace() {
@@ -324,7 +323,8 @@ class Service {
 
 }  // namespace
 
-sigset_t block_service_signals() {
+sigset_t prepare_service() {
+  ::prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
   sigset_t mask, before;
   sigemptyset(&mask);
   for (int signal : kServiceSignals) sigaddset(&mask, signal);

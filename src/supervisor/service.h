@@ -8,9 +8,9 @@
 
 namespace vmckpt {
 
-// Blocks the signals that the service handles; call before the target is started. Returns the mask that was in force, which the
-// target must get.
-sigset_t block_service_signals();
+// Before the target is started: blocks the signals that the service handles and becomes the subreaper of all that the target
+// will leave behind. Returns the mask that was in force, which the target must get.
+sigset_t prepare_service();
 
 // Until the target and all that it left behind have ended. Returns the target's wait status.
 // `terminal_master`: what RestartResult has.

@@ -27,7 +27,7 @@ uint64_t TapeDraft::room(size_t bytes) {
 
 uint64_t TapeDraft::data(const void* bytes_to_place, size_t bytes) {
   uint64_t argument = room(bytes);
-  std::memcpy(room_.data() + (argument & ~kRoomMask), bytes_to_place, bytes);
+  std::copy_n(static_cast<const uint8_t*>(bytes_to_place), bytes, room_.begin() + static_cast<ptrdiff_t>(argument & ~kRoomMask));
   return argument;
 }
 
@@ -43,8 +43,8 @@ std::vector<uint8_t> TapeDraft::lay_out(uint64_t address, Tape head) const {
       if ((argument & kRoomMask) == kRoomTag) argument = address + room_offset() + (argument & ~kRoomMask);
     }
   }
-  std::memcpy(result.data() + sizeof(Tape), calls.data(), calls.size() * sizeof(TapeCall));
-  std::memcpy(result.data() + room_offset(), room_.data(), room_.size());
+  std::copy_n(reinterpret_cast<const uint8_t*>(calls.data()), calls.size() * sizeof(TapeCall), result.begin() + sizeof(Tape));
+  std::copy(room_.begin(), room_.end(), result.begin() + static_cast<ptrdiff_t>(room_offset()));
   for (const Pointer& pointer : pointers_) {
     uint64_t to = address + room_offset() + (pointer.to & ~kRoomMask);
     std::memcpy(result.data() + room_offset() + pointer.room_offset, &to, sizeof to);
@@ -71,7 +71,7 @@ Result<void> TapeDraft::read_back(const std::vector<uint8_t>& bytes) {
   Tape head{};
   std::memcpy(&head, bytes.data(), sizeof head);
   std::memcpy(calls_.data(), bytes.data() + sizeof(Tape), calls_.size() * sizeof(TapeCall));
-  std::memcpy(room_.data(), bytes.data() + room_offset(), room_.size());
+  std::copy_n(bytes.begin() + static_cast<ptrdiff_t>(room_offset()), room_.size(), room_.begin());
   if (head.failed == 0 && head.done != 1) return error("a thread came back before it had answered", "try again");
   if (head.failed == 0 || head.failed > calls_.size()) return {};
   const TapeCall& call = calls_[head.failed - 1];

@@ -7,27 +7,6 @@ import pytest
 
 from vmckpt_harness import ORDINARY_USER, ROOT, VMCKPT, Stage
 
-# What the engine is known not to do yet (docs/limits.md); a test that passes all the same is reported as such.
-KNOWN_LIMITS = {
-    "restarted-sysv_shm": "a System V segment comes back as shared memory that shmdt does not know",
-    "restarted twice-sysv_shm": "a System V segment comes back as shared memory that shmdt does not know",
-    "restarted-interval_timers": "the virtual interval timer comes back with too much or no time left",
-    "restarted twice-interval_timers": "the virtual interval timer comes back with too much or no time left",
-    "test_control_z_stops_the_program_and_fg_continues_it": "a supervisor stopped by Ctrl-Z answers no `list`",
-    "test_faults.py": "the fault sweep is new: its findings have not been worked through",
-    "test_checkpoint_storm.py": "timeouts that end early under 20 checkpoints per second have not been worked through",
-    "test_ten_generations_of_checkpoint_kill_and_restart_lose_and_double_no_tick": "not yet reliable on a loaded machine",
-}
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        for part, reason in KNOWN_LIMITS.items():
-            if part in item.nodeid:
-                # The sweep leaves faulted supervisors behind while its findings stand: it is run by naming its file alone.
-                run = part != "test_faults.py" or len(items) == sum(part in i.nodeid for i in items)
-                item.add_marker(pytest.mark.xfail(reason=reason, strict=False, run=run))
-
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):

@@ -640,7 +640,7 @@ TEST_CASE("epoll keeps all registrations with their data, also those whose numbe
       epoll_event fired[16];
       int count = ::epoll_wait(epoll, fired, 16, 0);
       std::vector<uint64_t> data;
-      for (int i = 0; i < count; ++i) data.push_back(fired[i].data.u64);
+      for (int i = 0; i < count; ++i) data.push_back(uint64_t{fired[i].data.u64});  // epoll_event is packed: no reference to it
       std::sort(data.begin(), data.end());
       return data;
     };

@@ -25,7 +25,8 @@ pb::Mapping anonymous(uint64_t start, uint64_t bytes, uint32_t protection) {
   return mapping;
 }
 
-const FileForMapping kNoFile = [](const pb::Mapping&) -> Result<int> { return error("no file"); };
+const MappingSources kNoFile = {[](const pb::Mapping&) -> Result<int> { return error("no file"); },
+                                [](const pb::Mapping&) { return -1; }};
 
 }  // namespace
 

@@ -4,6 +4,7 @@
 #include <catch2/catch.hpp>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -27,6 +28,7 @@ struct Counter {
     ledger.arena_slot_bytes = kArenaBytes / 16;
     pid = ::fork();
     if (pid == 0) {
+      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
       for (;;) shared[0] = shared[0] + 1;
     }
   }
