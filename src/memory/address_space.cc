@@ -57,6 +57,10 @@ class Saver {
       mapping.set_kind(pb::Mapping::VDSO);
       return append(std::move(mapping));
     }
+    if (vma.name.starts_with("anon_inode:kvm-vcpu")) {
+      mapping.set_kind(pb::Mapping::VCPU_RUN);
+      return append(std::move(mapping));
+    }
     VMCKPT_TRY(refuse_what_cannot_be_saved(vma, flags));
     if (vma.shared) return add_shared(vma, flags, std::move(mapping));
     if (has_flag(flags, "dc")) save_.not_forked.push_back(vma);

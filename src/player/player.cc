@@ -109,6 +109,14 @@ PLAYER_CODE int64_t copy_bytes(const TapeCall* call) {
   return 0;
 }
 
+PLAYER_CODE int64_t make_descriptor(const TapeCall* call) {
+  int64_t made = system_call(SYS_ioctl, call->args[0], call->args[1], call->args[2]);
+  if (is_error(made)) return made;
+  int64_t placed = system_call(SYS_dup3, static_cast<uint64_t>(made), call->args[3], call->args[4]);
+  system_call(SYS_close, static_cast<uint64_t>(made));
+  return placed;
+}
+
 PLAYER_CODE int64_t play(const TapeCall* call) {
   if (call->number < kOpFirst) {
     return system_call(call->number, call->args[0], call->args[1], call->args[2], call->args[3], call->args[4],
@@ -118,6 +126,7 @@ PLAYER_CODE int64_t play(const TapeCall* call) {
   if (call->number == kOpThread) return start_thread(call);
   if (call->number == kOpReadExactly) return read_exactly(call);
   if (call->number == kOpCopyBytes) return copy_bytes(call);
+  if (call->number == kOpMakeDescriptor) return make_descriptor(call);
   return -38;  // ENOSYS
 }
 
@@ -134,7 +143,8 @@ extern "C" void vmckpt_player_run(vmckpt::Tape* tape) {
   for (uint32_t i = 0; i < tape->calls; ++i) {
     TapeCall* call = &tape->call[i];
     call->result = play(call);
-    if ((call->flags & kTapeMustSucceed) && is_error(call->result)) {
+    const bool miscounted = (call->flags & kTapeMustCount) && call->result != static_cast<int64_t>(call->expected);
+    if (((call->flags & kTapeMustSucceed) && is_error(call->result)) || miscounted) {
       tape->failed = i + 1;
       break;
     }

@@ -80,6 +80,10 @@ Result<void> write_memory(pid_t pid, uint64_t address, const void* from, size_t 
 
 namespace {
 
+// A thread that the kernel runs in the process and that never was in user mode (arch/x86/kernel/process.c, copy_thread, of a
+// user worker): KVM has one per VM since Linux 6.15, to break up huge pages. It belongs to the object it serves.
+bool is_kernel_worker(const StoppedThread& thread) { return thread.regs.rip == 0 && thread.regs.rsp == 0; }
+
 // Threads that are traced by us while the freeze is being built; detached again unless the freeze succeeds.
 class FreezeInProgress {
  public:
@@ -115,7 +119,7 @@ class FreezeInProgress {
   Result<bool> seize_new_threads() {
     bool news = false;
     for (pid_t tid : VMCKPT_TRY(list_threads(pid_))) {
-      if (seized_.count(tid) || stopped_.count(tid)) continue;
+      if (seized_.count(tid) || stopped_.count(tid) || workers_.count(tid)) continue;
       if (::ptrace(PTRACE_SEIZE, tid, 0, PTRACE_O_TRACESYSGOOD) != 0) {
         if (errno == ESRCH) continue;  // it has just ended
         return why_seize_failed(tid);
@@ -155,8 +159,14 @@ class FreezeInProgress {
         thread.group_stopped = signal != SIGTRAP;
         thread.stop_signal = thread.group_stopped ? signal : 0;
         seized_.erase(tid);
-        StoppedThread& kept = stopped_[tid] = std::move(thread);
-        return read_thread_state(kept);
+        VMCKPT_TRY(read_thread_state(thread));
+        if (is_kernel_worker(thread)) {
+          ::ptrace(PTRACE_DETACH, tid, 0, 0);
+          workers_.insert(tid);
+        } else {
+          stopped_[tid] = std::move(thread);
+        }
+        return {};
       }
       // A signal got there first: deliver it; the interrupt is still pending and stops the thread before its handler runs.
       int signal = status >> 16 == 0 ? WSTOPSIG(status) : 0;
@@ -174,6 +184,7 @@ class FreezeInProgress {
   pid_t pid_;
   int64_t deadline_us_;
   std::set<pid_t> seized_;                  // attached, not yet seen to stop
+  std::set<pid_t> workers_;
   std::map<pid_t, StoppedThread> stopped_;  // in the stop we asked for
 };
 
