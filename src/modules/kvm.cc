@@ -132,7 +132,7 @@ pb::KvmObject::Kind kind_of(KvmKind kind) {
   }
 }
 
-void save_records(const KvmNotes& notes, pb::Kvm* saved) {
+void save_records(const KvmNotes& notes, uint64_t kvm_ledger, pb::Kvm* saved) {
   std::vector<const KvmRecord*> records;
   for (const KvmRecord& record : notes.records) {
     if (record.valid != 0 && find_object(*saved, record.object) != nullptr) records.push_back(&record);
@@ -144,6 +144,8 @@ void save_records(const KvmNotes& notes, pb::Kvm* saved) {
     entry->set_request(record->request);
     entry->set_order(record->order);
     entry->set_argument(record->argument);
+    const auto index = static_cast<uint64_t>(record - notes.records.data());
+    entry->set_ledger_address(kvm_ledger + offsetof(KvmLedger, records) + index * sizeof(KvmRecord));
     if (record->payload_bytes == 0) continue;
     entry->set_has_payload(true);
     entry->set_payload(notes.heap.data() + record->payload, record->payload_bytes);
@@ -210,7 +212,7 @@ Result<void> save_kvm(StoppedWorld& world, const Ledger& ledger, const KvmNotes&
     VMCKPT_TRY(read_memory(world.pid(), object.run, entry->mutable_vcpu()->mutable_run()->data(), host.run_bytes));
   }
   VMCKPT_TRY(play(world, ledger, host, jobs));
-  save_records(notes, saved);
+  save_records(notes, ledger.kvm, saved);
   saved->set_gate_address(ledger.kvm + offsetof(KvmLedger, gate));
   saved->set_gate(notes.gate + 1);
   return {};
@@ -372,6 +374,25 @@ void plan_record(const pb::KvmRecord& record, const RestoredDescriptors& descrip
             fmt::format("{} again", name_of(record.request())));
 }
 
+// The kernel numbers eventfds anew: the recorder's record, restored with the memory, has the numbers of old.
+void plan_event_names(const pb::KvmRecord& record, TapeDraft& tape) {
+  struct {
+    int32_t fds[2] = {-1, -1};
+    int64_t ids[2] = {-1, -1};
+  } names;
+  static_assert(offsetof(KvmRecord, event_ids) - offsetof(KvmRecord, event_fds) == sizeof names.fds);
+  for (int i = 0; i < 2; ++i) {
+    names.fds[i] = record.events(i);
+    if (names.fds[i] < 0) continue;
+    auto info = read_whole_file(fmt::format("/proc/self/fdinfo/{}", names.fds[i]));
+    if (!info.ok()) continue;
+    for (std::string_view line : split_lines(*info)) {
+      if (line.starts_with("eventfd-id:")) names.ids[i] = parse_number(split_words(line).back());
+    }
+  }
+  tape.call(kOpCopyBytes, {record.ledger_address() + offsetof(KvmRecord, event_fds), tape.data_of(names), sizeof names});
+}
+
 }  // namespace
 
 void check_kvm(const pb::Kvm& kvm, std::vector<Error>& problems) {
@@ -433,7 +454,9 @@ Result<void> plan_kvm(const pb::Image& image, int device, int first_service_fd, 
   }
   // 4. eventfds that inject or are signalled: one that is pending acts at once, on the state that is there
   for (const pb::KvmRecord& record : kvm.records()) {
-    if (refers_to_events(record.request())) plan_record(record, descriptors, tape);
+    if (!refers_to_events(record.request())) continue;
+    plan_record(record, descriptors, tape);
+    plan_event_names(record, tape);
   }
   // 5. what the VMM reads in kvm_run: the ioctls above have changed it
   for (const pb::KvmObject& object : kvm.objects()) {

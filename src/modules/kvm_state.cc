@@ -159,7 +159,6 @@ Result<bool> save_vcpu(const KvmQuestions& questions, const TapeDraft& tape, boo
 
 namespace {
 
-// All at once, as the kernel's test does: KVM answers how many it took.
 void put_msrs(const std::string& entries, bool without_tsc, int fd, TapeDraft& tape) {
   std::string list(sizeof(kvm_msrs), '\0');
   uint32_t count = 0;
@@ -171,8 +170,7 @@ void put_msrs(const std::string& entries, bool without_tsc, int fd, TapeDraft& t
     ++count;
   }
   std::memcpy(list.data(), &count, sizeof count);
-  tape.call_counting(SYS_ioctl, {number(fd), KVM_SET_MSRS, tape.data(list.data(), list.size())}, count,
-                     fmt::format("KVM_SET_MSRS of descriptor {}", fd));
+  tape.call(kOpSetMsrs, {number(fd), tape.data(list.data(), list.size())}, true, fmt::format("KVM_SET_MSRS of descriptor {}", fd));
 }
 
 }  // namespace

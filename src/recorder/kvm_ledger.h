@@ -49,6 +49,7 @@ struct KvmRecord {
   uint32_t payload;      // offset in the heap
   uint32_t payload_bytes;
   uint32_t payload_room;
+  uint32_t reserved;
   int32_t event_fds[2];  // descriptors in the payload: as they were then, and which eventfds they were (fdinfo's eventfd-id)
   int64_t event_ids[2];
 };

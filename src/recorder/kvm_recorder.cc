@@ -66,15 +66,13 @@ void remember_fd(int fd, uint32_t object) {
   if (fd >= 0 && static_cast<uint32_t>(fd) < kKvmKnownFds) g_kvm.by_fd[fd] = static_cast<uint16_t>(object);
 }
 
-// A descriptor that the program got by dup(2) or from another process: the object is found by comparing open files.
+// A descriptor that came in a way that is not wrapped (from another process): the object is found by comparing open files.
 uint32_t find_duplicate(int fd) {
   const long self = raw_call(SYS_getpid);
-  for (uint32_t i = 1; i <= g_kvm.objects_used; ++i) {
-    const int known = g_kvm.objects[i].fd;
-    if (known >= 0 && raw_call(SYS_kcmp, self, self, KCMP_FILE, known, fd) == 0) {
-      remember_fd(fd, i);
-      return i;
-    }
+  for (uint32_t known = 0; g_kvm.objects_used != 0 && known < kKvmKnownFds; ++known) {
+    if (g_kvm.by_fd[known] == 0 || raw_call(SYS_kcmp, self, self, KCMP_FILE, known, fd) != 0) continue;
+    remember_fd(fd, g_kvm.by_fd[known]);
+    return g_kvm.by_fd[known];
   }
   return 0;
 }
@@ -398,6 +396,14 @@ __attribute__((noinline)) long configure(int fd, uint32_t request, uint64_t argu
   return result;
 }
 
+// dup(2) and its kin. The number may have been another object's before.
+int note_duplicate(int fd, int duplicate) {
+  if (duplicate < 0 || fd < 0 || g_kvm.objects_used == 0) return duplicate;
+  const uint32_t object = static_cast<uint32_t>(fd) < kKvmKnownFds ? g_kvm.by_fd[fd] : 0;
+  if (duplicate != fd) remember_fd(duplicate, object);
+  return duplicate;
+}
+
 void note_mapping(int fd, int flags, off64_t offset, long address) {
   if (address < 0 || fd < 0 || offset != 0 || !(flags & MAP_SHARED) || static_cast<uint32_t>(fd) >= kKvmKnownFds) return;
   const uint32_t object = g_kvm.by_fd[fd];
@@ -431,3 +437,28 @@ EXPORT void* mmap(void* address, size_t bytes, int protection, int flags, int fd
 EXPORT void* mmap64(void* address, size_t bytes, int protection, int flags, int fd, off64_t offset) noexcept {
   return mmap(address, bytes, protection, flags, fd, offset);
 }
+
+EXPORT int dup(int fd) noexcept { return note_duplicate(fd, static_cast<int>(libc_result(raw_call(SYS_dup, fd)))); }
+
+EXPORT int dup2(int fd, int number) noexcept {
+  return note_duplicate(fd, static_cast<int>(libc_result(raw_call(SYS_dup2, fd, number))));
+}
+
+EXPORT int dup3(int fd, int number, int flags) noexcept {
+  return note_duplicate(fd, static_cast<int>(libc_result(raw_call(SYS_dup3, fd, number, flags))));
+}
+
+// libc's own does the rest: a lock that is waited for is a cancellation point there.
+#define WRAP_FCNTL(name)                                                                  \
+  EXPORT int name(int fd, int command, ...) {                                             \
+    va_list list;                                                                         \
+    va_start(list, command);                                                              \
+    void* argument = va_arg(list, void*);                                                 \
+    va_end(list);                                                                         \
+    static decltype(&::name) real;                                                        \
+    if (real == nullptr) real = reinterpret_cast<decltype(&::name)>(real_function(#name)); \
+    const int result = real(fd, command, argument);                                       \
+    return command == F_DUPFD || command == F_DUPFD_CLOEXEC ? note_duplicate(fd, result) : result; \
+  }
+WRAP_FCNTL(fcntl)
+WRAP_FCNTL(fcntl64)

@@ -18,13 +18,6 @@ size_t TapeDraft::call(int64_t number, std::vector<uint64_t> args, bool must_suc
   return calls_.size() - 1;
 }
 
-size_t TapeDraft::call_counting(int64_t number, std::vector<uint64_t> args, uint32_t expected, std::string description) {
-  const size_t index = call(number, std::move(args), true, std::move(description));
-  calls_[index].flags |= kTapeMustCount;
-  calls_[index].expected = expected;
-  return index;
-}
-
 uint64_t TapeDraft::room(size_t bytes) {
   // 64-byte steps: the strictest alignment that any argument needs (rseq, xsave).
   uint64_t offset = room_.size();

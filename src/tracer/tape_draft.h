@@ -16,9 +16,6 @@ class TapeDraft {
   // Returns the call's index for result(). `description` is for the message when a must_succeed call fails.
   size_t call(int64_t number, std::vector<uint64_t> args = {}, bool must_succeed = false, std::string description = {});
 
-  // The same for a call that must return just `expected`.
-  size_t call_counting(int64_t number, std::vector<uint64_t> args, uint32_t expected, std::string description);
-
   // An argument that points to `bytes` of room, or of `data`, behind the calls; pass it in `args`.
   uint64_t room(size_t bytes);
   uint64_t data(const void* bytes_to_place, size_t bytes);
