@@ -37,7 +37,7 @@ constexpr int kFreezeTries = 50;  // a ledger update lasts microseconds; each tr
 // Until the coordinator takes on whole trees: one process.
 Result<pid_t> only_process(const Target& target) {
   std::vector<pid_t> processes;
-  for (pid_t pid : list_descendants(::getpid())) {
+  for (pid_t pid : VMCKPT_TRY(list_descendants(::getpid()))) {
     if (pid != target.namespace_init) processes.push_back(pid);
   }
   if (processes.empty()) return error(fmt::format("target \"{}\" has ended", target.name));
@@ -76,9 +76,9 @@ Result<ImageDestination> choose_destination(const Target& target, const Checkpoi
 
 // Stops the target while no thread is writing into the ledger.
 Result<StoppedWorld> freeze_with_ledger(pid_t pid, const CheckpointRequest& request, uint64_t ledger_address,
-                                        std::unique_ptr<Ledger>* ledger) {
+                                        InterruptedCalls& interrupted, std::unique_ptr<Ledger>* ledger) {
   for (int tries = 1;; ++tries) {
-    StoppedWorld world = VMCKPT_TRY(freeze(pid, request.freeze_timeout_us));
+    StoppedWorld world = VMCKPT_TRY(freeze(pid, request.freeze_timeout_us, interrupted));
     *ledger = VMCKPT_TRY(read_ledger(pid, ledger_address));
     if ((*ledger)->writers == 0) return world;
     if (tries == kFreezeTries) {
@@ -184,9 +184,8 @@ Result<std::unique_ptr<CheckpointInProgress>> begin_checkpoint(Target& target, c
   // 2. freeze: every thread stopped, none inside a ledger update
   std::unique_ptr<Ledger> ledger;
   checkpoint->frozen_us_ = monotonic_us();
-  StoppedWorld world = VMCKPT_TRY(freeze_with_ledger(pid, request, target.ledger_address, &ledger));
-  if (!list_children(pid).empty()) return error(fmt::format("process {} has just started another", pid), "try again when that has ended");
-  target.interrupted.after_freeze(world);
+  StoppedWorld world = VMCKPT_TRY(freeze_with_ledger(pid, request, target.ledger_address, target.interrupted, &ledger));
+  if (!VMCKPT_TRY(list_children(pid)).empty()) return error(fmt::format("process {} has just started another", pid), "try again when that has ended");
   clock.mark("freeze");
   fault_point("freeze");
 
@@ -213,11 +212,8 @@ Result<std::unique_ptr<CheckpointInProgress>> begin_checkpoint(Target& target, c
   if (fork_forbidden) questions = VMCKPT_TRY(ask(world, space, false));
   std::vector<ThreadTape> tapes;
   for (size_t i = 0; i < world.threads().size(); ++i) tapes.push_back({&world.threads()[i], &questions.tapes[i]});
-  pid_t child = 0;
   const int64_t asked_us = monotonic_us();
-  auto played = play_tapes(world, *ledger, tapes, &child);
-  checkpoint->snapshot_ = SnapshotChild(child);
-  VMCKPT_TRY(std::move(played));
+  VMCKPT_TRY(play_tapes(world, *ledger, tapes, checkpoint->snapshot_.to_be_set()));
   if (questions.snapshot) VMCKPT_TRY(settle_snapshot(*questions.snapshot, questions.tapes.front(), checkpoint->snapshot_));
   clock.mark("snapshot");
   VMCKPT_TRY(descriptors_saved.get());

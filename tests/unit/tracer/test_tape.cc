@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "player/player.h"
+#include "tracer/interrupted_calls.h"
 #include "tracer/thread_state.h"
 
 using namespace vmckpt;
@@ -52,7 +53,8 @@ struct Counter {
 TEST_CASE("a stopped thread answers a tape's questions and goes on where it was") {
   Counter counter;
   {
-    auto world = freeze(counter.pid, 5'000'000);
+    InterruptedCalls interrupted;
+    auto world = freeze(counter.pid, 5'000'000, interrupted);
     REQUIRE(world.ok());
     TapeDraft tape;
     size_t call = tape.call(SYS_getpid);
@@ -71,7 +73,8 @@ TEST_CASE("a stopped thread answers a tape's questions and goes on where it was"
 
 TEST_CASE("a call that must succeed ends the tape and is named") {
   Counter counter;
-  auto world = freeze(counter.pid, 5'000'000);
+  InterruptedCalls interrupted;
+  auto world = freeze(counter.pid, 5'000'000, interrupted);
   REQUIRE(world.ok());
   TapeDraft tape;
   tape.call(SYS_close, {~uint64_t{0}}, true, "close a descriptor that is not open");
@@ -86,7 +89,8 @@ TEST_CASE("a supervisor killed in the middle of a tape leaves a thread that goes
   Counter counter;
   pid_t supervisor = ::fork();
   if (supervisor == 0) {
-    auto world = freeze(counter.pid, 5'000'000);
+    InterruptedCalls interrupted;
+    auto world = freeze(counter.pid, 5'000'000, interrupted);
     if (!world.ok()) ::_exit(1);
     TapeDraft tape;
     timespec long_time{1, 0};
