@@ -4,8 +4,11 @@
 #include <atomic>
 #include <list>
 #include <memory>
+#include <new>
 #include <optional>
+#include <system_error>
 #include <thread>
+#include <typeinfo>
 
 #include <malloc.h>
 #include <poll.h>
@@ -80,7 +83,9 @@ class Service {
   bool reap_finds_nobody() {
     for (;;) {
       siginfo_t next{};
-      if (::waitid(P_ALL, 0, &next, WEXITED | WSTOPPED | WNOHANG | WNOWAIT | __WALL) != 0 || next.si_pid == 0) break;
+      const int looked = ::waitid(P_ALL, 0, &next, WEXITED | WSTOPPED | WNOHANG | WNOWAIT | __WALL);
+      if (looked != 0 && errno == EINTR) continue;
+      if (looked != 0 || next.si_pid == 0) break;
       const pid_t pid = next.si_pid;
       const bool snapshot = writing_ && pid == writing_->checkpoint->snapshot_pid();
       const bool ended = next.si_code == CLD_EXITED || next.si_code == CLD_KILLED || next.si_code == CLD_DUMPED;
@@ -246,7 +251,7 @@ class Service {
       try {
         writing_->thread = start_writer();
       } catch (const std::exception& problem) {
-        reply_error(next.client, fmt::format("start writing the image: {}", problem.what()));
+        reply_error(next.client, why(problem));
         writing_.reset();
       }
     }
@@ -257,7 +262,7 @@ class Service {
         try {
           writing->result = writing->checkpoint->write();
         } catch (const std::exception& problem) {
-          writing->result = Result<CheckpointResult>(error(fmt::format("write the image: {}", problem.what())));
+          writing->result = Result<CheckpointResult>(error(why(problem)));
         }
         uint64_t one = 1;
         (void)!::write(written_.get(), &one, sizeof one);
@@ -269,8 +274,15 @@ class Service {
     try {
       return begin_checkpoint(target_, request);
     } catch (const std::exception& problem) {
-      return error(fmt::format("checkpoint of \"{}\": {}", target_.name, problem.what()));
+      return error(why(problem));
     }
+  }
+
+  static std::string why(const std::exception& problem) {
+    if (dynamic_cast<const std::bad_alloc*>(&problem) != nullptr) return "the supervisor gets no more memory; free some";
+    if (typeid(problem) != typeid(std::system_error)) return problem.what();
+    return fmt::format("start a thread of the supervisor: {}; raise its limit of processes (ulimit -u) or end some of them",
+                       problem.what());
   }
 
   void finish_writing() {

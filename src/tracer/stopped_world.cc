@@ -41,7 +41,9 @@ Result<int> wait_for_stop(pid_t tid, int64_t deadline_us) {
 
 pid_t take_stop(pid_t tid, int* wait_status) {
   siginfo_t seen{};
-  if (::waitid(P_PID, static_cast<id_t>(tid), &seen, WSTOPPED | WEXITED | WNOHANG | WNOWAIT | __WALL) != 0) return -1;
+  while (::waitid(P_PID, static_cast<id_t>(tid), &seen, WSTOPPED | WEXITED | WNOHANG | WNOWAIT | __WALL) != 0) {
+    if (errno != EINTR) return -1;
+  }
   if (seen.si_pid == 0) return 0;
   if (seen.si_code == CLD_EXITED) *wait_status = W_EXITCODE(seen.si_status, 0);
   else if (seen.si_code == CLD_KILLED || seen.si_code == CLD_DUMPED) *wait_status = W_EXITCODE(0, seen.si_status);
