@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <charconv>
+#include <memory>
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -11,34 +13,49 @@
 
 namespace vmckpt {
 
+Result<std::vector<std::string>> list_names(Fd folder, const std::string& name) {
+  DIR* directory = ::fdopendir(folder.get());
+  if (directory == nullptr) return errno_error("list " + name);
+  folder.release();
+  std::unique_ptr<DIR, int (*)(DIR*)> closed_at_end(directory, ::closedir);
+  std::vector<std::string> names;
+  for (;;) {
+    errno = 0;
+    dirent* entry = ::readdir(directory);
+    if (entry == nullptr && errno != 0) return errno_error("list " + name);
+    if (entry == nullptr) return names;
+    if (entry->d_name[0] != '.') names.emplace_back(entry->d_name);
+  }
+}
+
 Result<std::vector<pid_t>> list_threads(pid_t pid) {
   std::string path = fmt::format("/proc/{}/task", pid);
-  DIR* directory = ::opendir(path.c_str());
-  if (directory == nullptr) return errno_error("list threads in " + path);
+  Fd folder = VMCKPT_TRY(open_file(path, O_RDONLY | O_DIRECTORY));
   std::vector<pid_t> tids;
-  while (dirent* entry = ::readdir(directory)) {
-    if (entry->d_name[0] != '.') tids.push_back(static_cast<pid_t>(parse_number(entry->d_name)));
+  for (const std::string& name : VMCKPT_TRY(list_names(std::move(folder), path))) {
+    tids.push_back(static_cast<pid_t>(parse_number(name)));
   }
-  ::closedir(directory);
   return tids;
 }
 
-std::vector<pid_t> list_children(pid_t pid) {
+Result<std::vector<pid_t>> list_children(pid_t pid) {
+  auto has_ended = [](const Error& error) { return error.err == ENOENT || error.err == ESRCH; };
   std::vector<pid_t> children;
   auto threads = list_threads(pid);
-  if (!threads.ok()) return children;
-  for (pid_t tid : *threads) {
+  if (!threads.ok() && has_ended(threads.error())) return children;
+  for (pid_t tid : VMCKPT_TRY(std::move(threads))) {
     auto text = read_whole_file(fmt::format("/proc/{}/task/{}/children", pid, tid));
-    if (!text.ok()) continue;
+    if (!text.ok() && has_ended(text.error())) continue;
+    if (!text.ok()) return text.error();
     for (std::string_view word : split_words(*text)) children.push_back(static_cast<pid_t>(parse_number(word)));
   }
   return children;
 }
 
-std::vector<pid_t> list_descendants(pid_t pid) {
-  std::vector<pid_t> all = list_children(pid);
+Result<std::vector<pid_t>> list_descendants(pid_t pid) {
+  std::vector<pid_t> all = VMCKPT_TRY(list_children(pid));
   for (size_t i = 0; i < all.size(); ++i) {
-    for (pid_t child : list_children(all[i])) all.push_back(child);
+    for (pid_t child : VMCKPT_TRY(list_children(all[i]))) all.push_back(child);
   }
   return all;
 }
@@ -108,6 +125,16 @@ std::string describe_wait(pid_t tid) {
 bool process_exists(pid_t pid) {
   auto stat = read_stat(pid);
   return stat.ok() && !stat->empty() && (*stat)[0] != "Z" && (*stat)[0] != "X";
+}
+
+ThreadLife life_of_thread(pid_t pid, pid_t tid) {
+  constexpr int64_t kExiting = 4;  // PF_EXITING, include/linux/sched.h
+  auto text = read_whole_file(fmt::format("/proc/{}/task/{}/stat", pid, tid));
+  if (!text.ok()) return text.error().err == ENOENT || text.error().err == ESRCH ? ThreadLife::kEnded : ThreadLife::kRuns;
+  auto fields = split_words(std::string_view(*text).substr(text->rfind(')') + 1));
+  if (fields.size() < 7) return ThreadLife::kRuns;
+  if (fields[0] == "Z" || fields[0] == "X") return ThreadLife::kEnded;
+  return (parse_number(fields[6]) & kExiting) != 0 ? ThreadLife::kEnding : ThreadLife::kRuns;
 }
 
 std::vector<std::string> split_nul(std::string_view text) {

@@ -9,13 +9,19 @@
 
 #include <sys/types.h>
 
+#include "core/fd.h"
 #include "core/result.h"
 
 namespace vmckpt {
 
+// What has ended meanwhile has no children; anything else that cannot be read is an error, for a process that is overlooked
+// would be missing from an image.
 Result<std::vector<pid_t>> list_threads(pid_t pid);
-std::vector<pid_t> list_children(pid_t pid);     // direct children of all its threads
-std::vector<pid_t> list_descendants(pid_t pid);  // all of them, in no particular order
+Result<std::vector<pid_t>> list_children(pid_t pid);     // direct children of all its threads
+Result<std::vector<pid_t>> list_descendants(pid_t pid);  // all of them, in no particular order
+
+// The names in an open directory; closes it. `name` is for messages.
+Result<std::vector<std::string>> list_names(Fd directory, const std::string& name);
 
 // /proc/PID/status (or /proc/PID/task/TID/status) by field name.
 using StatusFields = std::map<std::string, std::string, std::less<>>;
@@ -33,6 +39,8 @@ pid_t tracer_of(pid_t tid);          // 0 when nobody traces it
 std::string command_of(pid_t pid);   // name, or "?"
 std::string describe_wait(pid_t tid);  // " (state D, in FUNCTION)" for messages
 bool process_exists(pid_t pid);        // and is not a zombie
+enum class ThreadLife { kRuns, kEnding, kEnded };  // kEnding: inside exit(2); kEnded: a zombie, or gone
+ThreadLife life_of_thread(pid_t pid, pid_t tid);
 
 // "a\0b\0" to {a, b}.
 std::vector<std::string> split_nul(std::string_view text);

@@ -1,6 +1,5 @@
 #include "memory/snapshot.h"
 
-
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
@@ -22,31 +21,40 @@ SnapshotChild& SnapshotChild::operator=(SnapshotChild&& other) noexcept {
 
 void SnapshotChild::end() {
   if (pid_ == 0) return;
-  ::kill(pid_, SIGKILL);
+  ::kill(pid_, SIGKILL);  // a zombie, at worst: nobody else reaps it
   int status = 0;
-  // Stops that ptrace reports may come before the end; ECHILD: the supervisor's loop has reaped it.
-  while (::waitpid(pid_, &status, __WALL) == pid_ && !WIFSIGNALED(status) && !WIFEXITED(status)) {
+  for (;;) {
+    pid_t got = ::waitpid(pid_, &status, __WALL);
+    if (got < 0 && errno == EINTR) continue;
+    // Stops that ptrace reports may come before the end.
+    if (got != pid_ || WIFSIGNALED(status) || WIFEXITED(status)) break;
   }
   pid_ = 0;
 }
 
 SnapshotQuestion ask_snapshot(const AddressSpaceSave& space, pid_t parent_in_target, TapeDraft& tape) {
-  auto advise = [&](const std::vector<Vma>& vmas, int advice, bool must_succeed) {
-    for (const Vma& vma : vmas) {
-      tape.call(SYS_madvise, {vma.start, vma.bytes(), static_cast<uint64_t>(advice)}, must_succeed,
-                fmt::format("let the snapshot have the memory at {:#x}", vma.start));
-    }
+  SnapshotQuestion question{};
+  // None must succeed: whatever one of them answers, the advice is put back.
+  auto advise = [&](const std::vector<Vma>& vmas, int advice) {
+    std::vector<size_t> calls;
+    for (const Vma& vma : vmas) calls.push_back(tape.call(SYS_madvise, {vma.start, vma.bytes(), static_cast<uint64_t>(advice)}));
+    return calls;
   };
-  advise(space.not_forked, MADV_DOFORK, true);
-  advise(space.wiped_on_fork, MADV_KEEPONFORK, true);
-  // Not must_succeed: the advice is put back whatever fork answers.
-  SnapshotQuestion question{tape.call(kOpSnapshot, {static_cast<uint64_t>(parent_in_target)})};
-  advise(space.not_forked, MADV_DONTFORK, false);
-  advise(space.wiped_on_fork, MADV_WIPEONFORK, false);
+  question.lifted = advise(space.not_forked, MADV_DOFORK);
+  std::vector<size_t> more = advise(space.wiped_on_fork, MADV_KEEPONFORK);
+  question.lifted.insert(question.lifted.end(), more.begin(), more.end());
+  question.call = tape.call(kOpSnapshot, {static_cast<uint64_t>(parent_in_target)});
+  advise(space.not_forked, MADV_DONTFORK);
+  advise(space.wiped_on_fork, MADV_WIPEONFORK);
   return question;
 }
 
 Result<void> settle_snapshot(const SnapshotQuestion& question, const TapeDraft& tape, const SnapshotChild& snapshot) {
+  for (size_t call : question.lifted) {
+    if (tape.succeeded(call)) continue;
+    errno = static_cast<int>(-tape.result(call));
+    return errno_error(fmt::format("let the snapshot have the memory at {:#x}", tape.all_calls()[call].args[0]), "try again");
+  }
   if (!tape.succeeded(question.call)) {
     errno = static_cast<int>(-tape.result(question.call));
     return errno_error("fork the snapshot", "free memory, raise vm.overcommit or RLIMIT_NPROC, or checkpoint with --stop");
@@ -55,7 +63,8 @@ Result<void> settle_snapshot(const SnapshotQuestion& question, const TapeDraft& 
   if (child == 0) return error("the forked snapshot was not seen by ptrace");
   // It starts with a stop of its own. From now on it dies with the supervisor, and runs to its waiting place.
   int status = 0;
-  if (::waitpid(child, &status, __WALL) != child || !WIFSTOPPED(status)) return error("the forked snapshot has ended");
+  for (int round = 0; take_stop(child, &status) == 0; ++round) wait_for_child_signal(round);
+  if (!WIFSTOPPED(status)) return error("the forked snapshot has ended");
   ::ptrace(PTRACE_SETOPTIONS, child, 0, PTRACE_O_EXITKILL);
   if (::ptrace(PTRACE_CONT, child, 0, 0) != 0) return errno_error("let the forked snapshot run");
   return {};

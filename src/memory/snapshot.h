@@ -15,12 +15,13 @@ namespace vmckpt {
 class SnapshotChild {
  public:
   SnapshotChild() = default;
-  explicit SnapshotChild(pid_t pid) : pid_(pid) {}
   SnapshotChild(SnapshotChild&& other) noexcept : pid_(other.pid_) { other.pid_ = 0; }
   SnapshotChild& operator=(SnapshotChild&& other) noexcept;
   ~SnapshotChild() { end(); }
 
   pid_t pid() const { return pid_; }
+  // Where play_tapes() puts the number, so that the copy has an owner from its first moment on.
+  pid_t* to_be_set() { return &pid_; }
   void end();
 
  private:
@@ -28,6 +29,7 @@ class SnapshotChild {
 };
 
 struct SnapshotQuestion {
+  std::vector<size_t> lifted;  // advice that must have gone, or the copy would lack memory
   size_t call;
 };
 

@@ -10,7 +10,6 @@
 #include <charconv>
 #include <tuple>
 
-#include <dirent.h>
 #include <linux/kcmp.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -27,14 +26,10 @@ constexpr int kFcntlDupfdQuery = 1024 + 3;  // F_DUPFD_QUERY, newer than Debian 
 Result<std::vector<int>> list_numbers(int proc) {
   Fd folder(::openat(proc, "fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!folder) return errno_error("open the target's /proc/PID/fd");
-  DIR* directory = ::fdopendir(folder.get());
-  if (directory == nullptr) return errno_error("list the target's /proc/PID/fd");
-  folder.release();
   std::vector<int> numbers;
-  while (dirent* entry = ::readdir(directory)) {
-    if (entry->d_name[0] != '.') numbers.push_back(static_cast<int>(parse_number(entry->d_name)));
+  for (const std::string& name : VMCKPT_TRY(list_names(std::move(folder), "the target's /proc/PID/fd"))) {
+    numbers.push_back(static_cast<int>(parse_number(name)));
   }
-  ::closedir(directory);
   std::sort(numbers.begin(), numbers.end());
   return numbers;
 }

@@ -38,7 +38,7 @@ constexpr int kFreezeTries = 50;  // a ledger update lasts microseconds; each tr
 // Until the coordinator takes on whole trees: one process.
 Result<pid_t> only_process(const Target& target) {
   std::vector<pid_t> processes;
-  for (pid_t pid : list_descendants(::getpid())) {
+  for (pid_t pid : VMCKPT_TRY(list_descendants(::getpid()))) {
     if (pid != target.namespace_init) processes.push_back(pid);
   }
   if (processes.empty()) return error(fmt::format("target \"{}\" has ended", target.name));
@@ -77,9 +77,10 @@ Result<ImageDestination> choose_destination(const Target& target, const Checkpoi
 
 // Stops the target while no thread is writing into the ledger and every vCPU is at rest.
 Result<StoppedWorld> freeze_with_ledger(pid_t pid, const CheckpointRequest& request, uint64_t ledger_address,
-                                        const std::optional<VcpuGate>& gate, std::unique_ptr<Ledger>* ledger) {
+                                        const std::optional<VcpuGate>& gate, InterruptedCalls& interrupted,
+                                        std::unique_ptr<Ledger>* ledger) {
   for (int tries = 1;; ++tries) {
-    StoppedWorld world = VMCKPT_TRY(freeze(pid, request.freeze_timeout_us));
+    StoppedWorld world = VMCKPT_TRY(freeze(pid, request.freeze_timeout_us, interrupted));
     *ledger = VMCKPT_TRY(read_ledger(pid, ledger_address));
     const bool at_rest = !gate || VMCKPT_TRY(gate->all_at_rest());
     if ((*ledger)->writers == 0 && at_rest) return world;
@@ -190,10 +191,9 @@ Result<std::unique_ptr<CheckpointInProgress>> begin_checkpoint(Target& target, c
   std::unique_ptr<Ledger> ledger;
   checkpoint->frozen_us_ = monotonic_us();
   std::optional<VcpuGate> gate;
-  if (kvm_objects != 0) gate.emplace(VMCKPT_TRY(VcpuGate::close(pid, early_ledger->kvm, request.freeze_timeout_us)));
-  StoppedWorld world = VMCKPT_TRY(freeze_with_ledger(pid, request, target.ledger_address, gate, &ledger));
-  if (!list_children(pid).empty()) return error(fmt::format("process {} has just started another", pid), "try again when that has ended");
-  target.interrupted.after_freeze(world);
+  if (kvm_objects != 0) gate.emplace(VMCKPT_TRY(VcpuGate::close(pid, early_ledger->kvm, request.freeze_timeout_us, target.interrupted)));
+  StoppedWorld world = VMCKPT_TRY(freeze_with_ledger(pid, request, target.ledger_address, gate, target.interrupted, &ledger));
+  if (!VMCKPT_TRY(list_children(pid)).empty()) return error(fmt::format("process {} has just started another", pid), "try again when that has ended");
   clock.mark("freeze");
   fault_point("freeze");
 
@@ -226,11 +226,8 @@ Result<std::unique_ptr<CheckpointInProgress>> begin_checkpoint(Target& target, c
   if (fork_forbidden) questions = VMCKPT_TRY(ask(world, space, false));
   std::vector<ThreadTape> tapes;
   for (size_t i = 0; i < world.threads().size(); ++i) tapes.push_back({&world.threads()[i], &questions.tapes[i]});
-  pid_t child = 0;
   const int64_t asked_us = monotonic_us();
-  auto played = play_tapes(world, *ledger, tapes, &child);
-  checkpoint->snapshot_ = SnapshotChild(child);
-  VMCKPT_TRY(std::move(played));
+  VMCKPT_TRY(play_tapes(world, *ledger, tapes, checkpoint->snapshot_.to_be_set()));
   if (questions.snapshot) VMCKPT_TRY(settle_snapshot(*questions.snapshot, questions.tapes.front(), checkpoint->snapshot_));
   clock.mark("snapshot");
   VMCKPT_TRY(descriptors_saved.get());

@@ -52,7 +52,9 @@ pb::Status status_from_outside(const std::string& socket_path, pid_t supervisor)
   status.set_supervisor_pid(supervisor);
   status.set_state("stopped");
   uint32_t processes = 0;
-  for (pid_t pid : list_descendants(supervisor)) {
+  auto descendants = list_descendants(supervisor);
+  if (!descendants.ok()) return status;
+  for (pid_t pid : *descendants) {
     if (command_of(pid) == kNamespaceInitName || !process_exists(pid)) continue;
     if (processes++ != 0) continue;
     status.set_pid(pid);

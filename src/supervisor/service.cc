@@ -4,8 +4,11 @@
 #include <atomic>
 #include <list>
 #include <memory>
+#include <new>
 #include <optional>
+#include <system_error>
 #include <thread>
+#include <typeinfo>
 
 #include <malloc.h>
 #include <poll.h>
@@ -18,6 +21,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "core/clock.h"
 #include "core/proc.h"
 #include "supervisor/checkpoint_sequence.h"
 
@@ -26,6 +30,7 @@ namespace {
 
 constexpr size_t kMaxClients = 64;
 constexpr int kProgressIntervalMs = 200;
+constexpr int kAcceptAgainMs = 100;  // after accept has failed
 constexpr int kServiceSignals[] = {SIGCHLD, SIGINT, SIGQUIT, SIGTERM, SIGHUP, SIGTSTP, SIGTTOU, SIGTTIN, SIGCONT, SIGPIPE,
                                    SIGUSR1, SIGUSR2, SIGXFSZ};
 
@@ -77,14 +82,20 @@ class Service {
   // Reaps whatever has ended, follows stops. True when the target and its descendants have all gone.
   bool reap_finds_nobody() {
     for (;;) {
+      siginfo_t next{};
+      const int looked = ::waitid(P_ALL, 0, &next, WEXITED | WSTOPPED | WNOHANG | WNOWAIT | __WALL);
+      if (looked != 0 && errno == EINTR) continue;
+      if (looked != 0 || next.si_pid == 0) break;
+      const pid_t pid = next.si_pid;
+      const bool snapshot = writing_ && pid == writing_->checkpoint->snapshot_pid();
+      const bool ended = next.si_code == CLD_EXITED || next.si_code == CLD_KILLED || next.si_code == CLD_DUMPED;
+      // A snapshot that was killed keeps its number as a zombie: nobody else's memory can be read in its place.
+      if (snapshot && ended) break;
       int status = 0;
-      pid_t pid = ::waitpid(-1, &status, WNOHANG | WUNTRACED | __WALL);
-      if (pid <= 0) break;
+      if (::waitpid(pid, &status, WNOHANG | WUNTRACED | __WALL) != pid || snapshot) continue;
       // A stop that ptrace reports now belongs to a freeze that failed: whoever it is goes on (a player by itself, tape.h).
-      bool traced_stop = WIFSTOPPED(status) && status >> 16 != 0;
-      bool snapshot = writing_ && pid == writing_->checkpoint->snapshot_pid();
-      if (WIFSTOPPED(status) && !snapshot && (traced_stop || pid != target_.pid)) ::ptrace(PTRACE_DETACH, pid, 0, 0);
-      if (pid != target_.pid || traced_stop) continue;
+      if (release_late(pid, status, target_.interrupted) || status >> 16 != 0) continue;
+      if (pid != target_.pid) continue;
       if (WIFSTOPPED(status)) {
         int signal = WSTOPSIG(status);
         bool by_terminal = signal == SIGTSTP || signal == SIGTTIN || signal == SIGTTOU;
@@ -96,8 +107,9 @@ class Service {
     }
     if (!target_ended_) return false;
     // A zombie counts, too: its children may have passed to us after we were looked at. It is reaped soon.
-    std::vector<pid_t> left = list_descendants(::getpid());
-    return std::all_of(left.begin(), left.end(), [&](pid_t pid) { return pid == target_.namespace_init; });
+    auto left = list_descendants(::getpid());
+    if (!left.ok()) return false;
+    return std::all_of(left->begin(), left->end(), [&](pid_t pid) { return pid == target_.namespace_init; });
   }
 
   void end_namespace() {
@@ -107,8 +119,9 @@ class Service {
   }
 
   void wait_for_events() {
-    std::vector<pollfd> polls = {{signals_.get(), POLLIN, 0}, {listener_.fd(), POLLIN, 0}, {written_.get(), POLLIN, 0},
-                                 {terminal_master_.get(), POLLIN, 0}};
+    const bool accepting = monotonic_us() >= accept_again_us_;
+    std::vector<pollfd> polls = {{signals_.get(), POLLIN, 0}, {accepting ? listener_.fd() : -1, POLLIN, 0},
+                                 {written_.get(), POLLIN, 0}, {terminal_master_.get(), POLLIN, 0}};
     std::vector<Client*> polled;
     for (Client& client : clients_) {
       polls.push_back({client.fd.get(), POLLIN, 0});
@@ -116,6 +129,7 @@ class Service {
     }
     // With the target gone its leftover processes may be somebody else's children: look for them now and then.
     int timeout_ms = writing_ ? kProgressIntervalMs : target_ended_ ? 100 : -1;
+    if (!accepting) timeout_ms = timeout_ms < 0 ? kAcceptAgainMs : std::min(timeout_ms, kAcceptAgainMs);
     int ready = ::poll(polls.data(), polls.size(), timeout_ms);
     if (ready == 0) return send_progress();
     if (ready < 0) return;
@@ -125,7 +139,7 @@ class Service {
     for (size_t i = 0; i < polled.size(); ++i) {
       if (polls[4 + i].revents) serve_client(*polled[i]);
     }
-    if (polls[1].revents) accept_client();
+    if (accepting && polls[1].revents) accept_client();
   }
 
   void take_signals() {
@@ -146,6 +160,8 @@ class Service {
 
   void accept_client() {
     auto client = listener_.accept();
+    // No descriptor or no memory left: who wants to connect stays in the queue, and the queue stays readable.
+    if (!client.ok() && client.error().err != 0) accept_again_us_ = monotonic_us() + kAcceptAgainMs * 1000;
     if (client.ok() && clients_.size() < kMaxClients) clients_.push_back({std::move(*client), false});
   }
 
@@ -185,7 +201,8 @@ class Service {
     pid_t remaining = target_ended_ ? 0 : target_.pid;
     status.set_supervisor_pid(::getpid());
     uint32_t processes = 0;
-    for (pid_t pid : list_descendants(::getpid())) {
+    auto descendants = list_descendants(::getpid());
+    for (pid_t pid : descendants.ok() ? *descendants : std::vector<pid_t>{target_.pid}) {
       bool snapshot = writing_ && pid == writing_->checkpoint->snapshot_pid();
       if (pid == target_.namespace_init || snapshot || !process_exists(pid)) continue;
       ++processes;
@@ -234,7 +251,7 @@ class Service {
       try {
         writing_->thread = start_writer();
       } catch (const std::exception& problem) {
-        reply_error(next.client, fmt::format("start writing the image: {}", problem.what()));
+        reply_error(next.client, why(problem));
         writing_.reset();
       }
     }
@@ -245,7 +262,7 @@ class Service {
         try {
           writing->result = writing->checkpoint->write();
         } catch (const std::exception& problem) {
-          writing->result = Result<CheckpointResult>(error(fmt::format("write the image: {}", problem.what())));
+          writing->result = Result<CheckpointResult>(error(why(problem)));
         }
         uint64_t one = 1;
         (void)!::write(written_.get(), &one, sizeof one);
@@ -257,8 +274,15 @@ class Service {
     try {
       return begin_checkpoint(target_, request);
     } catch (const std::exception& problem) {
-      return error(fmt::format("checkpoint of \"{}\": {}", target_.name, problem.what()));
+      return error(why(problem));
     }
+  }
+
+  static std::string why(const std::exception& problem) {
+    if (dynamic_cast<const std::bad_alloc*>(&problem) != nullptr) return "the supervisor gets no more memory; free some";
+    if (typeid(problem) != typeid(std::system_error)) return problem.what();
+    return fmt::format("start a thread of the supervisor: {}; raise its limit of processes (ulimit -u) or end some of them",
+                       problem.what());
   }
 
   void finish_writing() {
@@ -319,6 +343,7 @@ class Service {
   std::string last_image_;
   int wait_status_ = 0;
   bool target_ended_ = false;
+  int64_t accept_again_us_ = 0;
 };
 
 }  // namespace

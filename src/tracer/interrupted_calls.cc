@@ -1,6 +1,7 @@
 #include "tracer/interrupted_calls.h"
 
 #include <algorithm>
+#include <set>
 
 #include <sys/syscall.h>
 
@@ -31,24 +32,31 @@ void InterruptedCalls::remember_repeated_call(StoppedThread& thread) {
   }
 }
 
-void InterruptedCalls::after_freeze(StoppedWorld& world) {
-  std::map<pid_t, int64_t> seen;
-  const int64_t now_us = monotonic_us();
-  for (StoppedThread& thread : world.threads()) {
-    remember_repeated_call(thread);
-    if (!hide_interruption(thread) || !is_epoll_wait(thread.regs)) continue;
-    int64_t timeout_ms = static_cast<int32_t>(thread.regs.r10);
-    if (timeout_ms <= 0) continue;
-    int64_t deadline_us = now_us + timeout_ms * 1000;
-    auto before = deadlines_us_.find(thread.tid);
-    if (thread.regs.r10 >> 32 == kMark && before != deadlines_us_.end()) {
-      deadline_us = before->second;
-      timeout_ms = std::max<int64_t>(0, (deadline_us - now_us + 999) / 1000);
-    }
-    thread.regs.r10 = kMark << 32 | static_cast<uint64_t>(timeout_ms);
-    seen[thread.tid] = deadline_us;
+bool InterruptedCalls::after_stop(StoppedThread& thread) {
+  remember_repeated_call(thread);
+  const bool hidden = hide_interruption(thread);
+  int64_t timeout_ms = static_cast<int32_t>(thread.regs.r10);
+  if (!hidden || !is_epoll_wait(thread.regs) || timeout_ms <= 0) {
+    deadlines_us_.erase(thread.tid);
+    return hidden;
   }
-  deadlines_us_ = std::move(seen);
+  const int64_t now_us = monotonic_us();
+  int64_t deadline_us = now_us + timeout_ms * 1000;
+  auto before = deadlines_us_.find(thread.tid);
+  if (thread.regs.r10 >> 32 == kMark && before != deadlines_us_.end()) {
+    deadline_us = before->second;
+    timeout_ms = std::max<int64_t>(0, (deadline_us - now_us + 999) / 1000);
+  }
+  thread.regs.r10 = kMark << 32 | static_cast<uint64_t>(timeout_ms);
+  deadlines_us_[thread.tid] = deadline_us;
+  return true;
+}
+
+void InterruptedCalls::keep_only(const std::vector<StoppedThread>& threads) {
+  std::set<pid_t> alive;
+  for (const StoppedThread& thread : threads) alive.insert(thread.tid);
+  std::erase_if(deadlines_us_, [&](const auto& entry) { return !alive.count(entry.first); });
+  std::erase_if(repeated_, [&](const auto& entry) { return !alive.count(entry.first); });
 }
 
 }  // namespace vmckpt

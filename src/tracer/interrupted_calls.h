@@ -17,8 +17,11 @@ namespace vmckpt {
 
 class InterruptedCalls {
  public:
-  // Right after the freeze: calls hide_interruption() for each thread and shortens the timeouts of calls seen before.
-  void after_freeze(StoppedWorld& world);
+  // When a thread has stopped and its registers were read: calls hide_interruption(), and shortens the timeout of a call that
+  // was seen before. True when registers are others now.
+  bool after_stop(StoppedThread& thread);
+  // After a freeze: forgets threads that have ended since.
+  void keep_only(const std::vector<StoppedThread>& threads);
 
  private:
   // A call that the kernel continues as restart_syscall no longer shows its number: this remembers it.

@@ -17,6 +17,7 @@ namespace {
 
 constexpr uint64_t kFrameAlign = 64;
 constexpr int64_t kPlayTimeoutUs = 30'000'000;
+constexpr int64_t kBreakOffUs = 2'000'000;  // for the others, when one thread has failed
 
 uint64_t align_up(uint64_t value, uint64_t to) { return (value + to - 1) / to * to; }
 
@@ -69,6 +70,7 @@ class TapePlay {
     uint64_t mask = ~(uint64_t{1} << (end_signal - 1));
     if (::ptrace(PTRACE_SETSIGMASK, thread_->tid, sizeof mask, &mask) != 0) return failed("block signals of");
     if (::ptrace(PTRACE_CONT, thread_->tid, 0, 0) != 0) return failed("continue");
+    started_ = true;
     return {};
   }
 
@@ -76,11 +78,9 @@ class TapePlay {
   Result<bool> handle_stop(int status, int end_signal, pid_t* snapshot_child) {
     if (!WIFSTOPPED(status)) return error(fmt::format("thread {} ended during the checkpoint", thread_->tid));
     int event = status >> 16;
-    if (event == 0 && WSTOPSIG(status) == end_signal && sent_by_itself()) return true;
+    if (event == 0 && WSTOPSIG(status) == end_signal && VMCKPT_TRY(sent_by_itself())) return true;
     if (event == PTRACE_EVENT_FORK) {
-      unsigned long pid = 0;
-      if (::ptrace(PTRACE_GETEVENTMSG, thread_->tid, 0, &pid) != 0) return failed("learn the snapshot's number from");
-      if (snapshot_child != nullptr) *snapshot_child = static_cast<pid_t>(pid);
+      VMCKPT_TRY(learn_snapshot(snapshot_child));
     }
     // A real stop signal reached the thread: it comes back when the thread runs on.
     if (event == 0 && WSTOPSIG(status) != SIGTRAP && WSTOPSIG(status) != end_signal) thread_->stop_signal = WSTOPSIG(status);
@@ -99,12 +99,25 @@ class TapePlay {
   }
 
   pid_t tid() const { return thread_->tid; }
+  bool started() const { return started_; }
 
  private:
+  // Tried again: a copy that nobody knows of would stay for ever.
+  Result<void> learn_snapshot(pid_t* snapshot_child) {
+    unsigned long pid = 0;
+    for (int tries = 0; tries < 3; ++tries) {
+      if (::ptrace(PTRACE_GETEVENTMSG, thread_->tid, 0, &pid) != 0) continue;
+      if (snapshot_child != nullptr) *snapshot_child = static_cast<pid_t>(pid);
+      return {};
+    }
+    return failed("learn the snapshot's number from");
+  }
+
   // The end signal may also be pending for other reasons; nobody but the player sends it with tgkill from this very process.
-  bool sent_by_itself() {
+  // A thread that went on from its end by mistake would go back into the program, which must stand still.
+  Result<bool> sent_by_itself() {
     siginfo_t info{};
-    if (::ptrace(PTRACE_GETSIGINFO, thread_->tid, 0, &info) != 0) return false;
+    if (::ptrace(PTRACE_GETSIGINFO, thread_->tid, 0, &info) != 0) return failed("ask for the signal of");
     return info.si_code == SI_TKILL;
   }
 
@@ -112,6 +125,7 @@ class TapePlay {
 
   StoppedThread* thread_;
   TapeDraft* tape_;
+  bool started_ = false;
   uint64_t address_;
   uint64_t frame_offset_ = 0;
   uint64_t frame_stack_pointer_ = 0;
@@ -124,7 +138,7 @@ namespace {
 Result<void> wait_for_end(TapePlay& play, int end_signal, pid_t* snapshot_child, int64_t deadline_us) {
   for (int round = 0;; ++round) {
     int status = 0;
-    pid_t got = ::waitpid(play.tid(), &status, __WALL | WNOHANG);
+    pid_t got = take_stop(play.tid(), &status);
     if (got < 0 && errno != EINTR) return errno_error(fmt::format("wait for thread {}", play.tid()));
     if (got == play.tid()) {
       if (VMCKPT_TRY(play.handle_stop(status, end_signal, snapshot_child))) return {};
@@ -147,9 +161,21 @@ Result<void> play_batch(StoppedWorld& world, const Ledger& ledger, std::vector<T
   }
   for (TapePlay& play : batch) VMCKPT_TRY(play.place(world.pid(), end_signal, world.pid_in_target()));
   // The leader, which comes first, starts last: its tape forks, and should not wait for a processor with the short ones.
-  for (auto play = batch.rbegin(); play != batch.rend(); ++play) VMCKPT_TRY(play->start(ledger.player_entry, end_signal));
-  int64_t deadline_us = monotonic_us() + kPlayTimeoutUs;
-  for (TapePlay& play : batch) VMCKPT_TRY(wait_for_end(play, end_signal, snapshot_child, deadline_us));
+  Result<void> outcome;
+  for (auto play = batch.rbegin(); play != batch.rend() && outcome.ok(); ++play) {
+    outcome = play->start(ledger.player_entry, end_signal);
+  }
+  // Whatever happens to one of them, the others come to their ends: the leader may just have made the snapshot, which must not
+  // be left alone, and it has advice to put back.
+  int64_t deadline_us = monotonic_us() + (outcome.ok() ? kPlayTimeoutUs : kBreakOffUs);
+  for (TapePlay& play : batch) {
+    if (!play.started()) continue;
+    auto ended = wait_for_end(play, end_signal, snapshot_child, deadline_us);
+    if (ended.ok() || !outcome.ok()) continue;
+    outcome = ended;
+    deadline_us = std::min(deadline_us, monotonic_us() + kBreakOffUs);
+  }
+  VMCKPT_TRY(std::move(outcome));
   for (TapePlay& play : batch) VMCKPT_TRY(play.read_back(world.pid()));
   return {};
 }

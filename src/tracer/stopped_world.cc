@@ -16,6 +16,7 @@
 
 #include "core/clock.h"
 #include "core/proc.h"
+#include "tracer/interrupted_calls.h"
 #include "tracer/thread_state.h"
 
 namespace vmckpt {
@@ -25,7 +26,7 @@ namespace {
 Result<int> wait_for_stop(pid_t tid, int64_t deadline_us) {
   for (int round = 0;; ++round) {
     int status = 0;
-    pid_t got = ::waitpid(tid, &status, __WALL | WNOHANG);
+    pid_t got = take_stop(tid, &status);
     if (got == tid) return status;
     if (got < 0 && errno != EINTR) return errno_error(fmt::format("wait for thread {}", tid));
     if (monotonic_us() > deadline_us) {
@@ -37,6 +38,18 @@ Result<int> wait_for_stop(pid_t tid, int64_t deadline_us) {
 }
 
 }  // namespace
+
+pid_t take_stop(pid_t tid, int* wait_status) {
+  siginfo_t seen{};
+  while (::waitid(P_PID, static_cast<id_t>(tid), &seen, WSTOPPED | WEXITED | WNOHANG | WNOWAIT | __WALL) != 0) {
+    if (errno != EINTR) return -1;
+  }
+  if (seen.si_pid == 0) return 0;
+  if (seen.si_code == CLD_EXITED) *wait_status = W_EXITCODE(seen.si_status, 0);
+  else if (seen.si_code == CLD_KILLED || seen.si_code == CLD_DUMPED) *wait_status = W_EXITCODE(0, seen.si_status);
+  else return ::waitpid(tid, wait_status, __WALL | WNOHANG);
+  return tid;
+}
 
 void wait_for_child_signal(int round) {
   if (round < 2) {
@@ -84,13 +97,50 @@ namespace {
 // user worker): KVM has one per VM since Linux 6.15, to break up huge pages. It belongs to the object it serves.
 bool is_kernel_worker(const StoppedThread& thread) { return thread.regs.rip == 0 && thread.regs.rsp == 0; }
 
+// Puts registers and mask back. A tape that failed half way may have left the thread running: then it is stopped first.
+void put_back(const StoppedThread& thread) {
+  constexpr int64_t kPatienceUs = 300'000;
+  for (int tries = 0; tries < 4; ++tries) {
+    if (write_thread_state(thread).ok()) return;
+    if (tries == 0) continue;
+    ::ptrace(PTRACE_INTERRUPT, thread.tid, 0, 0);
+    auto status = wait_for_stop(thread.tid, monotonic_us() + kPatienceUs);
+    if (status.ok() && !WIFSTOPPED(*status)) return;  // it has been killed
+  }
+}
+
+// Detaches a stopped thread. Tried again, because nothing worse could happen than that a thread stays stopped.
+bool let_go(pid_t tid, int signal) {
+  for (int tries = 0; tries < 3; ++tries) {
+    if (::ptrace(PTRACE_DETACH, tid, 0, signal) == 0) return true;
+  }
+  return false;
+}
+
+void release(const StoppedThread& thread) {
+  // A stop signal that came while a tape was playing is delivered now; one that had stopped the thread before still holds.
+  int signal = thread.group_stopped ? 0 : thread.stop_signal;
+  if (thread.disturbed) put_back(thread);
+  let_go(thread.tid, signal);
+}
+
+// Reads the state of a thread that has just stopped, and repairs its interrupted call at once: should this process be killed
+// from now on, the kernel detaches the thread as it is.
+Result<void> take_state(StoppedThread& thread, InterruptedCalls& interrupted) {
+  VMCKPT_TRY(read_thread_state(thread));
+  if (is_kernel_worker(thread)) return {};
+  if (interrupted.after_stop(thread)) thread.disturbed = !write_registers(thread).ok();
+  return {};
+}
+
 // Threads that are traced by us while the freeze is being built; detached again unless the freeze succeeds.
 class FreezeInProgress {
  public:
-  FreezeInProgress(pid_t pid, int64_t deadline_us) : pid_(pid), deadline_us_(deadline_us) {}
+  FreezeInProgress(pid_t pid, int64_t deadline_us, InterruptedCalls& interrupted)
+      : pid_(pid), deadline_us_(deadline_us), interrupted_(interrupted) {}
   ~FreezeInProgress() {
-    for (auto& [tid, thread] : stopped_) ::ptrace(PTRACE_DETACH, tid, 0, 0);
-    for (pid_t tid : seized_) release_running(tid);
+    for (auto& [tid, thread] : stopped_) release(thread);
+    release_running();
   }
 
   Result<void> stop_all() {
@@ -99,14 +149,15 @@ class FreezeInProgress {
       for (pid_t tid : std::set<pid_t>(seized_)) VMCKPT_TRY(collect(tid));
       stable = news ? 0 : stable + 1;
     }
-    if (stopped_.empty() || !stopped_.count(pid_)) {
-      return error(fmt::format("process {} ended while it was being stopped", pid_));
-    }
-    return {};
+    if (stopped_.count(pid_)) return {};
+    if (stopped_.empty()) return error(fmt::format("process {} ended while it was being stopped", pid_));
+    return error(fmt::format("the main thread of process {} has ended, while others run on", pid_),
+                 "programs that end their main thread alone cannot be checkpointed");
   }
 
   std::vector<StoppedThread> take() {
     std::vector<StoppedThread> threads;
+    threads.reserve(stopped_.size());
     threads.push_back(std::move(stopped_.at(pid_)));
     for (auto& [tid, thread] : stopped_) {
       if (tid != pid_) threads.push_back(std::move(thread));
@@ -120,21 +171,33 @@ class FreezeInProgress {
     bool news = false;
     for (pid_t tid : VMCKPT_TRY(list_threads(pid_))) {
       if (seized_.count(tid) || stopped_.count(tid) || workers_.count(tid)) continue;
-      if (::ptrace(PTRACE_SEIZE, tid, 0, PTRACE_O_TRACESYSGOOD) != 0) {
-        if (errno == ESRCH) continue;  // it has just ended
-        return why_seize_failed(tid);
-      }
+      if (!VMCKPT_TRY(seize(tid))) continue;
       seized_.insert(tid);
       news = true;
-      if (::ptrace(PTRACE_INTERRUPT, tid, 0, 0) != 0 && errno != ESRCH) {
-        return errno_error(fmt::format("interrupt thread {}", tid));
-      }
+      if (::ptrace(PTRACE_INTERRUPT, tid, 0, 0) == 0) continue;
+      const int err = errno;
+      if (err == ESRCH && life_of_thread(pid_, tid) != ThreadLife::kRuns) continue;
+      errno = err;
+      return errno_error(fmt::format("interrupt thread {}", tid));
     }
     return news;
   }
 
-  Error why_seize_failed(pid_t tid) {
-    int err = errno;
+  // False when the thread has ended; the kernel may also answer EPERM then, and already while it is inside exit(2). There it
+  // still writes into the target's memory (its robust list, its clear_child_tid), so its end is waited for.
+  Result<bool> seize(pid_t tid) {
+    if (::ptrace(PTRACE_SEIZE, tid, 0, PTRACE_O_TRACESYSGOOD) == 0) return true;
+    const int err = errno;
+    if (err == ESRCH) return false;
+    if (err == EPERM) {
+      ThreadLife life;
+      while ((life = life_of_thread(pid_, tid)) == ThreadLife::kEnding && monotonic_us() < deadline_us_) ::sched_yield();
+      if (life == ThreadLife::kEnded) return false;
+    }
+    return why_seize_failed(tid, err);
+  }
+
+  Error why_seize_failed(pid_t tid, int err) {
     if (pid_t tracer = tracer_of(tid); tracer != 0) {
       return error(fmt::format("process {} is traced by a debugger, process {} ({})", pid_, tracer, command_of(tracer)),
                    "detach it first");
@@ -153,36 +216,42 @@ class FreezeInProgress {
         return {};
       }
       if (status >> 16 == PTRACE_EVENT_STOP) {
-        StoppedThread thread;
+        StoppedThread& thread = stopped_[tid];
         thread.tid = tid;
         int signal = WSTOPSIG(status);
         thread.group_stopped = signal != SIGTRAP;
         thread.stop_signal = thread.group_stopped ? signal : 0;
         seized_.erase(tid);
-        VMCKPT_TRY(read_thread_state(thread));
-        if (is_kernel_worker(thread)) {
-          ::ptrace(PTRACE_DETACH, tid, 0, 0);
-          workers_.insert(tid);
-        } else {
-          stopped_[tid] = std::move(thread);
-        }
-        return {};
+        auto taken = take_state(thread, interrupted_);
+        if (taken.ok() && !is_kernel_worker(thread)) return {};
+        if (taken.ok()) workers_.insert(tid);
+        stopped_.erase(tid);
+        release_late(tid, status, interrupted_);
+        return taken;
       }
       // A signal got there first: deliver it; the interrupt is still pending and stops the thread before its handler runs.
       int signal = status >> 16 == 0 ? WSTOPSIG(status) : 0;
       if (::ptrace(PTRACE_CONT, tid, 0, signal) != 0 && errno != ESRCH) {
+        let_go(tid, signal);
+        seized_.erase(tid);
         return errno_error(fmt::format("continue thread {}", tid));
       }
     }
   }
 
-  // A thread that was asked to stop but has not: it can only be detached once it stops, so wait for it a little longer.
-  void release_running(pid_t tid) {
-    if (auto status = wait_for_stop(tid, monotonic_us() + 200'000); status.ok()) ::ptrace(PTRACE_DETACH, tid, 0, 0);
+  // Threads that were asked to stop but have not: they can only be detached once they stop, so wait for them a little longer.
+  // Whoever sleeps uninterruptibly is let go of when it wakes (release_late). Asked again: the first time may have failed.
+  void release_running() {
+    for (pid_t tid : seized_) ::ptrace(PTRACE_INTERRUPT, tid, 0, 0);
+    const int64_t deadline_us = monotonic_us() + 200'000;
+    for (pid_t tid : seized_) {
+      if (auto status = wait_for_stop(tid, deadline_us); status.ok()) release_late(tid, *status, interrupted_);
+    }
   }
 
   pid_t pid_;
   int64_t deadline_us_;
+  InterruptedCalls& interrupted_;
   std::set<pid_t> seized_;                  // attached, not yet seen to stop
   std::set<pid_t> workers_;
   std::map<pid_t, StoppedThread> stopped_;  // in the stop we asked for
@@ -202,14 +271,15 @@ Result<void> number_threads_as_the_target_does(pid_t pid, std::vector<StoppedThr
 
 }  // namespace
 
-Result<StoppedWorld> freeze(pid_t pid, int64_t timeout_us) {
+Result<StoppedWorld> freeze(pid_t pid, int64_t timeout_us, InterruptedCalls& interrupted) {
   StoppedWorld world;
   world.pid_ = pid;
   world.pidfd_ = Fd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
   if (!world.pidfd_) return errno_error(fmt::format("open process {}", pid));
-  FreezeInProgress progress(pid, monotonic_us() + timeout_us);
+  FreezeInProgress progress(pid, monotonic_us() + timeout_us, interrupted);
   VMCKPT_TRY(progress.stop_all());
   world.threads_ = progress.take();
+  interrupted.keep_only(world.threads_);
   VMCKPT_TRY(number_threads_as_the_target_does(pid, world.threads_));
   return world;
 }
@@ -227,21 +297,14 @@ Result<Fd> StoppedWorld::duplicate_fd(int target_fd) const {
   return Fd(fd);
 }
 
-namespace {
-
-// Puts one thread back and lets go of it. A tape that failed half way may have left the thread running: stop it first.
-void release(const StoppedThread& thread) {
-  // A stop signal that came while a tape was playing is delivered now; one that had stopped the thread before still holds.
-  long signal = thread.group_stopped ? 0 : thread.stop_signal;
-  if (thread.disturbed && !write_thread_state(thread).ok()) {
-    ::ptrace(PTRACE_INTERRUPT, thread.tid, 0, 0);
-    if (!wait_for_stop(thread.tid, monotonic_us() + 1'000'000).ok()) return;
-    (void)write_thread_state(thread);  // fails only when the thread has been killed
-  }
-  ::ptrace(PTRACE_DETACH, thread.tid, 0, signal);
+bool release_late(pid_t tid, int wait_status, InterruptedCalls& interrupted) {
+  if (!WIFSTOPPED(wait_status)) return false;
+  const int signal = wait_status >> 16 == 0 ? WSTOPSIG(wait_status) : 0;  // one that was being delivered
+  StoppedThread thread;
+  thread.tid = tid;
+  if (take_state(thread, interrupted).ok() && thread.disturbed) put_back(thread);
+  return let_go(tid, signal);
 }
-
-}  // namespace
 
 void StoppedWorld::resume() {
   // The leader last: when it goes on, the program as a whole does.

@@ -16,6 +16,8 @@
 
 namespace vmckpt {
 
+class InterruptedCalls;
+
 struct StoppedThread {
   pid_t tid = 0;            // as this process sees it
   pid_t tid_in_target = 0;  // as the target's own PID namespace numbers it
@@ -44,14 +46,14 @@ class StoppedWorld {
   // A duplicate of the target's descriptor (pidfd_getfd): same open file description.
   Result<Fd> duplicate_fd(int target_fd) const;
 
-  // Lets every thread go on from its `regs`. `regs` may have been changed by restart_interrupted_calls().
+  // Lets every thread go on from its `regs`.
   void resume();
 
   // Forgets the target without touching it: it has been killed.
   void abandon() { threads_.clear(); }
 
  private:
-  friend Result<StoppedWorld> freeze(pid_t pid, int64_t timeout_us);
+  friend Result<StoppedWorld> freeze(pid_t, int64_t, InterruptedCalls&);
   StoppedWorld() = default;
   pid_t pid_ = 0;
   Fd pidfd_;
@@ -59,8 +61,17 @@ class StoppedWorld {
 };
 
 // Stops all threads of `pid`; on failure (a debugger is attached, a thread does not stop in time, no permission) everything
-// that was stopped runs on.
-Result<StoppedWorld> freeze(pid_t pid, int64_t timeout_us);
+// that was stopped runs on. Calls that a stop makes answer EINTR are repaired in each thread as soon as it has stopped, so
+// that none comes to light however the checkpoint, or this process, may end.
+Result<StoppedWorld> freeze(pid_t pid, int64_t timeout_us, InterruptedCalls& interrupted);
+
+// For a thread that stopped after its freeze had been given up, and whose stop somebody else has waited for: lets go of it as
+// the freeze would have done. False when it is not traced by this process.
+bool release_late(pid_t tid, int wait_status, InterruptedCalls& interrupted);
+
+// Like waitpid(tid, status, WNOHANG), except that an end is only looked at: the supervisor's loop reaps it, and learns from it
+// how the target has ended.
+pid_t take_stop(pid_t tid, int* wait_status);
 
 // Lets some time pass until a traced thread may have stopped; `round` counts the calls. Takes a pending SIGCHLD: whoever waits
 // for that signal elsewhere must look at his children afterwards.

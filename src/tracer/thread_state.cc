@@ -70,6 +70,10 @@ Result<void> write_thread_state(const StoppedThread& thread) {
   if (::ptrace(PTRACE_SETSIGMASK, thread.tid, sizeof mask, &mask) != 0) {
     return errno_error(fmt::format("set signal mask of thread {}", thread.tid));
   }
+  return write_registers(thread);
+}
+
+Result<void> write_registers(const StoppedThread& thread) {
   iovec general{const_cast<user_regs_struct*>(&thread.regs), sizeof thread.regs};
   if (::ptrace(PTRACE_SETREGSET, thread.tid, NT_PRSTATUS, &general) != 0) {
     return errno_error(fmt::format("set registers of thread {}", thread.tid));

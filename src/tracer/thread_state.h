@@ -12,6 +12,7 @@ namespace vmckpt {
 
 Result<void> read_thread_state(StoppedThread& thread);
 Result<void> write_thread_state(const StoppedThread& thread);
+Result<void> write_registers(const StoppedThread& thread);  // the general ones alone
 
 // A thread inside a restartable system call stands there with orig_rax = its number and rax = -ERESTART*; the kernel restarts
 // the call when the thread goes on. A thread that is put into another process (or comes back through rt_sigreturn) must be

@@ -47,15 +47,14 @@ bool leaves_nothing_to_finish(uint32_t exit_reason) {
 }
 
 // A stop and nothing more: KVM_RUN comes back with EINTR, and the thread goes on to the gate.
-void kick(pid_t tid, int64_t deadline_us) {
+void kick(pid_t tid, int64_t deadline_us, InterruptedCalls& interrupted) {
   if (::ptrace(PTRACE_SEIZE, tid, 0, 0) != 0) return;  // ended, or a debugger has it, which the freeze will tell
   ::ptrace(PTRACE_INTERRUPT, tid, 0, 0);
   for (int round = 0; monotonic_us() < deadline_us; ++round) {
     int status = 0;
     pid_t got = ::waitpid(tid, &status, __WALL | WNOHANG);
     if (got == tid && WIFSTOPPED(status)) {
-      const int signal = status >> 16 == 0 ? WSTOPSIG(status) : 0;
-      ::ptrace(PTRACE_DETACH, tid, 0, signal);
+      release_late(tid, status, interrupted);  // it may have got as far as another call by then
       return;
     }
     if (got == tid || (got < 0 && errno != EINTR)) return;
@@ -108,11 +107,11 @@ Result<std::unique_ptr<KvmNotes>> read_kvm_notes(pid_t pid, uint64_t kvm_ledger)
   return notes;
 }
 
-Result<VcpuGate> VcpuGate::close(pid_t pid, uint64_t kvm_ledger, int64_t timeout_us) {
+Result<VcpuGate> VcpuGate::close(pid_t pid, uint64_t kvm_ledger, int64_t timeout_us, InterruptedCalls& interrupted) {
   const Head head = VMCKPT_TRY(read_head(pid, kvm_ledger));
   VcpuGate gate(pid, kvm_ledger, head.gate | 1);
   VMCKPT_TRY(write_memory(pid, kvm_ledger + offsetof(KvmLedger, gate), &gate.closed_value_, sizeof gate.closed_value_));
-  VMCKPT_TRY(gate.wait_until_at_rest(timeout_us));
+  VMCKPT_TRY(gate.wait_until_at_rest(timeout_us, interrupted));
   return gate;
 }
 
@@ -148,7 +147,7 @@ Result<bool> VcpuGate::all_at_rest() const {
   return true;
 }
 
-Result<void> VcpuGate::wait_until_at_rest(int64_t timeout_us) {
+Result<void> VcpuGate::wait_until_at_rest(int64_t timeout_us, InterruptedCalls& interrupted) {
   const int64_t deadline_us = monotonic_us() + timeout_us;
   std::map<int32_t, pid_t> threads;
   for (int64_t next_kick_us = 0;;) {
@@ -161,7 +160,7 @@ Result<void> VcpuGate::wait_until_at_rest(int64_t timeout_us) {
       busy = &object;
       if (!kicks || object.state != VcpuState::kRunning) continue;
       if (threads.empty()) threads = threads_by_own_number(pid_);
-      if (auto thread = threads.find(object.tid); thread != threads.end()) kick(thread->second, deadline_us);
+      if (auto thread = threads.find(object.tid); thread != threads.end()) kick(thread->second, deadline_us, interrupted);
     }
     if (busy == nullptr) return {};
     if (monotonic_us() > deadline_us) {

@@ -8,6 +8,7 @@
 
 #include "core/result.h"
 #include "recorder/kvm_ledger.h"
+#include "tracer/interrupted_calls.h"
 #include "tracer/stopped_world.h"
 
 namespace vmckpt {
@@ -28,7 +29,7 @@ Result<std::unique_ptr<KvmNotes>> read_kvm_notes(pid_t pid, uint64_t kvm_ledger)
 class VcpuGate {
  public:
   // Closes the gate and waits until every vCPU is at rest. On failure the gate is open again.
-  static Result<VcpuGate> close(pid_t pid, uint64_t kvm_ledger, int64_t timeout_us);
+  static Result<VcpuGate> close(pid_t pid, uint64_t kvm_ledger, int64_t timeout_us, InterruptedCalls& interrupted);
 
   VcpuGate(VcpuGate&& other) noexcept;
   VcpuGate& operator=(VcpuGate&&) = delete;
@@ -44,7 +45,7 @@ class VcpuGate {
   VcpuGate(pid_t pid, uint64_t kvm_ledger, uint32_t closed_value)
       : pid_(pid), ledger_(kvm_ledger), closed_value_(closed_value) {}
   Result<std::vector<KvmObject>> read_objects() const;
-  Result<void> wait_until_at_rest(int64_t timeout_us);
+  Result<void> wait_until_at_rest(int64_t timeout_us, InterruptedCalls& interrupted);
   Result<bool> is_at_rest(const KvmObject& object) const;
 
   pid_t pid_;

@@ -33,6 +33,8 @@ pytestmark = pytest.mark.skipif(not os.access(VMCKPT, os.X_OK), reason=f"{VMCKPT
 SEED = int(os.environ.get("VMCKPT_TEST_SEED", random.SystemRandom().randrange(1 << 32)))
 # VMCKPT_TEST_STEPS=100000 tries every single call, which takes long.
 STEPS = int(os.environ.get("VMCKPT_TEST_STEPS", 5))
+# How often something is killed at a random time or call.
+ATTEMPTS = int(os.environ.get("VMCKPT_TEST_ATTEMPTS", 8))
 
 CHECKPOINT_PHASES = ["prepare", "freeze", "save", "snapshot", "resume", "write"]
 RESTART_PHASES = ["restart-create", "restart-rebuild", "restart-play"]
@@ -101,6 +103,7 @@ CALLS_OF_THE_PAUSE = [
     ("ioctl", "EIO"),
     ("ptrace", "EIO"),
     ("ptrace", "ESRCH"),
+    ("waitid", "EINTR"),
     ("wait4", "EINTR"),
     ("process_vm_readv", "EPERM"),
     ("process_vm_writev", "ENOMEM"),
@@ -114,7 +117,6 @@ CALLS_OF_THE_PAUSE = [
     ("getrandom", "EIO"),
     ("fchmod", "EPERM"),
     ("accept4", "EMFILE"),
-    ("brk", "ENOMEM"),
     ("mmap", "ENOMEM"),
     ("clone,clone3", "EAGAIN"),
 ]
@@ -134,6 +136,10 @@ CALLS_OF_THE_WRITING = [
     ("renameat2,rename", "EIO"),
     ("mmap", "ENOMEM"),
 ]
+
+
+# brk knows no errors: a break that did not move is one (brk(2), C library/kernel differences). It says so at 0, too.
+NO_BREAK = "retval=0"
 
 
 def call_numbers(count, chance):
@@ -206,7 +212,7 @@ def test_a_supervisor_that_gets_no_more_memory_does_not_harm_the_target(own_stag
     # It may say so or die of it, as the out-of-memory killer would have it.
     subject = Subject(own_stage)
     image = fast_images / "image.ckpt"
-    faults = [f"brk:error=ENOMEM:when={from_call}+", f"mmap:error=ENOMEM:when={from_call}+"]
+    faults = [f"brk:{NO_BREAK}:when={from_call}+", f"mmap:error=ENOMEM:when={from_call}+"]
     with Injection(own_stage, subject.supervisor, "brk,mmap", faults):
         outcome = checkpoint(own_stage, "-o", image)
     expect_whole_or_nothing(own_stage, outcome, image)
@@ -275,7 +281,7 @@ def test_a_supervisor_that_is_killed_while_it_replaces_an_image_leaves_the_old_o
 
 
 @needs_strace
-@pytest.mark.parametrize("attempt", range(15))
+@pytest.mark.parametrize("attempt", range(ATTEMPTS))
 def test_a_supervisor_that_is_killed_at_any_system_call_of_the_pause_leaves_the_target_running(
         own_stage, fast_images, chance, attempt):
     del attempt  # each has its own random numbers
@@ -284,18 +290,24 @@ def test_a_supervisor_that_is_killed_at_any_system_call_of_the_pause_leaves_the_
     with Injection(own_stage, subject.supervisor, "all", []) as counting:
         expect_whole_or_nothing(own_stage, checkpoint(own_stage, "-o", image), image)
     calls = counting.names_of_calls(subject.supervisor)
-    pause = range(calls.index("pidfd_open"), calls.index("clone3"))
-    at = chance.choice(pause)
-    # strace counts each call by itself.
-    name, number = calls[at], calls[:at + 1].count(calls[at])
-    print(f"killed at call {at - pause.start} of {len(pause)}, {name} number {number}")
-    with Injection(own_stage, subject.supervisor, "all", [f"{name}:signal=KILL:when={number}"]) as injection:
-        outcome = checkpoint(own_stage, "-o", image)
+    # The first thread that it starts looks at descriptors, the last one writes: then the target runs again.
+    pause = range(calls.index("pidfd_open"), len(calls) - 1 - calls[::-1].index("clone3"))
+    for _ in range(10):
+        at = chance.choice(pause)
+        # strace counts each call by itself.
+        name, number = calls[at], calls[:at + 1].count(calls[at])
+        print(f"to be killed at call {at - pause.start} of {len(pause)}, {name} number {number}")
+        with Injection(own_stage, subject.supervisor, "all", [f"{name}:signal=KILL:when={number}"]) as injection:
+            outcome = checkpoint(own_stage, "-o", image)
+        if outcome[0] != 0:
+            break
+        # A call that is not made each time: memory that is there already, waiting that was shorter.
+        expect_whole_or_nothing(own_stage, outcome, image)
     print(*injection.log.read_text(errors="replace").splitlines()[-5:], sep="\n")
     expect_survives_supervisor(subject, outcome, image, image, between_stop_and_repair=True)
 
 
-@pytest.mark.parametrize("attempt", range(15))
+@pytest.mark.parametrize("attempt", range(ATTEMPTS))
 def test_a_supervisor_that_is_killed_at_any_time_leaves_the_target_running(own_stage, chance, attempt):
     del attempt
     subject = Subject(own_stage)
@@ -384,7 +396,7 @@ def test_a_target_that_is_killed_in_a_phase_leaves_a_whole_image_or_none(stage, 
         assert files_in(stage.images) == []
 
 
-@pytest.mark.parametrize("attempt", range(8))
+@pytest.mark.parametrize("attempt", range(ATTEMPTS))
 def test_a_target_that_is_killed_at_any_time_leaves_a_whole_image_or_none(own_stage, chance, attempt):
     del attempt
     subject = Subject(own_stage)
@@ -584,7 +596,7 @@ def test_an_image_directory_that_goes_away_meanwhile_fails_the_checkpoint(stage,
 
 # ---- threads that will not stop --------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("timeout_us", [1, 30, 100, 300, 1000, 3000])
+@pytest.mark.parametrize("timeout_us", [1, 30, 300, 3000])
 def test_threads_that_take_too_long_to_stop_are_let_go_of_undisturbed(own_stage, timeout_us):
     subject = Subject(own_stage)
     image = own_stage.images / "image.ckpt"

@@ -24,6 +24,7 @@
 #include "image/reader.h"
 #include "image/tiny_image.h"
 #include "image/writer.h"
+#include "tracer/interrupted_calls.h"
 
 namespace vmckpt::test {
 namespace {
@@ -141,7 +142,8 @@ Result<void> RoundTrip::save_process(pid_t pid, pb::DescriptorTable* into, Notes
   ImageWriter writer = VMCKPT_TRY(ImageWriter::create(destination, tiny_identity()));
   CapturedFiles captured(writer, uint64_t{1} << 30);
   {
-    StoppedWorld world = VMCKPT_TRY(freeze(pid, kFreezeTimeoutUs));
+    InterruptedCalls interrupted;
+    StoppedWorld world = VMCKPT_TRY(freeze(pid, kFreezeTimeoutUs, interrupted));
     DescriptorSave save{world, *ledger, captured, *found};
     VMCKPT_TRY(save_descriptors(save, into));
   }

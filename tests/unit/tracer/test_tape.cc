@@ -3,6 +3,7 @@
 
 #include <catch2/catch.hpp>
 #include <signal.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -10,6 +11,7 @@
 #include <unistd.h>
 
 #include "player/player.h"
+#include "tracer/interrupted_calls.h"
 #include "tracer/thread_state.h"
 
 using namespace vmckpt;
@@ -47,12 +49,71 @@ struct Counter {
   pid_t pid;
 };
 
+// A child that waits for events that do not come, again and again, and counts how often it was told of an interruption.
+struct Waiter {
+  Waiter() {
+    shared = static_cast<volatile uint64_t*>(::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+    pid = ::fork();
+    if (pid != 0) return;
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    const int epoll = ::epoll_create1(EPOLL_CLOEXEC);
+    for (epoll_event event{};;) {
+      if (::epoll_wait(epoll, &event, 1, 20) < 0) shared[1] = shared[1] + 1;
+      shared[0] = shared[0] + 1;
+    }
+  }
+  ~Waiter() {
+    ::kill(pid, SIGKILL);
+    ::waitpid(pid, nullptr, 0);
+  }
+  bool goes_on() const {
+    const uint64_t before = shared[0];
+    for (int i = 0; i < 500 && shared[0] < before + 2; ++i) ::usleep(10'000);
+    return shared[0] >= before + 2;
+  }
+
+  volatile uint64_t* shared;
+  pid_t pid;
+};
+
 }  // namespace
+
+TEST_CASE("a freeze shows no interruption to the program, whether it is resumed or its supervisor is killed") {
+  Waiter waiter;
+  for (int i = 0; i < 20; ++i) {
+    pid_t supervisor = ::fork();
+    if (supervisor == 0) {
+      InterruptedCalls interrupted;
+      auto world = freeze(waiter.pid, 5'000'000, interrupted);
+      if (i % 2 == 0) ::kill(::getpid(), SIGKILL);
+      world->resume();
+      ::_exit(0);
+    }
+    ::waitpid(supervisor, nullptr, 0);
+    CHECK(waiter.goes_on());
+  }
+  CHECK(waiter.shared[1] == 0);
+}
+
+TEST_CASE("the end of a stopped process is left to whoever waits for his children") {
+  Waiter waiter;
+  {
+    InterruptedCalls interrupted;
+    auto world = freeze(waiter.pid, 5'000'000, interrupted);
+    REQUIRE(world.ok());
+    world->threads()[0].disturbed = true;
+    ::kill(waiter.pid, SIGKILL);
+  }
+  int status = 0;
+  REQUIRE(::waitpid(waiter.pid, &status, 0) == waiter.pid);
+  CHECK(WIFSIGNALED(status));
+}
 
 TEST_CASE("a stopped thread answers a tape's questions and goes on where it was") {
   Counter counter;
   {
-    auto world = freeze(counter.pid, 5'000'000);
+    InterruptedCalls interrupted;
+    auto world = freeze(counter.pid, 5'000'000, interrupted);
     REQUIRE(world.ok());
     TapeDraft tape;
     size_t call = tape.call(SYS_getpid);
@@ -71,7 +132,8 @@ TEST_CASE("a stopped thread answers a tape's questions and goes on where it was"
 
 TEST_CASE("a call that must succeed ends the tape and is named") {
   Counter counter;
-  auto world = freeze(counter.pid, 5'000'000);
+  InterruptedCalls interrupted;
+  auto world = freeze(counter.pid, 5'000'000, interrupted);
   REQUIRE(world.ok());
   TapeDraft tape;
   tape.call(SYS_close, {~uint64_t{0}}, true, "close a descriptor that is not open");
@@ -86,7 +148,8 @@ TEST_CASE("a supervisor killed in the middle of a tape leaves a thread that goes
   Counter counter;
   pid_t supervisor = ::fork();
   if (supervisor == 0) {
-    auto world = freeze(counter.pid, 5'000'000);
+    InterruptedCalls interrupted;
+    auto world = freeze(counter.pid, 5'000'000, interrupted);
     if (!world.ok()) ::_exit(1);
     TapeDraft tape;
     timespec long_time{1, 0};
