@@ -44,7 +44,7 @@ int cmd_restart(int argc, char** argv) {
       ("name,n", po::value<std::string>(), "the target's new name (default: its old one, numbered if taken)")
       ("detach", "return when it runs; prints NAME PID, or the JSON object")
       ("cpu-check", po::value<std::string>()->default_value("strict"),
-       "strict: the processor must have all that the old one had; none: trust me")
+       "strict: the processor must have all that the old one had; guest: all that a KVM guest was shown; none: trust me")
       ("json", "print one JSON object (in the foreground: on standard error)");
   po::variables_map values;
   if (auto status = parse_command_line(argc, argv, kVerb, options, {"IMAGE"}, values)) return *status;
@@ -52,11 +52,11 @@ int cmd_restart(int argc, char** argv) {
   request.detached = values.count("detach") != 0;
   const bool json = values.count("json") != 0;
   const std::string cpu_check = values["cpu-check"].as<std::string>();
-  if (cpu_check != "strict" && cpu_check != "none") {
-    std::fprintf(stderr, "vmckpt: restart: --cpu-check is strict or none; see vmckpt restart --help\n");
+  if (cpu_check != "strict" && cpu_check != "guest" && cpu_check != "none") {
+    std::fprintf(stderr, "vmckpt: restart: --cpu-check is strict, guest or none; see vmckpt restart --help\n");
     return kExitUsage;
   }
-  request.cpu_check = cpu_check == "none" ? CpuCheck::kNone : CpuCheck::kStrict;
+  request.cpu_check = cpu_check == "none" ? CpuCheck::kNone : cpu_check == "guest" ? CpuCheck::kGuest : CpuCheck::kStrict;
 
   auto sockets = runtime_directory();
   if (!sockets.ok()) return fail(kVerb, sockets.error());

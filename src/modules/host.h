@@ -14,6 +14,7 @@ inline constexpr char kNamespaceInitName[] = "vmckpt-init";
 
 enum class CpuCheck {
   kStrict,  // every CPU flag of the old host must be here: programs chose their code by them at start
+  kGuest,  // only what the guest of a KVM virtual machine was shown
   kNone,
 };
 

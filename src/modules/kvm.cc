@@ -6,13 +6,12 @@
 #include <functional>
 #include <map>
 
-#include <fcntl.h>
 #include "core/kvm_api.h"
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "core/fd.h"
 #include "core/proc.h"
 #include "recorder/kvm_calls.h"
 #include "tracer/remote_tape.h"
@@ -154,29 +153,6 @@ void save_records(const KvmNotes& notes, uint64_t kvm_ledger, pb::Kvm* saved) {
 
 }  // namespace
 
-Result<std::shared_ptr<KvmHost>> KvmHost::ask() {
-  auto host = std::make_shared<KvmHost>();
-  host->device = VMCKPT_TRY(open_file("/dev/kvm", O_RDWR));
-  const int fd = host->device.get();
-  auto capability = [&](long number) { return ::ioctl(fd, KVM_CHECK_EXTENSION, number); };
-  const int run_bytes = ::ioctl(fd, KVM_GET_VCPU_MMAP_SIZE, 0);
-  if (run_bytes <= 0) return errno_error("ask KVM for the size of kvm_run");
-  host->run_bytes = static_cast<size_t>(run_bytes);
-  const int xsave_bytes = capability(KVM_CAP_XSAVE2);
-  host->has_xsave2 = xsave_bytes > 0;
-  host->xsave_bytes = xsave_bytes > 0 ? static_cast<size_t>(xsave_bytes) : kPlainXsaveBytes;
-  host->has_sregs2 = capability(KVM_CAP_SREGS2) > 0;
-  host->has_tsc_offset = capability(KVM_CAP_VCPU_ATTRIBUTES) > 0;
-  if (int nested = capability(KVM_CAP_NESTED_STATE); nested > 0) host->nested_bytes = static_cast<size_t>(nested);
-  kvm_msr_list count{};
-  ::ioctl(fd, KVM_GET_MSR_INDEX_LIST, &count);  // E2BIG, with the number
-  std::vector<uint32_t> list(count.nmsrs + 1);
-  list[0] = count.nmsrs;
-  if (::ioctl(fd, KVM_GET_MSR_INDEX_LIST, list.data()) != 0) return errno_error("ask KVM for its list of MSRs");
-  host->msrs.assign(list.begin() + 1, list.begin() + 1 + list[0]);
-  return host;
-}
-
 Result<void> save_kvm(StoppedWorld& world, const Ledger& ledger, const KvmNotes& notes, KvmHost& host, pb::Kvm* saved) {
   VMCKPT_TRY(refuse_what_was_lost(notes));
   const ObjectDescriptors descriptors(world.pid(), notes);
@@ -215,6 +191,7 @@ Result<void> save_kvm(StoppedWorld& world, const Ledger& ledger, const KvmNotes&
   save_records(notes, ledger.kvm, saved);
   saved->set_gate_address(ledger.kvm + offsetof(KvmLedger, gate));
   saved->set_gate(notes.gate + 1);
+  for (const kvm_cpuid_entry2& entry : host.cpuid) saved->add_host_cpuid(&entry, sizeof entry);
   return {};
 }
 
@@ -395,7 +372,7 @@ void plan_event_names(const pb::KvmRecord& record, TapeDraft& tape) {
 
 }  // namespace
 
-void check_kvm(const pb::Kvm& kvm, std::vector<Error>& problems) {
+void check_kvm(const pb::Kvm& kvm, CpuCheck cpu_check, std::vector<Error>& problems, std::vector<std::string>& notes) {
   if (kvm.objects_size() == 0) return;
   auto host = KvmHost::ask();
   if (!host.ok()) return problems.push_back(error("the image has a KVM virtual machine: " + host.error().message(),
@@ -420,7 +397,10 @@ void check_kvm(const pb::Kvm& kvm, std::vector<Error>& problems) {
       problems.push_back(error(fmt::format("this host's KVM lacks the MSR {:#x} of vCPU {}", entry.index, object.number())));
     }
   }
-  for (const pb::KvmRecord& record : kvm.records()) keep(check_record(kvm, record));
+  for (const pb::KvmRecord& record : kvm.records()) {
+    if (!keep(check_record(kvm, record))) return;
+  }
+  check_guest_cpuid(kvm, **host, cpu_check, problems, notes);
 }
 
 Result<void> plan_kvm(const pb::Image& image, int device, int first_service_fd, TapeDraft& tape) {

@@ -7,8 +7,10 @@
 #include <vector>
 
 #include "core/fd.h"
+#include "core/kvm_api.h"
 #include "core/result.h"
 #include "image/image.pb.h"
+#include "modules/host.h"
 #include "recorder/ledger.h"
 #include "tracer/stopped_world.h"
 #include "tracer/tape_draft.h"
@@ -25,6 +27,7 @@ struct KvmHost {
   bool has_sregs2 = false;
   bool has_tsc_offset = false;
   size_t nested_bytes = 0;  // 0: no nested virtualization
+  std::vector<kvm_cpuid_entry2> cpuid;  // KVM_GET_SUPPORTED_CPUID
   std::vector<uint32_t> msrs;  // that this host's vCPUs let be read; shrinks as some turn out not to
 
   static Result<std::shared_ptr<KvmHost>> ask();
@@ -36,7 +39,10 @@ Result<void> save_kvm(StoppedWorld& world, const Ledger& ledger, const KvmNotes&
 Result<void> link_kvm_events(const KvmNotes& notes, const pb::DescriptorTable& table, pb::Kvm* saved);
 
 // Preflight, before anything is started.
-void check_kvm(const pb::Kvm& kvm, std::vector<Error>& problems);
+void check_kvm(const pb::Kvm& kvm, CpuCheck cpu_check, std::vector<Error>& problems, std::vector<std::string>& notes);
+// kvm_host.cc: CPUID bits of the guest that this host lacks, one by one.
+void check_guest_cpuid(const pb::Kvm& kvm, const KvmHost& host, CpuCheck cpu_check, std::vector<Error>& problems,
+                       std::vector<std::string>& notes);
 
 // Restart: makes the virtual machines again. `device` is /dev/kvm; numbers from `first_service_fd` on are free and closed later.
 Result<void> plan_kvm(const pb::Image& image, int device, int first_service_fd, TapeDraft& tape);

@@ -128,6 +128,30 @@ TEST_CASE("a vCPU that its VMM has closed is made again at a number that restart
   CHECK(made == 1);
 }
 
+TEST_CASE("CPUID bits that the guest was shown and this host lacks are told one by one") {
+  kvm_cpuid_entry2 leaf{};
+  leaf.function = 7;
+  leaf.ebx = 1u << 5 | 1u << 16;
+  kvm_cpuid2 head{};
+  head.nent = 1;
+  pb::Image image = small_vm();
+  add_record(image, 2, KVM_SET_CPUID2, 8, std::string(reinterpret_cast<const char*>(&head), sizeof(kvm_cpuid2)) + bytes_of(leaf));
+  image.mutable_kvm()->add_host_cpuid(bytes_of(leaf));
+  KvmHost host;
+  host.cpuid.push_back(leaf);
+  auto problems_of = [&](CpuCheck check) {
+    std::vector<Error> problems;
+    std::vector<std::string> notes;
+    check_guest_cpuid(image.kvm(), host, check, problems, notes);
+    return problems;
+  };
+  CHECK(problems_of(CpuCheck::kStrict).empty());
+  host.cpuid[0].ebx = 1u << 5;
+  REQUIRE(problems_of(CpuCheck::kGuest).size() == 1);
+  CHECK(problems_of(CpuCheck::kGuest)[0].message().find("CPUID 0x7.0 ebx bit 16") != std::string::npos);
+  CHECK(problems_of(CpuCheck::kNone).empty());
+}
+
 TEST_CASE("hostile KVM records are refused before anything starts") {
   auto host = KvmHost::ask();
   if (!host.ok()) {
@@ -136,7 +160,8 @@ TEST_CASE("hostile KVM records are refused before anything starts") {
   }
   auto problems_of = [](const pb::Image& image) {
     std::vector<Error> problems;
-    check_kvm(image.kvm(), problems);
+    std::vector<std::string> notes;
+    check_kvm(image.kvm(), CpuCheck::kStrict, problems, notes);
     return problems.size();
   };
   pb::Image good = small_vm();

@@ -1,0 +1,108 @@
+// What this host's KVM can do, and whether it is enough for a guest that another host's KVM has run.
+#include <cstring>
+
+#include <fcntl.h>
+#include <sys/ioctl.h>
+
+#include "core/kvm_api.h"
+#include "modules/kvm.h"
+#include "recorder/kvm_calls.h"
+
+namespace vmckpt {
+namespace {
+
+constexpr size_t kPlainXsaveBytes = 4096;
+
+struct FeatureWord {  // a register of CPUID whose bits are features
+  uint32_t leaf;
+  uint32_t index;
+  const char* name;
+  uint32_t kvm_cpuid_entry2::*bits;
+};
+
+// Intel SDM volume 2, CPUID; AMD APM volume 3, appendix E; Documentation/virt/kvm/x86/cpuid.rst.
+constexpr FeatureWord kFeatureWords[] = {
+    {0x1, 0, "ecx", &kvm_cpuid_entry2::ecx},        {0x1, 0, "edx", &kvm_cpuid_entry2::edx},
+    {0x7, 0, "ebx", &kvm_cpuid_entry2::ebx},        {0x7, 0, "ecx", &kvm_cpuid_entry2::ecx},
+    {0x7, 0, "edx", &kvm_cpuid_entry2::edx},        {0x7, 1, "eax", &kvm_cpuid_entry2::eax},
+    {0xd, 0, "eax", &kvm_cpuid_entry2::eax},        {0xd, 1, "eax", &kvm_cpuid_entry2::eax},
+    {0x80000001, 0, "ecx", &kvm_cpuid_entry2::ecx}, {0x80000001, 0, "edx", &kvm_cpuid_entry2::edx},
+    {0x40000001, 0, "eax", &kvm_cpuid_entry2::eax},
+};
+
+uint32_t bits_of(const std::vector<kvm_cpuid_entry2>& entries, const FeatureWord& word) {
+  for (const kvm_cpuid_entry2& entry : entries) {
+    if (entry.function == word.leaf && entry.index == word.index) return entry.*word.bits;
+  }
+  return 0;
+}
+
+std::vector<kvm_cpuid_entry2> entries_in(const std::string& bytes) {
+  std::vector<kvm_cpuid_entry2> entries(bytes.size() / sizeof(kvm_cpuid_entry2));
+  if (!entries.empty()) std::memcpy(entries.data(), bytes.data(), entries.size() * sizeof(kvm_cpuid_entry2));
+  return entries;
+}
+
+}  // namespace
+
+Result<std::shared_ptr<KvmHost>> KvmHost::ask() {
+  auto host = std::make_shared<KvmHost>();
+  host->device = VMCKPT_TRY(open_file("/dev/kvm", O_RDWR));
+  const int fd = host->device.get();
+  auto capability = [&](long number) { return ::ioctl(fd, KVM_CHECK_EXTENSION, number); };
+  const int run_bytes = ::ioctl(fd, KVM_GET_VCPU_MMAP_SIZE, 0);
+  if (run_bytes <= 0) return errno_error("ask KVM for the size of kvm_run");
+  host->run_bytes = static_cast<size_t>(run_bytes);
+  const int xsave_bytes = capability(KVM_CAP_XSAVE2);
+  host->has_xsave2 = xsave_bytes > 0;
+  host->xsave_bytes = xsave_bytes > 0 ? static_cast<size_t>(xsave_bytes) : kPlainXsaveBytes;
+  host->has_sregs2 = capability(KVM_CAP_SREGS2) > 0;
+  host->has_tsc_offset = capability(KVM_CAP_VCPU_ATTRIBUTES) > 0;
+  if (int nested = capability(KVM_CAP_NESTED_STATE); nested > 0) host->nested_bytes = static_cast<size_t>(nested);
+  kvm_msr_list count{};
+  ::ioctl(fd, KVM_GET_MSR_INDEX_LIST, &count);  // E2BIG, with the number
+  std::vector<uint32_t> list(count.nmsrs + 1);
+  list[0] = count.nmsrs;
+  if (::ioctl(fd, KVM_GET_MSR_INDEX_LIST, list.data()) != 0) return errno_error("ask KVM for its list of MSRs");
+  host->msrs.assign(list.begin() + 1, list.begin() + 1 + list[0]);
+  // As many entries as any KVM has (KVM_MAX_CPUID_ENTRIES).
+  constexpr size_t kMaxEntries = 256;
+  std::vector<uint8_t> supported(sizeof(kvm_cpuid2) + kMaxEntries * sizeof(kvm_cpuid_entry2));
+  auto* cpuid = reinterpret_cast<kvm_cpuid2*>(supported.data());
+  cpuid->nent = kMaxEntries;
+  if (::ioctl(fd, KVM_GET_SUPPORTED_CPUID, cpuid) != 0) return errno_error("ask KVM for the CPUID that it supports");
+  host->cpuid.assign(cpuid->entries, cpuid->entries + cpuid->nent);
+  return host;
+}
+
+
+// A VMM may show its guest bits that KVM does not list (x2APIC, a hypervisor's own): only what the old host listed and this one
+// does not can be missed.
+void check_guest_cpuid(const pb::Kvm& kvm, const KvmHost& host, CpuCheck cpu_check, std::vector<Error>& problems,
+                       std::vector<std::string>& notes) {
+  std::vector<kvm_cpuid_entry2> old_host;
+  for (const std::string& entry : kvm.host_cpuid()) {
+    for (const kvm_cpuid_entry2& one : entries_in(entry)) old_host.push_back(one);
+  }
+  for (const pb::KvmRecord& record : kvm.records()) {
+    if (record.request() != KVM_SET_CPUID2 || record.payload().size() < sizeof(kvm_cpuid2)) continue;
+    const auto guest = entries_in(record.payload().substr(sizeof(kvm_cpuid2)));
+    std::string missing;
+    for (const FeatureWord& word : kFeatureWords) {
+      const uint32_t lacking = bits_of(guest, word) & bits_of(old_host, word) & ~bits_of(host.cpuid, word);
+      for (int bit = 0; bit < 32; ++bit) {
+        if (lacking >> bit & 1) missing += fmt::format("{}CPUID {:#x}.{} {} bit {}", missing.empty() ? "" : ", ", word.leaf, word.index, word.name, bit);
+      }
+    }
+    if (missing.empty()) continue;
+    const std::string what = "this host's KVM lacks features that the guest was shown: " + missing;
+    if (cpu_check == CpuCheck::kNone) {
+      notes.push_back(what);
+    } else {
+      problems.push_back(error(what, "restart on a host that has them, or pass --cpu-check=none if the guest uses none"));
+    }
+    return;  // vCPUs are alike
+  }
+}
+
+}  // namespace vmckpt
