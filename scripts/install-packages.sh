@@ -21,6 +21,11 @@ packages=$(sed 's/#.*//' <<'LIST'
     qemu-system-x86 qemu-utils e2fsprogs linux-image-cloud-amd64 busybox-static gcc libc6-dev cpio
     # Programs that tests checkpoint.
     redis-server python3-redis sqlite3 vim-tiny less perl-base bash
+    # Faults are put into the supervisor with strace; a debugger that was faster than it.
+    strace gdb
+    # Guests for KVM: firmware and boot loaders, and what a small Linux kernel of one's own is built with.
+    u-boot-qemu grub-pc-bin grub-common memtest86+
+    linux-source-6.1 make flex bison bc libelf-dev libssl-dev xz-utils binutils
     # For looking at processes, networks of their own, and becoming another user.
     procps iproute2 util-linux
 LIST

@@ -14,6 +14,7 @@
 #include "command_line.h"
 #include "commands.h"
 #include "image_json.h"
+#include "kvm_json.h"
 
 namespace vmckpt {
 
@@ -230,6 +231,7 @@ const char* mapping_kind_text(pb::Mapping::Kind kind) {
     case pb::Mapping::FILE_SHARED: return "shared file";
     case pb::Mapping::CAPTURED: return "captured";
     case pb::Mapping::VDSO: return "kernel";
+    case pb::Mapping::VCPU_RUN: return "vCPU";
     default: return "?";
   }
 }
@@ -304,6 +306,24 @@ void print_descriptors(const pb::DescriptorTable& table) {
     line("  terminal {}", without_braces(compact(message_to_json(terminal))));
 }
 
+void print_kvm(const pb::Kvm& kvm) {
+  for (const Json& vm : kvm_to_json(kvm)) {
+    heading(fmt::format("KVM virtual machine (type {}, interrupt controllers: {}{})", vm["type"].dump(),
+                        vm["irqchip"].get<std::string>(), vm["pit"].get<bool>() ? ", PIT" : ""));
+    static constexpr std::pair<const char*, const char*> kLists[] = {
+        {"slots", "slot"}, {"routes", "route"}, {"irqfds", "irqfd"}, {"ioeventfds", "ioeventfd"},
+        {"coalesced_zones", "coalesced"}, {"capabilities", "capability"}};
+    for (const auto& [list, name] : kLists) {
+      for (const Json& entry : vm[list]) line("  {:<11} {}", name, without_braces(compact(entry)));
+    }
+    for (Json vcpu : vm["vcpus"]) {
+      line("  vCPU {:<6} {}", vcpu["id"].dump(), vcpu["state"].get<std::string>());
+      for (const char* shown : {"id", "state"}) vcpu.erase(shown);
+      for (const auto& [name, value] : vcpu.items()) line("    {} {}", name, compact(value));
+    }
+  }
+}
+
 }  // namespace
 
 int cmd_inspect(int argc, char** argv) {
@@ -325,6 +345,7 @@ int cmd_inspect(int argc, char** argv) {
   print_threads(image->metadata());
   print_memory(*image);
   print_descriptors(image->metadata().descriptors());
+  print_kvm(image->metadata().kvm());
   return kExitOk;
 }
 

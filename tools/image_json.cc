@@ -1,5 +1,7 @@
 #include "image_json.h"
 
+#include "kvm_json.h"
+
 #include <algorithm>
 #include <cstring>
 
@@ -369,6 +371,8 @@ Json image_to_json(const ImageReader& image) {
     const auto& file = image.metadata().memory().captured(i);
     json["memory"]["captured"][i]["saved_bytes"] = saved_bytes(image, file.id(), 0, UINT64_MAX);
   }
+  // Structures of the kernel's are no help as hexadecimal digits.
+  json["kvm"] = kvm_to_json(image.metadata().kvm());
   return json;
 }
 

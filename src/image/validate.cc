@@ -214,6 +214,7 @@ Result<void> check_mapping(const pb::Mapping& mapping, const CapturedById& captu
   }
   switch (mapping.kind()) {
     case pb::Mapping::ANONYMOUS:
+    case pb::Mapping::VCPU_RUN:
     case pb::Mapping::VDSO: return {};
     case pb::Mapping::FILE_PRIVATE:
     case pb::Mapping::FILE_SHARED: return check_absolute(mapping.file().path(), owner);

@@ -18,6 +18,7 @@ namespace vmckpt {
 namespace {
 
 constexpr uint64_t kPageBytes = 4096;
+constexpr char kRecorderName[] = "/libvmckpt.so";
 
 // Advice that is kept (proc(5), VmFlags) because the kernel shows it and madvise or mlock sets it.
 constexpr const char* kKeptAdvice[] = {"dc", "dd", "hg", "nh", "mg", "wf", "sr", "rr", "lo", "gd", "nr"};
@@ -57,6 +58,10 @@ class Saver {
       mapping.set_kind(pb::Mapping::VDSO);
       return append(std::move(mapping));
     }
+    if (vma.name.starts_with("anon_inode:kvm-vcpu")) {
+      mapping.set_kind(pb::Mapping::VCPU_RUN);
+      return append(std::move(mapping));
+    }
     VMCKPT_TRY(refuse_what_cannot_be_saved(vma, flags));
     if (vma.shared) return add_shared(vma, flags, std::move(mapping));
     if (has_flag(flags, "dc")) save_.not_forked.push_back(vma);
@@ -94,8 +99,9 @@ class Saver {
       return append_with_pages(vma, std::move(mapping), from_image ? DumpRange::Pages::kAll : DumpRange::Pages::kTouched);
     }
     const pb::FileIdentity* file = named_file(vma);
-    if (file == nullptr || options_.self_contained) {
-      // No path leads to this file any more (an upgraded library, a memfd): its pages go into the image.
+    if (file == nullptr || options_.self_contained || vma.name.ends_with(kRecorderName)) {
+      // No path leads to this file any more (an upgraded library, a memfd): its pages go into the image. So do the recorder's,
+      // since an upgrade of vmckpt must not make images unusable.
       mapping.set_kind(pb::Mapping::ANONYMOUS);
       return append_with_pages(vma, std::move(mapping), DumpRange::Pages::kAll);
     }

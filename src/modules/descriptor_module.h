@@ -113,6 +113,7 @@ extern const DescriptorModule kPipeModule;
 extern const DescriptorModule kTerminalModule;
 extern const DescriptorModule kDeviceModule;
 extern const DescriptorModule kEventfdModule;
+extern const DescriptorModule kKvmModule;
 extern const DescriptorModule kSignalfdModule;
 extern const DescriptorModule kTimerfdModule;
 extern const DescriptorModule kEpollModule;

@@ -28,7 +28,7 @@ namespace {
 // First match saves; all restore in this order.
 constexpr const DescriptorModule* kModules[] = {
     &kEventfdModule,  // anonymous objects are known by their link alone and need nothing else
-    &kSignalfdModule,    &kTimerfdModule, &kPidfdModule,
+    &kSignalfdModule,    &kTimerfdModule, &kPidfdModule, &kKvmModule,
     &kMemfdModule,        // before regular files: a deleted file also is a regular file
     &kRegularFileModule,  // also takes everything opened with O_PATH, whatever it is
     &kInotifyModule,      // after regular files, whose opening is no event for the program

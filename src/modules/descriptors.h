@@ -13,6 +13,7 @@
 #include "image/descriptors.pb.h"
 #include "memory/captured_files.h"
 #include "recorder/ledger.h"
+#include "tracer/vcpu_gate.h"
 #include "tracer/stopped_world.h"
 
 namespace vmckpt {
@@ -24,6 +25,7 @@ struct DescriptorSave {
   const Ledger& ledger;
   CapturedFiles& captured;
   Notes& notes;
+  const KvmNotes* kvm = nullptr;  // null: the target does not use KVM
 };
 
 // Checkpoint, world stopped. An object without a module is an error that names the descriptor and the object.

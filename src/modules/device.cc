@@ -1,6 +1,6 @@
-// Character devices without state: /dev/null, zero, full, random, urandom. Opened again under their usual name, because
+// Character devices without state: /dev/null, zero, full, random, urandom, and /dev/kvm (its VMs are in kvm.cc). Opened again under their usual name, because
 // the path that the target used may have been a bind mount. Every other device is refused by name (refused.cc).
-// Sources: null(4), full(4), random(4), Documentation/admin-guide/devices.txt (major 1).
+// Sources: null(4), full(4), random(4), Documentation/admin-guide/devices.txt (majors 1 and 10).
 #include <sys/sysmacros.h>
 
 #include "modules/descriptor_module.h"
@@ -8,9 +8,10 @@
 namespace vmckpt {
 namespace {
 
-constexpr unsigned kMemoryMajor = 1;
+constexpr unsigned kMemoryMajor = 1, kMiscMajor = 10, kKvmMinor = 232;
 
 const char* usual_path(uint64_t device_number) {
+  if (major(device_number) == kMiscMajor && minor(device_number) == kKvmMinor) return "/dev/kvm";
   if (major(device_number) != kMemoryMajor) return nullptr;
   switch (minor(device_number)) {
     case 3: return "/dev/null";

@@ -1,8 +1,8 @@
 // eventfd(2): a counter in the kernel.
 //
 // Made by eventfd; changed by read and write; the semaphore mode is fixed at creation. Saved: counter and mode, from
-// fdinfo. Kernels before 6.5 do not show the mode, so the recorder notes EFD_SEMAPHORE. A counter's link to others
-// (KVM's irqfd, aio) belongs to the module of the other. Restored: eventfd, then one write of the count, which may be
+// fdinfo. Kernels before 6.5 do not show the mode, so the recorder notes EFD_SEMAPHORE. A counter's link to KVM
+// (irqfd, ioeventfd) belongs to kvm.cc. Restored: eventfd, then one write of the count, which may be
 // as large as 2^64 - 2 and thus does not fit eventfd's first argument. Sources: eventfd(2), fs/eventfd.c.
 #include <sys/eventfd.h>
 
@@ -19,6 +19,8 @@ Result<void> save(SaveContext& context, const TargetFile& file, int, pb::OpenFil
   if (count.empty()) return error(file.describe() + " has no counter in /proc/PID/fdinfo");
   std::string_view semaphore = fdinfo_field(file.fdinfo, "eventfd-semaphore");
   saved->mutable_eventfd()->set_count(parse_hex(count));
+  std::string_view id = fdinfo_field(file.fdinfo, "eventfd-id");
+  saved->mutable_eventfd()->set_kernel_id(id.empty() ? -1 : parse_number(id));
   saved->mutable_eventfd()->set_semaphore(
       semaphore.empty() ? context.find_ledger_note(NoteKind::kEventfdSemaphore, file, -1) != nullptr
                         : semaphore == "1");

@@ -109,7 +109,54 @@ PLAYER_CODE int64_t copy_bytes(const TapeCall* call) {
   return 0;
 }
 
-PLAYER_CODE int64_t play(const TapeCall* call) {
+PLAYER_CODE int64_t make_descriptor(const TapeCall* call) {
+  int64_t made = system_call(SYS_ioctl, call->args[0], call->args[1], call->args[2]);
+  if (is_error(made)) return made;
+  int64_t placed = system_call(SYS_dup3, static_cast<uint64_t>(made), call->args[3], call->args[4]);
+  system_call(SYS_close, static_cast<uint64_t>(made));
+  return placed;
+}
+
+struct Msr {  // kvm_msr_entry
+  uint32_t index;
+  uint32_t reserved;
+  uint64_t data;
+};
+struct MsrList {  // kvm_msrs
+  uint32_t count;
+  uint32_t reserved;
+  Msr entries[];
+};
+struct OneMsr {
+  uint32_t count;
+  uint32_t reserved;
+  Msr entry;
+};
+
+// KVM stops at the first MSR that it refuses. That is no loss where the new vCPU has the value anyway: some that can be read can
+// be written only with a capability or device that this VM lacks.
+PLAYER_CODE int64_t set_msrs(TapeCall* call) {
+  constexpr uint64_t kGetMsrs = 0xc008ae88, kSetMsrs = 0x4008ae89;
+  constexpr int64_t kErrorInvalid = 22;
+  auto* list = reinterpret_cast<MsrList*>(call->args[1]);
+  for (uint32_t i = 0; i < list->count; ++i) {
+    OneMsr one;
+    one.count = 1;
+    one.reserved = 0;
+    one.entry.index = list->entries[i].index;
+    one.entry.reserved = 0;
+    one.entry.data = list->entries[i].data;
+    if (system_call(SYS_ioctl, call->args[0], kSetMsrs, reinterpret_cast<uint64_t>(&one)) == 1) continue;
+    one.entry.data = 0;
+    const int64_t read = system_call(SYS_ioctl, call->args[0], kGetMsrs, reinterpret_cast<uint64_t>(&one));
+    if (read == 1 && one.entry.data == list->entries[i].data) continue;
+    call->args[5] = list->entries[i].index;
+    return -kErrorInvalid;
+  }
+  return 0;
+}
+
+PLAYER_CODE int64_t play(TapeCall* call) {
   if (call->number < kOpFirst) {
     return system_call(call->number, call->args[0], call->args[1], call->args[2], call->args[3], call->args[4],
                        call->args[5]);
@@ -118,6 +165,8 @@ PLAYER_CODE int64_t play(const TapeCall* call) {
   if (call->number == kOpThread) return start_thread(call);
   if (call->number == kOpReadExactly) return read_exactly(call);
   if (call->number == kOpCopyBytes) return copy_bytes(call);
+  if (call->number == kOpSetMsrs) return set_msrs(call);
+  if (call->number == kOpMakeDescriptor) return make_descriptor(call);
   return -38;  // ENOSYS
 }
 

@@ -22,6 +22,8 @@ enum TapeOp : int64_t {
   kOpThread,               // clone3 with args {clone_args*, its size, stack top, Tape*}: the new thread plays that tape
   kOpReadExactly,          // pread64 until all bytes came: {fd, address, bytes, offset}; end of file is EIO
   kOpCopyBytes,            // {to, from, bytes} within the process
+  kOpSetMsrs,              // KVM_SET_MSRS {fd, kvm_msrs*, 0, 0, 0, index of the MSR that was refused}
+  kOpMakeDescriptor,       // ioctl {fd, request, argument} that returns a descriptor, which goes to {number, O_CLOEXEC or 0}
 };
 
 enum TapeFlag : uint32_t {

@@ -11,7 +11,7 @@ namespace vmckpt {
 
 constexpr uint64_t kLedgerMagic0 = 0x4c54504b434d5631ull;  // found by scanning libvmckpt.so's writable pages
 constexpr uint64_t kLedgerMagic1 = 0x9d1c3f5a7e2b6840ull;
-constexpr uint32_t kLedgerVersion = 1;
+constexpr uint32_t kLedgerVersion = 2;
 
 constexpr uint32_t kLedgerNotes = 1024;         // notes of any kind
 constexpr uint32_t kLedgerNoteTextBytes = 240;  // longest path kept with a note
@@ -57,6 +57,8 @@ struct Ledger {
   uint32_t arena_slot_bytes;
   int32_t rseq_offset;  // glibc's __rseq_offset from the thread pointer; rseq_bytes 0 when not registered
   uint32_t rseq_bytes;
+
+  uint64_t kvm;  // address of the KvmLedger (kvm_ledger.h)
 
   uint32_t writers;  // threads inside an update
   uint32_t madvise_generation;

@@ -12,6 +12,7 @@
 #include <linux/seccomp.h>
 #include <sys/eventfd.h>
 #include <sys/inotify.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -38,7 +39,10 @@ extern const unsigned int __rseq_size __attribute__((weak));
 extern "C" int __register_atfork(void (*prepare)(), void (*parent)(), void (*child)(), void* library);
 
 // A child forked while another thread was inside an update has no such thread.
-static void forget_writers() { __atomic_store_n(&g_ledger.writers, 0, __ATOMIC_RELEASE); }
+static void forget_writers() {
+  __atomic_store_n(&g_ledger.writers, 0, __ATOMIC_RELEASE);
+  forget_kvm_lock();
+}
 
 __attribute__((constructor(101))) static void open_ledger() {
   __register_atfork(nullptr, nullptr, forget_writers, nullptr);
@@ -48,6 +52,7 @@ __attribute__((constructor(101))) static void open_ledger() {
   ledger.self = reinterpret_cast<uint64_t>(&ledger);
   ledger.player_entry = reinterpret_cast<uint64_t>(&vmckpt_player_entry);
   ledger.arena = reinterpret_cast<uint64_t>(g_arena);
+  ledger.kvm = kvm_ledger_address();
   ledger.arena_slots = kArenaSlots;
   ledger.arena_slot_bytes = kArenaSlotBytes;
   if (&__rseq_size != nullptr && __rseq_size != 0) {
@@ -56,25 +61,6 @@ __attribute__((constructor(101))) static void open_ledger() {
   }
   ledger.magic1 = kLedgerMagic1;
   __atomic_store_n(&ledger.magic0, kLedgerMagic0, __ATOMIC_RELEASE);
-}
-
-// Marks the calling thread as inside an update; the freeze lets it leave before it takes the ledger as read.
-class LedgerUpdate {
- public:
-  LedgerUpdate() { __atomic_add_fetch(&g_ledger.writers, 1, __ATOMIC_ACQ_REL); }
-  ~LedgerUpdate() { __atomic_sub_fetch(&g_ledger.writers, 1, __ATOMIC_ACQ_REL); }
-};
-
-static long raw_call(long number, long a0 = 0, long a1 = 0, long a2 = 0, long a3 = 0, long a4 = 0, long a5 = 0) {
-  long result;
-  register long r10 asm("r10") = a3;
-  register long r8 asm("r8") = a4;
-  register long r9 asm("r9") = a5;
-  asm volatile("syscall"
-               : "=a"(result)
-               : "a"(number), "D"(a0), "S"(a1), "d"(a2), "r"(r10), "r"(r8), "r"(r9)
-               : "rcx", "r11", "memory");
-  return result;
 }
 
 static size_t copy_text(char* to, size_t room, const char* from) {
@@ -154,6 +140,13 @@ void note_seccomp_filter(unsigned int flags, const void* program, int32_t tid) {
   __builtin_memcpy(&g_ledger.filter_instructions[first], filter->filter, size_t{filter->len} * sizeof(sock_filter));
 }
 
+bool devices_are_allowed() {
+  for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
+    if (__builtin_strcmp(*entry, "VMCKPT_ALLOW_DEVICES=1") == 0) return true;
+  }
+  return false;
+}
+
 // Devices that have kernel state no checkpoint can read: opening them fails as if they were not there, and programs fall
 // back (QEMU: vhost-net to user-space virtio). VMCKPT_ALLOW_DEVICES=1, set by launch --allow-devices, lifts it.
 bool device_is_denied(const char* path) {
@@ -163,9 +156,7 @@ bool device_is_denied(const char* path) {
     size_t i = 0;
     while (prefix[i] != '\0' && prefix[i] == path[i]) ++i;
     if (prefix[i] != '\0') continue;
-    for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
-      if (__builtin_strcmp(*entry, "VMCKPT_ALLOW_DEVICES=1") == 0) return false;
-    }
+    if (devices_are_allowed()) return false;
     static bool told;
     if (!__atomic_exchange_n(&told, true, __ATOMIC_RELAXED)) {
       static constexpr char kText[] =
@@ -288,6 +279,7 @@ EXPORT long syscall(long number, ...) noexcept {
   va_end(list);
   const bool installs_filter = number == SYS_seccomp && a[0] == SECCOMP_SET_MODE_FILTER;
   const int32_t tid = installs_filter ? static_cast<int32_t>(raw_call(SYS_gettid)) : 0;
+  if (number == SYS_ioctl) return ioctl(static_cast<int>(a[0]), static_cast<unsigned long>(a[1]), a[2]);
   const long result = raw_call(number, a[0], a[1], a[2], a[3], a[4], a[5]);
   if (result < 0 && result >= -4095) {
     errno = static_cast<int>(-result);

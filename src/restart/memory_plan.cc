@@ -61,7 +61,7 @@ class MemoryPlanner {
   }
 
   Result<void> add(const pb::Mapping& mapping) {
-    if (mapping.kind() == pb::Mapping::VDSO) return {};
+    if (mapping.kind() == pb::Mapping::VDSO || mapping.kind() == pb::Mapping::VCPU_RUN) return {};
     std::vector<Run> runs = take_runs(mapping);
     bool writes = std::any_of(runs.begin(), runs.end(), [&](const Run& run) { return is_read(mapping, run); });
     // Contents are put in through a writable mapping; the real protection comes after.

@@ -5,6 +5,7 @@
 #include "image/trust.h"
 #include "memory/address_space.h"
 #include "modules/descriptors.h"
+#include "modules/kvm.h"
 #include "modules/process.h"
 #include "modules/threads.h"
 #include "modules/timers.h"
@@ -50,6 +51,7 @@ Result<void> preflight(const ImageReader& image, CpuCheck cpu_check, std::vector
   check_process(metadata.process(), problems, notes);
   keep_problem(check_timers(metadata.process()), problems);
   check_mapped_files(metadata.memory(), problems);
+  check_kvm(metadata.kvm(), problems);
   check_descriptors(metadata.descriptors(), problems, notes);
   if (problems.empty()) return {};
   std::string text = fmt::format("{} cannot be restarted here", image.path());

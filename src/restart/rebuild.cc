@@ -20,6 +20,7 @@
 #include "memory/captured_files.h"
 #include "modules/credentials.h"
 #include "modules/descriptors.h"
+#include "modules/kvm.h"
 #include "modules/process.h"
 #include "modules/seccomp.h"
 #include "modules/signals.h"
@@ -188,6 +189,7 @@ struct Materials {
   const RebuiltFiles& captured;
   const std::vector<Vma>& own_maps;
   int executable_fd;
+  int kvm_device;
   bool own_user_namespace;
 };
 
@@ -261,6 +263,7 @@ Result<Tapes> draft_tapes(const Materials& materials, const Arena& arena, const 
   plan_segment_removal(materials, leader);
   plan_layout(image.memory(), materials.executable_fd, leader);
   plan_seals(materials, leader);
+  VMCKPT_TRY(plan_kvm(image, materials.kvm_device, materials.service.first(), leader));
   // 3. what belongs to the process; actions before any thread could take a signal
   plan_process(process, leader);
   plan_signal_actions(process, leader);
@@ -349,6 +352,8 @@ Result<Prepared> rebuild(RebuildInputs& inputs, const Birthplace& birthplace, in
   VMCKPT_TRY(restore_process(image.process()));
   int executable_fd = -1;
   if (auto fd = open_file(image.memory().executable().path(), O_RDONLY); fd.ok()) executable_fd = VMCKPT_TRY(service.keep(fd->get()));
+  int kvm_device = -1;
+  if (image.kvm().objects_size() != 0) kvm_device = VMCKPT_TRY(service.keep(VMCKPT_TRY(open_file("/dev/kvm", O_RDWR)).get()));
   auto captured = std::make_unique<RebuiltFiles>();
   VMCKPT_TRY(captured->rebuild(image.memory(), inputs.image, service.first()));
   DescriptorRestore restore{*captured, stdio, service.first(), notes};
@@ -357,7 +362,7 @@ Result<Prepared> rebuild(RebuildInputs& inputs, const Birthplace& birthplace, in
 
   MappedFiles files(*captured, service);
   const std::vector<Vma> own_maps = VMCKPT_TRY(read_maps(::getpid()));
-  Materials materials{inputs.image, image, service, files, *captured, own_maps, executable_fd, birthplace.own_user_namespace};
+  Materials materials{inputs.image, image, service, files, *captured, own_maps, executable_fd, kvm_device, birthplace.own_user_namespace};
   // Tapes hold addresses of the arena, whose size depends on the tapes: draft once to measure, once for good.
   const uint64_t vdso_size = vdso_bytes(own_maps);
   VdsoPlan vdso = VMCKPT_TRY(make_vdso_plan(image.memory(), own_maps, 0, 0));

@@ -18,6 +18,7 @@
 #include "modules/clocks.h"
 #include "modules/descriptors.h"
 #include "modules/host.h"
+#include "modules/kvm.h"
 #include "modules/process.h"
 #include "modules/seccomp.h"
 #include "modules/signals.h"
@@ -74,13 +75,16 @@ Result<ImageDestination> choose_destination(const Target& target, const Checkpoi
   return destination;
 }
 
-// Stops the target while no thread is writing into the ledger.
+// Stops the target while no thread is writing into the ledger and every vCPU is at rest.
 Result<StoppedWorld> freeze_with_ledger(pid_t pid, const CheckpointRequest& request, uint64_t ledger_address,
-                                        InterruptedCalls& interrupted, std::unique_ptr<Ledger>* ledger) {
+                                        const std::optional<VcpuGate>& gate, InterruptedCalls& interrupted,
+                                        std::unique_ptr<Ledger>* ledger) {
   for (int tries = 1;; ++tries) {
     StoppedWorld world = VMCKPT_TRY(freeze(pid, request.freeze_timeout_us, interrupted));
     *ledger = VMCKPT_TRY(read_ledger(pid, ledger_address));
-    if ((*ledger)->writers == 0) return world;
+    const bool at_rest = !gate || VMCKPT_TRY(gate->all_at_rest());
+    if ((*ledger)->writers == 0 && at_rest) return world;
+    if (tries == kFreezeTries && !at_rest) return error(fmt::format("a vCPU of process {} does not come to rest", pid), "try again");
     if (tries == kFreezeTries) {
       return error(fmt::format("process {} stays inside an update of its ledger", pid), "try again");
     }
@@ -178,13 +182,17 @@ Result<std::unique_ptr<CheckpointInProgress>> begin_checkpoint(Target& target, c
   save_target(target, image.mutable_target());
   auto early_ledger = VMCKPT_TRY(read_ledger(pid, target.ledger_address));
   AddressSpacePreview preview = VMCKPT_TRY(preview_address_space(pid, early_ledger->madvise_generation));
+  const uint32_t kvm_objects = VMCKPT_TRY(count_kvm_objects(pid, early_ledger->kvm));
+  if (kvm_objects != 0 && !target.kvm) target.kvm = VMCKPT_TRY(KvmHost::ask());
   clock.mark("prepare");
   fault_point("prepare");
 
-  // 2. freeze: every thread stopped, none inside a ledger update
+  // 2. freeze: every vCPU at rest, every thread stopped, none inside a ledger update
   std::unique_ptr<Ledger> ledger;
   checkpoint->frozen_us_ = monotonic_us();
-  StoppedWorld world = VMCKPT_TRY(freeze_with_ledger(pid, request, target.ledger_address, target.interrupted, &ledger));
+  std::optional<VcpuGate> gate;
+  if (kvm_objects != 0) gate.emplace(VMCKPT_TRY(VcpuGate::close(pid, early_ledger->kvm, request.freeze_timeout_us, target.interrupted)));
+  StoppedWorld world = VMCKPT_TRY(freeze_with_ledger(pid, request, target.ledger_address, gate, target.interrupted, &ledger));
   if (!VMCKPT_TRY(list_children(pid)).empty()) return error(fmt::format("process {} has just started another", pid), "try again when that has ended");
   clock.mark("freeze");
   fault_point("freeze");
@@ -199,11 +207,17 @@ Result<std::unique_ptr<CheckpointInProgress>> begin_checkpoint(Target& target, c
   AddressSpaceSave space = VMCKPT_TRY(save_address_space(world, *ledger, preview, target.backing,
                                                          {request.self_contained}, captured, image.mutable_memory()));
   clock.mark("maps");
+  std::unique_ptr<KvmNotes> kvm_notes;
+  if (gate) {
+    kvm_notes = VMCKPT_TRY(read_kvm_notes(pid, ledger->kvm));
+    VMCKPT_TRY(save_kvm(world, *ledger, *kvm_notes, *target.kvm, image.mutable_kvm()));
+    clock.mark("kvm");
+  }
   fault_point("save");
 
   // 4. snapshot: what the target must be asked itself, and the copy of its memory; descriptors are looked at meanwhile, since
   // nothing moves in a stopped target but its leader, which only answers
-  DescriptorSave descriptors{world, *ledger, captured, notes};
+  DescriptorSave descriptors{world, *ledger, captured, notes, kvm_notes.get()};
   auto descriptors_saved = std::async(std::launch::async, [&] {
     return save_descriptors(descriptors, image.mutable_descriptors());
   });
@@ -217,6 +231,7 @@ Result<std::unique_ptr<CheckpointInProgress>> begin_checkpoint(Target& target, c
   if (questions.snapshot) VMCKPT_TRY(settle_snapshot(*questions.snapshot, questions.tapes.front(), checkpoint->snapshot_));
   clock.mark("snapshot");
   VMCKPT_TRY(descriptors_saved.get());
+  if (kvm_notes) VMCKPT_TRY(link_kvm_events(*kvm_notes, image.descriptors(), image.mutable_kvm()));
   // Timers were looked at up to now: clocks that were read earlier than they would let them go off early after a restart.
   const int64_t clocks_late_ns = (monotonic_us() - asked_us) * 1000;
   for (const auto& [id, file] : captured.files()) *image.mutable_memory()->add_captured() = file;
@@ -226,6 +241,7 @@ Result<std::unique_ptr<CheckpointInProgress>> begin_checkpoint(Target& target, c
 
   // 5. resume: the pause ends here
   checkpoint->source_ = questions.snapshot ? checkpoint->snapshot_.pid() : pid;
+  if (gate) gate->open();
   if (questions.snapshot) {
     world.resume();
     checkpoint->result_.pause_us = monotonic_us() - checkpoint->frozen_us_;

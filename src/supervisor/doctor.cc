@@ -12,7 +12,7 @@
 #include <linux/filter.h>
 #include <linux/io_uring.h>
 #include <linux/kcmp.h>
-#include <linux/kvm.h>
+#include "core/kvm_api.h"
 #include <linux/prctl.h>
 #include <linux/sched.h>
 #include <linux/seccomp.h>

@@ -19,6 +19,7 @@
 #include "memory/maps.h"
 #include "modules/process.h"
 #include "modules/threads.h"
+#include "recorder/kvm_calls.h"
 #include "restart/new_process.h"
 #include "restart/preflight.h"
 #include "restart/rebuild.h"
@@ -137,6 +138,15 @@ Result<void> check_tape(pid_t pid, pid_t tid_in_target, uint64_t address) {
   TapeCall call;
   VMCKPT_TRY(read_memory(pid, address + sizeof head + (head.failed - 1) * sizeof call, &call, sizeof call));
   errno = static_cast<int>(-call.result);
+  if (call.number == kOpSetMsrs) {
+    return error(fmt::format("KVM refuses the saved value of the MSR {:#x} (descriptor {})", call.args[5], call.args[0]),
+                 "restart it on a host like the one it was saved on");
+  }
+  if (call.number == SYS_ioctl || call.number == kOpMakeDescriptor) {
+    const KvmCall* kvm_call = find_kvm_call(static_cast<uint32_t>(call.args[1]));
+    return errno_error(fmt::format("step {} of {} of the restart, {} of descriptor {}", head.failed, head.calls,
+                                   kvm_call != nullptr ? kvm_call->name : fmt::format("ioctl {:#x}", call.args[1]), call.args[0]));
+  }
   const std::string name = call.number < kOpFirst ? tape_call_name(call.number) : fmt::format("player call {}", call.number - kOpFirst);
   return errno_error(fmt::format("step {} of {} of the restart of thread {}, {}({:#x}, {:#x}, {:#x}, {:#x})", head.failed,
                                  head.calls, tid_in_target, name, call.args[0], call.args[1], call.args[2], call.args[3]));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,8 @@
 #include "tracer/interrupted_calls.h"
 
 namespace vmckpt {
+
+struct KvmHost;
 
 struct Target {
   std::string name;
@@ -25,6 +28,7 @@ struct Target {
   pid_t namespace_init = 0;   // PID 1 of its own PID namespace, when restart made one
   BackingImage backing;       // where its memory lies after a restart
   InterruptedCalls interrupted;  // calls that earlier checkpoints made threads begin anew
+  std::shared_ptr<KvmHost> kvm;  // this host's KVM, once the target has used it
   uint64_t ledger_address = 0;  // where the recorder's ledger was last time; 0: unknown
 };
 

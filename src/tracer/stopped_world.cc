@@ -93,6 +93,10 @@ Result<void> write_memory(pid_t pid, uint64_t address, const void* from, size_t 
 
 namespace {
 
+// A thread that the kernel runs in the process and that never was in user mode (arch/x86/kernel/process.c, copy_thread, of a
+// user worker): KVM has one per VM since Linux 6.15, to break up huge pages. It belongs to the object it serves.
+bool is_kernel_worker(const StoppedThread& thread) { return thread.regs.rip == 0 && thread.regs.rsp == 0; }
+
 // Puts registers and mask back. A tape that failed half way may have left the thread running: then it is stopped first.
 void put_back(const StoppedThread& thread) {
   constexpr int64_t kPatienceUs = 300'000;
@@ -124,6 +128,7 @@ void release(const StoppedThread& thread) {
 // from now on, the kernel detaches the thread as it is.
 Result<void> take_state(StoppedThread& thread, InterruptedCalls& interrupted) {
   VMCKPT_TRY(read_thread_state(thread));
+  if (is_kernel_worker(thread)) return {};
   if (interrupted.after_stop(thread)) thread.disturbed = !write_registers(thread).ok();
   return {};
 }
@@ -165,7 +170,7 @@ class FreezeInProgress {
   Result<bool> seize_new_threads() {
     bool news = false;
     for (pid_t tid : VMCKPT_TRY(list_threads(pid_))) {
-      if (seized_.count(tid) || stopped_.count(tid)) continue;
+      if (seized_.count(tid) || stopped_.count(tid) || workers_.count(tid)) continue;
       if (!VMCKPT_TRY(seize(tid))) continue;
       seized_.insert(tid);
       news = true;
@@ -218,10 +223,11 @@ class FreezeInProgress {
         thread.stop_signal = thread.group_stopped ? signal : 0;
         seized_.erase(tid);
         auto taken = take_state(thread, interrupted_);
-        if (taken.ok()) return {};
+        if (taken.ok() && !is_kernel_worker(thread)) return {};
+        if (taken.ok()) workers_.insert(tid);
         stopped_.erase(tid);
         release_late(tid, status, interrupted_);
-        return taken.error();
+        return taken;
       }
       // A signal got there first: deliver it; the interrupt is still pending and stops the thread before its handler runs.
       int signal = status >> 16 == 0 ? WSTOPSIG(status) : 0;
@@ -247,6 +253,7 @@ class FreezeInProgress {
   int64_t deadline_us_;
   InterruptedCalls& interrupted_;
   std::set<pid_t> seized_;                  // attached, not yet seen to stop
+  std::set<pid_t> workers_;
   std::map<pid_t, StoppedThread> stopped_;  // in the stop we asked for
 };
 

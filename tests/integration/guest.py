@@ -45,6 +45,8 @@ class Guest:
     Its ticks are appended to DIRECTORY/ticks.log, so that the log of a VM that lives on is gapless: 1, 2, 3 ...
     """
 
+    patience_s = PATIENCE_S
+
     def __init__(self, directory, *, user=None, processors=1, memory_mib=192, serial="socket", disks=False,
                  network=True, options=None, qemu_arguments=(), name="guest"):
         assert serial in ("socket", "terminal")
@@ -151,7 +153,7 @@ class Guest:
         environment = self.environment()
         if self.serial == "terminal":
             self._foreground = pexpect.spawn(command[0], command[1:], cwd=self.directory, env=environment,
-                                             encoding="utf-8", codec_errors="replace", timeout=PATIENCE_S,
+                                             encoding="utf-8", codec_errors="replace", timeout=self.patience_s,
                                              dimensions=(24, 200))
             self._log_what_is_read(self._foreground)
         else:
@@ -188,7 +190,7 @@ class Guest:
             status = foreground.exitstatus if foreground.signalstatus is None else 128 + foreground.signalstatus
             foreground.close()
         else:
-            status = foreground.wait(timeout=PATIENCE_S)
+            status = foreground.wait(timeout=self.patience_s)
             status = status if status >= 0 else 128 - status
             if self.console is not None:
                 self.console.logfile_read.close()
@@ -257,7 +259,7 @@ class Guest:
                 raise RuntimeError(f"ended while the test waited for {what}")
             return value
         try:
-            return wait_until(condition_or_death, what, PATIENCE_S)
+            return wait_until(condition_or_death, what, self.patience_s)
         except (AssertionError, RuntimeError) as error:
             tails = [f"the end of {log}: {log.read_text(encoding='utf-8', errors='replace')[-1000:]}"
                      for log in (self._output_log, self._console_log) if log.exists()]
@@ -285,7 +287,7 @@ class Guest:
             # QEMU listens again only when it has noticed that its old peer is gone, a moment after a restart.
             connection = self._wait_until(lambda: try_connect(path), f"a connection to {path}")
             self.console = pexpect.fdpexpect.fdspawn(connection.detach(), encoding="utf-8", codec_errors="replace",
-                                                     timeout=PATIENCE_S)
+                                                     timeout=self.patience_s)
             self._log_what_is_read(self.console)
 
     def _log_what_is_read(self, console):
@@ -310,7 +312,7 @@ class Guest:
         """One command over a QMP connection of its own."""
         path = str(self.directory / "qmp.sock")
         with self._wait_until(lambda: try_connect(path), f"a connection to {path}") as connection:
-            connection.settimeout(PATIENCE_S)
+            connection.settimeout(self.patience_s)
             lines = connection.makefile("rb")
             assert "QMP" in json.loads(lines.readline())
             for request in ({"execute": "qmp_capabilities"}, {"execute": command, "arguments": arguments}):
@@ -326,12 +328,12 @@ class Guest:
         """The latest tick, asked of the guest's web server through a forwarded port: host to guest."""
         # The host's own proxy settings are not for this address.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"http://127.0.0.1:{self.http_port}/tick", timeout=PATIENCE_S) as answer:
+        with opener.open(f"http://127.0.0.1:{self.http_port}/tick", timeout=self.patience_s) as answer:
             return parse_ticks(answer.read())[0]
 
     def connect_echo(self):
         """A TCP connection to the guest's echo service."""
-        return socket.create_connection(("127.0.0.1", self.echo_port), timeout=PATIENCE_S)
+        return socket.create_connection(("127.0.0.1", self.echo_port), timeout=self.patience_s)
 
 
 def parse_ticks(log):

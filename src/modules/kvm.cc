@@ -1,0 +1,472 @@
+#include "modules/kvm.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+#include <functional>
+#include <map>
+
+#include <fcntl.h>
+#include "core/kvm_api.h"
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "core/proc.h"
+#include "recorder/kvm_calls.h"
+#include "tracer/remote_tape.h"
+
+namespace vmckpt {
+namespace {
+
+constexpr size_t kPlainXsaveBytes = 4096;
+
+bool refers_to_events(uint32_t request) { return request == KVM_IRQFD || request == KVM_IOEVENTFD; }
+
+std::string name_of(uint32_t request) {
+  const KvmCall* call = find_kvm_call(request);
+  return call != nullptr ? call->name : fmt::format("the KVM call {:#x}", request);
+}
+
+const pb::KvmObject* find_object(const pb::Kvm& kvm, uint32_t id) {
+  for (const pb::KvmObject& object : kvm.objects()) {
+    if (object.id() == id) return &object;
+  }
+  return nullptr;
+}
+
+// ---- checkpoint ------------------------------------------------------------------------------------------------------
+
+Result<void> refuse_what_was_lost(const KvmNotes& notes) {
+  if (notes.overflows != 0) return error("the virtual machine has more KVM objects than the recorder has room for");
+  if (notes.unknown_request == 0) return {};
+  return error(fmt::format("the VMM has used {}, whose effect cannot be restored", name_of(notes.unknown_request)),
+               "configure the VMM without it, or launch with --allow-devices if its loss does no harm");
+}
+
+// A number at which the target has the object; -1: none, it is closed.
+class ObjectDescriptors {
+ public:
+  ObjectDescriptors(pid_t pid, const KvmNotes& notes) : fds_(notes.objects.size(), -1) {
+    for (size_t fd = 0; fd < notes.fd_objects.size(); ++fd) {
+      const uint16_t object = notes.fd_objects[fd];
+      if (object == 0 || object >= fds_.size() || fds_[object] >= 0) continue;
+      auto link = read_link(fmt::format("/proc/{}/fd/{}", pid, fd));
+      if (link.ok() && link->starts_with("anon_inode:kvm-")) fds_[object] = static_cast<int>(fd);
+    }
+  }
+  int of(uint32_t object) const { return fds_[object]; }
+
+ private:
+  std::vector<int> fds_;
+};
+
+bool has_record(const KvmNotes& notes, uint32_t vm, uint32_t request) {
+  return std::any_of(notes.records.begin(), notes.records.end(), [&](const KvmRecord& record) {
+    return record.valid != 0 && record.object == vm && record.request == request;
+  });
+}
+
+bool has_split_irqchip(const KvmNotes& notes, uint32_t vm) {
+  return std::any_of(notes.records.begin(), notes.records.end(), [&](const KvmRecord& record) {
+    if (record.valid == 0 || record.object != vm || record.request != KVM_ENABLE_CAP) return false;
+    kvm_enable_cap cap;
+    std::memcpy(&cap, notes.heap.data() + record.payload, std::min<size_t>(sizeof cap, record.payload_bytes));
+    return cap.cap == KVM_CAP_SPLIT_IRQCHIP;
+  });
+}
+
+// A VM or vCPU to be asked by one thread of the target.
+struct Job {
+  uint32_t object;
+  bool is_vm;
+  bool has_irqchip;
+  bool has_pit;
+  TapeDraft tape;
+  KvmQuestions questions;
+  pb::KvmObject* saved;
+};
+
+Result<bool> take_answers(Job& job, KvmHost& host) {
+  if (job.is_vm) {
+    save_vm(job.questions, job.tape, job.has_irqchip, job.has_pit, job.saved->mutable_vm());
+    return true;
+  }
+  return save_vcpu(job.questions, job.tape, job.has_irqchip, host, job.saved->mutable_vcpu());
+}
+
+// As many at the same time as the target has threads.
+Result<void> play(StoppedWorld& world, const Ledger& ledger, KvmHost& host, std::vector<Job>& jobs) {
+  for (size_t next = 0; next < jobs.size();) {
+    std::vector<ThreadTape> tapes;
+    const size_t first = next;
+    for (StoppedThread& thread : world.threads()) {
+      if (next == jobs.size()) break;
+      Job& job = jobs[next++];
+      job.tape = TapeDraft();
+      const int fd = job.questions.fd;
+      job.questions = KvmQuestions();
+      if (job.is_vm) {
+        ask_vm(fd, job.has_irqchip, job.has_pit, job.tape, job.questions);
+      } else {
+        ask_vcpu(fd, job.has_irqchip, host, job.tape, job.questions);
+      }
+      tapes.push_back({&thread, &job.tape});
+    }
+    VMCKPT_TRY(play_tapes(world, ledger, tapes));
+    for (size_t i = first; i < next; ++i) {
+      if (VMCKPT_TRY(take_answers(jobs[i], host))) continue;
+      next = i;  // ask this one and those after it again, without the MSR that cannot be read
+      break;
+    }
+  }
+  return {};
+}
+
+pb::KvmObject::Kind kind_of(KvmKind kind) {
+  switch (kind) {
+    case KvmKind::kVm: return pb::KvmObject::VM;
+    case KvmKind::kVcpu: return pb::KvmObject::VCPU;
+    default: return pb::KvmObject::OTHER;
+  }
+}
+
+void save_records(const KvmNotes& notes, uint64_t kvm_ledger, pb::Kvm* saved) {
+  std::vector<const KvmRecord*> records;
+  for (const KvmRecord& record : notes.records) {
+    if (record.valid != 0 && find_object(*saved, record.object) != nullptr) records.push_back(&record);
+  }
+  std::sort(records.begin(), records.end(), [](const KvmRecord* a, const KvmRecord* b) { return a->order < b->order; });
+  for (const KvmRecord* record : records) {
+    pb::KvmRecord* entry = saved->add_records();
+    entry->set_object(record->object);
+    entry->set_request(record->request);
+    entry->set_order(record->order);
+    entry->set_argument(record->argument);
+    const auto index = static_cast<uint64_t>(record - notes.records.data());
+    entry->set_ledger_address(kvm_ledger + offsetof(KvmLedger, records) + index * sizeof(KvmRecord));
+    if (record->payload_bytes == 0) continue;
+    entry->set_has_payload(true);
+    entry->set_payload(notes.heap.data() + record->payload, record->payload_bytes);
+  }
+}
+
+}  // namespace
+
+Result<std::shared_ptr<KvmHost>> KvmHost::ask() {
+  auto host = std::make_shared<KvmHost>();
+  host->device = VMCKPT_TRY(open_file("/dev/kvm", O_RDWR));
+  const int fd = host->device.get();
+  auto capability = [&](long number) { return ::ioctl(fd, KVM_CHECK_EXTENSION, number); };
+  const int run_bytes = ::ioctl(fd, KVM_GET_VCPU_MMAP_SIZE, 0);
+  if (run_bytes <= 0) return errno_error("ask KVM for the size of kvm_run");
+  host->run_bytes = static_cast<size_t>(run_bytes);
+  const int xsave_bytes = capability(KVM_CAP_XSAVE2);
+  host->has_xsave2 = xsave_bytes > 0;
+  host->xsave_bytes = xsave_bytes > 0 ? static_cast<size_t>(xsave_bytes) : kPlainXsaveBytes;
+  host->has_sregs2 = capability(KVM_CAP_SREGS2) > 0;
+  host->has_tsc_offset = capability(KVM_CAP_VCPU_ATTRIBUTES) > 0;
+  if (int nested = capability(KVM_CAP_NESTED_STATE); nested > 0) host->nested_bytes = static_cast<size_t>(nested);
+  kvm_msr_list count{};
+  ::ioctl(fd, KVM_GET_MSR_INDEX_LIST, &count);  // E2BIG, with the number
+  std::vector<uint32_t> list(count.nmsrs + 1);
+  list[0] = count.nmsrs;
+  if (::ioctl(fd, KVM_GET_MSR_INDEX_LIST, list.data()) != 0) return errno_error("ask KVM for its list of MSRs");
+  host->msrs.assign(list.begin() + 1, list.begin() + 1 + list[0]);
+  return host;
+}
+
+Result<void> save_kvm(StoppedWorld& world, const Ledger& ledger, const KvmNotes& notes, KvmHost& host, pb::Kvm* saved) {
+  VMCKPT_TRY(refuse_what_was_lost(notes));
+  const ObjectDescriptors descriptors(world.pid(), notes);
+  std::vector<Job> jobs;
+  saved->mutable_objects()->Reserve(static_cast<int>(notes.objects.size()));
+  for (uint32_t i = 1; i < notes.objects.size(); ++i) {
+    const KvmObject& object = notes.objects[i];
+    const uint32_t vm = object.kind == KvmKind::kVm ? i : object.parent;
+    // With its last descriptor a VM is gone for good, and its vCPUs with theirs.
+    const bool is_closed = descriptors.of(i) < 0;
+    const bool vm_is_closed = vm == 0 || vm >= notes.objects.size() || descriptors.of(vm) < 0;
+    if (is_closed && (object.kind != KvmKind::kVcpu || vm_is_closed)) continue;
+    if (vm_is_closed && object.kind == KvmKind::kVcpu) {
+      return error(fmt::format("the VMM has closed the VM of its vCPU {} (descriptor {})", object.number, descriptors.of(i)),
+                   "only a VM whose descriptor is open can be saved");
+    }
+    pb::KvmObject* entry = saved->add_objects();
+    entry->set_id(i);
+    entry->set_kind(kind_of(object.kind));
+    entry->set_parent(object.parent);
+    entry->set_request(object.request);
+    entry->set_number(object.number);
+    entry->set_order(object.order);
+    if (is_closed || object.kind == KvmKind::kOther) continue;
+    const bool in_kernel = has_record(notes, vm, KVM_CREATE_IRQCHIP);
+    const bool is_vm = object.kind == KvmKind::kVm;
+    const bool has_pit = has_record(notes, vm, KVM_CREATE_PIT2) || has_record(notes, vm, KVM_CREATE_PIT);
+    Job& job = jobs.emplace_back(Job{i, is_vm, in_kernel || (!is_vm && has_split_irqchip(notes, vm)), has_pit, {}, {}, entry});
+    job.questions.fd = descriptors.of(i);
+    if (is_vm || object.run == 0) continue;
+    entry->set_run_address(object.run);
+    entry->mutable_vcpu()->mutable_run()->resize(host.run_bytes);
+    VMCKPT_TRY(read_memory(world.pid(), object.run, entry->mutable_vcpu()->mutable_run()->data(), host.run_bytes));
+  }
+  VMCKPT_TRY(play(world, ledger, host, jobs));
+  save_records(notes, ledger.kvm, saved);
+  saved->set_gate_address(ledger.kvm + offsetof(KvmLedger, gate));
+  saved->set_gate(notes.gate + 1);
+  return {};
+}
+
+Result<void> link_kvm_events(const KvmNotes& notes, const pb::DescriptorTable& table, pb::Kvm* saved) {
+  std::map<int64_t, int> by_id;
+  std::map<int, int64_t> by_number;
+  for (const pb::OpenFile& file : table.files()) {
+    if (!file.has_eventfd()) continue;
+    by_id[file.eventfd().kernel_id()] = file.numbers(0).number();
+    for (const pb::DescriptorNumber& number : file.numbers()) by_number[number.number()] = file.eventfd().kernel_id();
+  }
+  std::map<uint32_t, const KvmRecord*> noted;
+  for (const KvmRecord& record : notes.records) {
+    if (record.valid != 0) noted[record.order] = &record;
+  }
+  for (pb::KvmRecord& entry : *saved->mutable_records()) {
+    if (!refers_to_events(entry.request())) continue;
+    const KvmRecord& record = *noted.at(entry.order());
+    for (int i = 0; i < 2; ++i) {
+      int number = -1;
+      if (record.event_fds[i] >= 0) {
+        auto by_identity = by_id.find(record.event_ids[i]);
+        const bool same_number = record.event_ids[i] < 0 && by_number.count(record.event_fds[i]) != 0;
+        number = by_identity != by_id.end() && record.event_ids[i] >= 0 ? by_identity->second : same_number ? record.event_fds[i] : -1;
+        if (number < 0) {
+          return error(fmt::format("the VMM has closed the eventfd (once descriptor {}) that it gave to {}", record.event_fds[i],
+                                   name_of(entry.request())),
+                       "another process may hold it: vhost-user and the like cannot be saved");
+        }
+      }
+      entry.add_events(number);
+    }
+  }
+  return {};
+}
+
+// ---- restart ---------------------------------------------------------------------------------------------------------
+
+namespace {
+
+Result<void> check_object(const pb::Kvm& kvm, const pb::KvmObject& object) {
+  const KvmCall* call = find_kvm_call(object.request());
+  if (call == nullptr || call->action != KvmAction::kCreate) {
+    return error(fmt::format("KVM object {} was made by a call that this vmckpt does not know", object.id()));
+  }
+  const pb::KvmObject* parent = find_object(kvm, object.parent());
+  if (object.kind() != pb::KvmObject::VM && (parent == nullptr || parent->order() >= object.order())) {
+    return error(fmt::format("KVM object {} belongs to no VM", object.id()));
+  }
+  const pb::KvmVcpuState& state = object.vcpu();
+  auto has_size = [](const std::string& bytes, size_t size) { return bytes.empty() || bytes.size() == size; };
+  if (!has_size(state.regs(), sizeof(kvm_regs)) || !has_size(state.sregs(), sizeof(kvm_sregs)) ||
+      !has_size(state.sregs2(), sizeof(kvm_sregs2)) || !has_size(state.xcrs(), sizeof(kvm_xcrs)) ||
+      !has_size(state.debug_regs(), sizeof(kvm_debugregs)) || !has_size(state.lapic(), sizeof(kvm_lapic_state)) ||
+      !has_size(state.events(), sizeof(kvm_vcpu_events)) || !has_size(state.mp_state(), sizeof(kvm_mp_state)) ||
+      (!state.xsave().empty() && state.xsave().size() < kPlainXsaveBytes) || state.msrs().size() % sizeof(kvm_msr_entry) != 0 ||
+      !has_size(object.vm().clock(), sizeof(kvm_clock_data)) || !has_size(object.vm().pit(), sizeof(kvm_pit_state2)) ||
+      !std::all_of(object.vm().irqchips().begin(), object.vm().irqchips().end(),
+                   [](const std::string& chip) { return chip.size() == sizeof(kvm_irqchip); })) {
+    return error(fmt::format("the state of KVM object {} is malformed", object.id()));
+  }
+  return {};
+}
+
+Result<void> check_record(const pb::Kvm& kvm, const pb::KvmRecord& record) {
+  const KvmCall* call = find_kvm_call(record.request());
+  if (call == nullptr || call->action != KvmAction::kRecord || find_object(kvm, record.object()) == nullptr) {
+    return error(fmt::format("the image replays {}, which this vmckpt does not", name_of(record.request())));
+  }
+  // What follows in the structure is checked by KVM itself; the size must be what it will read.
+  const bool is_fixed = call->payload == KvmPayload::kFixed;
+  if (is_fixed && (record.payload().size() != _IOC_SIZE(record.request()) ||
+                   (refers_to_events(record.request()) && record.events_size() != 2))) {
+    return error(fmt::format("the arguments of {} are malformed", name_of(record.request())));
+  }
+  if (call->payload == KvmPayload::kMsrFilter) {
+    uint64_t bytes = sizeof(kvm_msr_filter);
+    const auto* filter = reinterpret_cast<const kvm_msr_filter*>(record.payload().data());
+    for (size_t i = 0; record.payload().size() >= sizeof *filter && i < std::size(filter->ranges); ++i) {
+      bytes += msr_bitmap_bytes(filter->ranges[i]);
+    }
+    if (record.payload().size() != bytes) return error("the arguments of KVM_X86_SET_MSR_FILTER are malformed");
+  }
+  return {};
+}
+
+// Numbers of an object in the new process: those of the target, or one that is closed with restart's own.
+class RestoredDescriptors {
+ public:
+  RestoredDescriptors(const pb::Image& image, int first_service_fd) {
+    for (const pb::OpenFile& file : image.descriptors().files()) {
+      if (file.has_kvm()) files_[file.kvm().object()] = &file;
+    }
+    // Far above whatever restart has opened.
+    constexpr int kRoomForRestart = 900;
+    next_ = first_service_fd + kRoomForRestart;
+    for (const pb::KvmObject& object : image.kvm().objects()) {
+      auto file = files_.find(object.id());
+      fds_[object.id()] = file != files_.end() ? file->second->numbers(0).number() : next_++;
+    }
+  }
+  int fd(uint32_t object) const { return fds_.at(object); }
+  const pb::OpenFile* file(uint32_t object) const {
+    auto found = files_.find(object);
+    return found == files_.end() ? nullptr : found->second;
+  }
+
+ private:
+  std::map<uint32_t, const pb::OpenFile*> files_;
+  std::map<uint32_t, int> fds_;
+  int next_;
+};
+
+uint64_t number(int fd) { return static_cast<uint64_t>(fd); }
+
+void plan_object(const pb::KvmObject& object, const RestoredDescriptors& descriptors, int device, TapeDraft& tape) {
+  const pb::OpenFile* file = descriptors.file(object.id());
+  const int fd = descriptors.fd(object.id());
+  const int from = object.kind() == pb::KvmObject::VM ? device : descriptors.fd(object.parent());
+  const bool close_on_exec = file == nullptr || file->numbers(0).close_on_exec();
+  tape.call(kOpMakeDescriptor, {number(from), object.request(), object.number(), number(fd), close_on_exec ? uint64_t{O_CLOEXEC} : 0}, true,
+            fmt::format("{} for descriptor {}", name_of(object.request()), fd));
+  for (int i = 1; file != nullptr && i < file->numbers_size(); ++i) {
+    const pb::DescriptorNumber& other = file->numbers(i);
+    tape.call(SYS_dup3, {number(fd), number(other.number()), other.close_on_exec() ? uint64_t{O_CLOEXEC} : 0}, true,
+              fmt::format("put a KVM object at number {}", other.number()));
+  }
+  if (object.run_address() == 0) return;
+  tape.call(SYS_mmap, {object.run_address(), object.vcpu().run().size(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, number(fd), 0},
+            true, fmt::format("map kvm_run of vCPU {}", object.number()));
+}
+
+// The bitmaps lie behind the structure (recorder/kvm_calls.h).
+void point_to_bitmaps(const std::string& payload, uint64_t argument, TapeDraft& tape) {
+  const auto& filter = *reinterpret_cast<const kvm_msr_filter*>(payload.data());
+  uint64_t next = sizeof filter;
+  for (const kvm_msr_filter_range& range : filter.ranges) {
+    if (range.nmsrs == 0) continue;
+    const auto pointer = reinterpret_cast<const char*>(&range.bitmap) - payload.data();
+    tape.point(argument, static_cast<size_t>(pointer), argument + next);
+    next += msr_bitmap_bytes(range);
+  }
+}
+
+void plan_record(const pb::KvmRecord& record, const RestoredDescriptors& descriptors, TapeDraft& tape) {
+  std::string payload = record.payload();
+  if (record.request() == KVM_IRQFD) {
+    auto* irqfd = reinterpret_cast<kvm_irqfd*>(payload.data());
+    irqfd->fd = static_cast<uint32_t>(record.events(0));
+    if (record.events(1) >= 0) irqfd->resamplefd = static_cast<uint32_t>(record.events(1));
+  } else if (record.request() == KVM_IOEVENTFD) {
+    reinterpret_cast<kvm_ioeventfd*>(payload.data())->fd = record.events(0);
+  }
+  const uint64_t argument = record.has_payload() ? tape.data(payload.data(), payload.size()) : record.argument();
+  if (record.request() == KVM_X86_SET_MSR_FILTER) point_to_bitmaps(payload, argument, tape);
+  tape.call(SYS_ioctl, {number(descriptors.fd(record.object())), record.request(), argument}, true,
+            fmt::format("{} again", name_of(record.request())));
+}
+
+// The kernel numbers eventfds anew: the recorder's record, restored with the memory, has the numbers of old.
+void plan_event_names(const pb::KvmRecord& record, TapeDraft& tape) {
+  struct {
+    int32_t fds[2] = {-1, -1};
+    int64_t ids[2] = {-1, -1};
+  } names;
+  static_assert(offsetof(KvmRecord, event_ids) - offsetof(KvmRecord, event_fds) == sizeof names.fds);
+  for (int i = 0; i < 2; ++i) {
+    names.fds[i] = record.events(i);
+    if (names.fds[i] < 0) continue;
+    auto info = read_whole_file(fmt::format("/proc/self/fdinfo/{}", names.fds[i]));
+    if (!info.ok()) continue;
+    for (std::string_view line : split_lines(*info)) {
+      if (line.starts_with("eventfd-id:")) names.ids[i] = parse_number(split_words(line).back());
+    }
+  }
+  tape.call(kOpCopyBytes, {record.ledger_address() + offsetof(KvmRecord, event_fds), tape.data_of(names), sizeof names});
+}
+
+}  // namespace
+
+void check_kvm(const pb::Kvm& kvm, std::vector<Error>& problems) {
+  if (kvm.objects_size() == 0) return;
+  auto host = KvmHost::ask();
+  if (!host.ok()) return problems.push_back(error("the image has a KVM virtual machine: " + host.error().message(),
+                                                  "load the kvm module and give yourself access to /dev/kvm"));
+  auto keep = [&](Result<void> checked) {
+    if (!checked.ok()) problems.push_back(checked.error());
+    return checked.ok();
+  };
+  for (const pb::KvmObject& object : kvm.objects()) {
+    if (!keep(check_object(kvm, object))) return;
+    const pb::KvmVcpuState& state = object.vcpu();
+    if (!state.run().empty() && state.run().size() != (*host)->run_bytes) {
+      problems.push_back(error(fmt::format("kvm_run has {} bytes here and {} in the image", (*host)->run_bytes, state.run().size()),
+                               "restart it on a kernel like the one it was saved on"));
+    }
+    if (!state.sregs2().empty() && !(*host)->has_sregs2) problems.push_back(error("this host's KVM lacks KVM_CAP_SREGS2"));
+    for (size_t at = 0; at + sizeof(kvm_msr_entry) <= state.msrs().size(); at += sizeof(kvm_msr_entry)) {
+      kvm_msr_entry entry;
+      std::memcpy(&entry, state.msrs().data() + at, sizeof entry);
+      const auto& known = (*host)->msrs;
+      if (std::find(known.begin(), known.end(), entry.index) != known.end()) continue;
+      problems.push_back(error(fmt::format("this host's KVM lacks the MSR {:#x} of vCPU {}", entry.index, object.number())));
+    }
+  }
+  for (const pb::KvmRecord& record : kvm.records()) keep(check_record(kvm, record));
+}
+
+Result<void> plan_kvm(const pb::Image& image, int device, int first_service_fd, TapeDraft& tape) {
+  const pb::Kvm& kvm = image.kvm();
+  if (kvm.objects_size() == 0) return {};
+  const RestoredDescriptors descriptors(image, first_service_fd);
+  // 1. objects and configuration, as the VMM made them: KVM wants some of it before and some after the first vCPU
+  std::vector<std::pair<uint32_t, std::function<void()>>> steps;
+  for (const pb::KvmObject& object : kvm.objects()) {
+    steps.emplace_back(object.order(), [&] { plan_object(object, descriptors, device, tape); });
+  }
+  for (const pb::KvmRecord& record : kvm.records()) {
+    if (!refers_to_events(record.request())) steps.emplace_back(record.order(), [&] { plan_record(record, descriptors, tape); });
+  }
+  std::sort(steps.begin(), steps.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  for (auto& [order, step] : steps) step();
+  // 2. state: interrupt controllers first, since a local APIC that is set looks at what they route
+  for (const pb::KvmObject& object : kvm.objects()) {
+    if (object.has_vm()) plan_vm_state(object.vm(), descriptors.fd(object.id()), tape);
+  }
+  for (const pb::KvmObject& object : kvm.objects()) {
+    if (object.has_vcpu()) plan_vcpu_state(object.vcpu(), descriptors.fd(object.id()), tape);
+  }
+  // 3. the clock as late as possible, before any vCPU runs
+  for (const pb::KvmObject& object : kvm.objects()) {
+    if (object.has_vm()) plan_vm_clock(object.vm(), descriptors.fd(object.id()), tape);
+  }
+  for (const pb::KvmObject& object : kvm.objects()) {
+    // The guest's watchdogs shall not take the gap for a hang. Refused where the guest does not use kvmclock.
+    if (object.has_vcpu()) tape.call(SYS_ioctl, {number(descriptors.fd(object.id())), KVM_KVMCLOCK_CTRL, 0});
+  }
+  // 4. eventfds that inject or are signalled: one that is pending acts at once, on the state that is there
+  for (const pb::KvmRecord& record : kvm.records()) {
+    if (!refers_to_events(record.request())) continue;
+    plan_record(record, descriptors, tape);
+    plan_event_names(record, tape);
+  }
+  // 5. what the VMM reads in kvm_run: the ioctls above have changed it
+  for (const pb::KvmObject& object : kvm.objects()) {
+    if (object.run_address() == 0) continue;
+    const std::string& run = object.vcpu().run();
+    tape.call(kOpCopyBytes, {object.run_address(), tape.data(run.data(), run.size()), run.size()}, true, "fill kvm_run");
+  }
+  const uint32_t gate = kvm.gate();
+  tape.call(kOpCopyBytes, {kvm.gate_address(), tape.data_of(gate), sizeof gate}, true, "open the gate at KVM_RUN");
+  return {};
+}
+
+}  // namespace vmckpt

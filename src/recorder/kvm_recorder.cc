@@ -1,0 +1,464 @@
+// The KVM part of libvmckpt.so: writes down the ioctls that a restart must replay (kvm_calls.h) and keeps the gate at KVM_RUN
+// (kvm_ledger.h). The same rules as in recorder.cc.
+#include <cstdarg>
+
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <linux/kcmp.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "recorder/kvm_calls.h"
+#include "recorder/kvm_ledger.h"
+#include "recorder/recorder.h"
+
+namespace vmckpt {
+
+alignas(4096) static KvmLedger g_kvm;
+
+uint64_t kvm_ledger_address() {
+  g_kvm.tolerated = devices_are_allowed();
+  return reinterpret_cast<uint64_t>(&g_kvm);
+}
+
+// Asking the kernel each time would cost more than all the rest of the wrapper.
+static thread_local int32_t t_tid __attribute__((tls_model("initial-exec"))) = 0;
+
+void forget_kvm_lock() {
+  __atomic_store_n(&g_kvm.lock, 0, __ATOMIC_RELEASE);
+  t_tid = 0;
+}
+
+namespace {
+
+constexpr uint32_t kMaxWaits = 1000;  // of a millisecond: by then the supervisor is dead
+constexpr uint8_t kOurImmediateExit = 2;  // any value but 0 counts (kvm_run.immediate_exit); VMMs write 1
+
+// Configuration is rare and its notes are short. A thread that cannot get the lock says that a note was lost.
+class KvmLock {
+ public:
+  KvmLock() {
+    for (int tries = 0; tries < 10'000'000; ++tries) {
+      uint32_t open = 0;
+      held_ = __atomic_compare_exchange_n(&g_kvm.lock, &open, 1, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
+      if (held_) return;
+      __builtin_ia32_pause();
+    }
+    __atomic_add_fetch(&g_kvm.overflows, 1, __ATOMIC_RELAXED);
+  }
+  ~KvmLock() {
+    if (held_) __atomic_store_n(&g_kvm.lock, 0, __ATOMIC_RELEASE);
+  }
+  bool held() const { return held_; }
+
+ private:
+  bool held_ = false;
+};
+
+long ioctl_raw(int fd, uint32_t request, uint64_t argument) {
+  return raw_call(SYS_ioctl, fd, static_cast<long>(request), static_cast<long>(argument));
+}
+
+void remember_fd(int fd, uint32_t object) {
+  if (fd >= 0 && static_cast<uint32_t>(fd) < kKvmKnownFds) g_kvm.by_fd[fd] = static_cast<uint16_t>(object);
+}
+
+// A descriptor that came in a way that is not wrapped (from another process): the object is found by comparing open files.
+uint32_t find_duplicate(int fd) {
+  const long self = raw_call(SYS_getpid);
+  for (uint32_t known = 0; g_kvm.objects_used != 0 && known < kKvmKnownFds; ++known) {
+    if (g_kvm.by_fd[known] == 0 || raw_call(SYS_kcmp, self, self, KCMP_FILE, known, fd) != 0) continue;
+    remember_fd(fd, g_kvm.by_fd[known]);
+    return g_kvm.by_fd[known];
+  }
+  return 0;
+}
+
+uint32_t object_of(int fd) {
+  if (fd < 0) return 0;
+  const uint32_t known = static_cast<uint32_t>(fd) < kKvmKnownFds ? g_kvm.by_fd[fd] : 0;
+  return known != 0 ? known : find_duplicate(fd);
+}
+
+// ---- the gate ------------------------------------------------------------------------------------------------------
+
+void wait_at_gate(KvmObject& vcpu, uint32_t gate) {
+  timespec millisecond{0, 1'000'000};
+  raw_call(SYS_futex, reinterpret_cast<long>(&g_kvm.gate), FUTEX_WAIT_PRIVATE, gate, reinterpret_cast<long>(&millisecond));
+  vcpu.waits = vcpu.waited_gate == gate ? vcpu.waits + 1 : 0;
+  vcpu.waited_gate = gate;
+  if (vcpu.waits < kMaxWaits) return;
+  __atomic_compare_exchange_n(&g_kvm.gate, &gate, gate + 1, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+}
+
+uint8_t* immediate_exit_of(const KvmObject& vcpu) { return &reinterpret_cast<kvm_run*>(vcpu.run)->immediate_exit; }
+
+void set_state(KvmObject& vcpu, VcpuState state) { __atomic_store(&vcpu.state, &state, __ATOMIC_RELEASE); }
+
+VcpuState state_after(long result) { return result < 0 ? VcpuState::kQuiet : VcpuState::kExited; }
+
+// The gate is closed: whatever is half-finished is finished, the guest is not entered.
+__attribute__((noinline)) long run_at_closed_gate(int fd, KvmObject& vcpu, VcpuState before, uint32_t gate) {
+  if (before != VcpuState::kExited || vcpu.run == 0) {
+    set_state(vcpu, before);
+    wait_at_gate(vcpu, gate);
+    return -EINTR;
+  }
+  // Whoever kicks this vCPU meanwhile writes 1, and that stays.
+  uint8_t* immediate_exit = immediate_exit_of(vcpu);
+  uint8_t expected = 0;
+  __atomic_compare_exchange_n(immediate_exit, &expected, kOurImmediateExit, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+  const long result = ioctl_raw(fd, KVM_RUN, 0);
+  expected = kOurImmediateExit;
+  __atomic_compare_exchange_n(immediate_exit, &expected, 0, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+  set_state(vcpu, state_after(result));
+  return result;  // 0: the I/O has another part, which the VMM handles before it comes back here
+}
+
+long run_vcpu(int fd) {
+  const uint32_t object = object_of(fd);
+  KvmObject& vcpu = g_kvm.objects[object];
+  if (object == 0 || vcpu.kind != KvmKind::kVcpu) return ioctl_raw(fd, KVM_RUN, 0);
+  if (__builtin_expect(t_tid == 0, 0)) t_tid = static_cast<int32_t>(raw_call(SYS_gettid));
+  vcpu.tid = t_tid;
+  const VcpuState before = vcpu.state;
+  // Plain stores: the supervisor looks again once every thread is stopped.
+  set_state(vcpu, VcpuState::kRunning);
+  const uint32_t gate = __atomic_load_n(&g_kvm.gate, __ATOMIC_RELAXED);
+  if (__builtin_expect(gate & 1, 0)) return run_at_closed_gate(fd, vcpu, before, gate);
+  const long result = ioctl_raw(fd, KVM_RUN, 0);
+  set_state(vcpu, state_after(result));
+  return result;
+}
+
+// ---- notes ---------------------------------------------------------------------------------------------------------
+
+// fdinfo's eventfd-id (Linux 5.2): which eventfd it is, whatever becomes of the number. -1: not to be had.
+int64_t eventfd_id(int fd) {
+  char path[] = "/proc/self/fdinfo/0000000000";
+  char* end = path + sizeof "/proc/self/fdinfo/" - 1;
+  char digits[12];
+  int count = 0;
+  for (int left = fd; count == 0 || left > 0; left /= 10) digits[count++] = static_cast<char>('0' + left % 10);
+  while (count > 0) *end++ = digits[--count];
+  *end = '\0';
+  const long file = raw_call(SYS_openat, AT_FDCWD, reinterpret_cast<long>(path), O_RDONLY | O_CLOEXEC);
+  if (file < 0) return -1;
+  char text[512];
+  const long got = raw_call(SYS_read, file, reinterpret_cast<long>(text), sizeof text - 1);
+  raw_call(SYS_close, file);
+  static constexpr char kKey[] = "eventfd-id:";
+  for (long i = 0; i + static_cast<long>(sizeof kKey) < got; ++i) {
+    if (__builtin_memcmp(text + i, kKey, sizeof kKey - 1) != 0) continue;
+    int64_t id = 0;
+    for (i += static_cast<long>(sizeof kKey) - 1; i < got && text[i] != '\n'; ++i) {
+      if (text[i] >= '0' && text[i] <= '9') id = id * 10 + (text[i] - '0');
+    }
+    return id;
+  }
+  return -1;
+}
+
+uint32_t payload_bytes_of(const KvmCall& call, const void* payload) {
+  const uint32_t* words = static_cast<const uint32_t*>(payload);
+  switch (call.payload) {
+    case KvmPayload::kValue: return 0;
+    case KvmPayload::kFixed: return _IOC_SIZE(call.request);
+    case KvmPayload::kCpuid: return static_cast<uint32_t>(sizeof(kvm_cpuid2) + words[0] * sizeof(kvm_cpuid_entry2));
+    case KvmPayload::kRouting: return static_cast<uint32_t>(sizeof(kvm_irq_routing) + words[0] * sizeof(kvm_irq_routing_entry));
+    case KvmPayload::kSigmask: return static_cast<uint32_t>(sizeof(kvm_signal_mask) + words[0]);
+    case KvmPayload::kPmu: return static_cast<uint32_t>(sizeof(kvm_pmu_event_filter) + words[1] * sizeof(uint64_t));
+    case KvmPayload::kMsrFilter: {
+      uint32_t bytes = sizeof(kvm_msr_filter);
+      for (const kvm_msr_filter_range& range : static_cast<const kvm_msr_filter*>(payload)->ranges) bytes += msr_bitmap_bytes(range);
+      return bytes;
+    }
+  }
+  return 0;
+}
+
+void copy_payload(const KvmCall& call, const void* from, uint32_t bytes, uint8_t* to) {
+  if (call.payload != KvmPayload::kMsrFilter) {
+    __builtin_memcpy(to, from, bytes);
+    return;
+  }
+  const auto& filter = *static_cast<const kvm_msr_filter*>(from);
+  __builtin_memcpy(to, &filter, sizeof filter);
+  to += sizeof filter;
+  for (const kvm_msr_filter_range& range : filter.ranges) {
+    if (range.nmsrs == 0) continue;
+    __builtin_memcpy(to, range.bitmap, msr_bitmap_bytes(range));
+    to += msr_bitmap_bytes(range);
+  }
+}
+
+// What a call says about itself, next to the record that an earlier one left.
+struct Note {
+  const KvmCall* call;
+  uint32_t object;
+  uint64_t argument;
+  const void* payload;
+  uint32_t payload_bytes;
+  int32_t event_fds[2] = {-1, -1};
+  int64_t event_ids[2] = {-1, -1};
+
+  template <class T>
+  const T& as() const { return *static_cast<const T*>(payload); }
+};
+
+template <class T>
+const T& payload_of(const KvmRecord& record) {
+  return *reinterpret_cast<const T*>(g_kvm.heap + record.payload);
+}
+
+bool is_slot(uint32_t request) { return request == KVM_SET_USER_MEMORY_REGION || request == KVM_SET_USER_MEMORY_REGION2; }
+
+bool same_event(const KvmRecord& record, const Note& note) {
+  if (record.event_ids[0] >= 0 && note.event_ids[0] >= 0) return record.event_ids[0] == note.event_ids[0];
+  return record.event_fds[0] == note.event_fds[0];
+}
+
+bool same_key(const KvmRecord& record, const Note& note) {
+  switch (note.call->key) {
+    case KvmKey::kObject: return true;
+    case KvmKey::kArgument: return record.argument == note.argument;
+    case KvmKey::kSlot: return payload_of<uint32_t>(record) == note.as<uint32_t>();
+    case KvmKey::kCapability: return payload_of<kvm_enable_cap>(record).cap == note.as<kvm_enable_cap>().cap;
+    case KvmKey::kIrqfd: return same_event(record, note) && payload_of<kvm_irqfd>(record).gsi == note.as<kvm_irqfd>().gsi;
+    case KvmKey::kIoeventfd: {
+      const auto &old = payload_of<kvm_ioeventfd>(record), &now = note.as<kvm_ioeventfd>();
+      constexpr uint32_t kKind = KVM_IOEVENTFD_FLAG_DATAMATCH | KVM_IOEVENTFD_FLAG_PIO | KVM_IOEVENTFD_FLAG_VIRTIO_CCW_NOTIFY;
+      return same_event(record, note) && old.addr == now.addr && old.len == now.len &&
+             (old.flags & kKind) == (now.flags & kKind) && (!(now.flags & KVM_IOEVENTFD_FLAG_DATAMATCH) || old.datamatch == now.datamatch);
+    }
+    case KvmKey::kZone: {
+      const auto &old = payload_of<kvm_coalesced_mmio_zone>(record), &now = note.as<kvm_coalesced_mmio_zone>();
+      return old.addr >= now.addr && old.addr + old.size <= now.addr + now.size && old.pio == now.pio;
+    }
+  }
+  return false;
+}
+
+bool same_request(uint32_t recorded, uint32_t request) {
+  if (request == KVM_UNREGISTER_COALESCED_MMIO) request = KVM_REGISTER_COALESCED_MMIO;
+  return recorded == request || (is_slot(recorded) && is_slot(request));
+}
+
+bool takes_back(const Note& note) {
+  switch (note.call->request) {
+    case KVM_UNREGISTER_COALESCED_MMIO: return true;
+    case KVM_IRQFD: return (note.as<kvm_irqfd>().flags & KVM_IRQFD_FLAG_DEASSIGN) != 0;
+    case KVM_IOEVENTFD: return (note.as<kvm_ioeventfd>().flags & KVM_IOEVENTFD_FLAG_DEASSIGN) != 0;
+    case KVM_SET_USER_MEMORY_REGION:
+    case KVM_SET_USER_MEMORY_REGION2: return note.as<kvm_userspace_memory_region>().memory_size == 0;
+    case KVM_SET_SIGNAL_MASK: return note.payload == nullptr;
+    default: return false;
+  }
+}
+
+// The record to write into: the one with the same key, a free one, or none when there is no room.
+KvmRecord* record_for(const Note& note) {
+  KvmRecord* free = nullptr;
+  for (uint32_t i = 0; i < g_kvm.records_used; ++i) {
+    KvmRecord& record = g_kvm.records[i];
+    if (record.valid == 0) {
+      if (free == nullptr && record.payload_room >= note.payload_bytes) free = &record;
+    } else if (record.object == note.object && same_request(record.request, note.call->request) && same_key(record, note)) {
+      return &record;
+    }
+  }
+  if (free != nullptr) return free;
+  return g_kvm.records_used < kKvmRecords ? &g_kvm.records[g_kvm.records_used++] : nullptr;
+}
+
+bool give_room(KvmRecord& record, uint32_t bytes) {
+  if (record.payload_room >= bytes) return true;
+  uint32_t room = 64;
+  while (room < bytes) room *= 2;
+  if (room > kKvmHeapBytes - g_kvm.heap_used) return false;
+  record.payload = g_kvm.heap_used;
+  record.payload_room = room;
+  g_kvm.heap_used += room;
+  return true;
+}
+
+void erase(const Note& note) {
+  for (uint32_t i = 0; i < g_kvm.records_used; ++i) {
+    KvmRecord& record = g_kvm.records[i];
+    if (record.valid != 0 && record.object == note.object && same_request(record.request, note.call->request) &&
+        (note.payload == nullptr || same_key(record, note))) {
+      record.valid = 0;
+    }
+  }
+}
+
+void write_down(const Note& note) {
+  KvmRecord* record = record_for(note);
+  if (record == nullptr || !give_room(*record, note.payload_bytes)) {
+    ++g_kvm.overflows;
+    return;
+  }
+  record->object = note.object;
+  record->request = note.call->request;
+  record->order = ++g_kvm.next_order;
+  record->argument = note.argument;
+  record->payload_bytes = note.payload_bytes;
+  for (int i = 0; i < 2; ++i) {
+    record->event_fds[i] = note.event_fds[i];
+    record->event_ids[i] = note.event_ids[i];
+  }
+  if (note.payload_bytes != 0) copy_payload(*note.call, note.payload, note.payload_bytes, g_kvm.heap + record->payload);
+  record->valid = 1;
+}
+
+void refuse_later(uint32_t request, uint32_t object) {
+  if (g_kvm.tolerated != 0 || g_kvm.unknown_request != 0) return;
+  g_kvm.unknown_request = request;
+  g_kvm.unknown_object = object;
+}
+
+void note_events(Note& note) {
+  if (note.call->key == KvmKey::kIrqfd) {
+    const auto& irqfd = note.as<kvm_irqfd>();
+    note.event_fds[0] = static_cast<int32_t>(irqfd.fd);
+    if (irqfd.flags & KVM_IRQFD_FLAG_RESAMPLE) note.event_fds[1] = static_cast<int32_t>(irqfd.resamplefd);
+  } else if (note.call->key == KvmKey::kIoeventfd) {
+    note.event_fds[0] = note.as<kvm_ioeventfd>().fd;
+  }
+  for (int i = 0; i < 2; ++i) {
+    if (note.event_fds[i] >= 0) note.event_ids[i] = eventfd_id(note.event_fds[i]);
+  }
+}
+
+bool is_refused_capability(const Note& note) {
+  if (note.call->key != KvmKey::kCapability) return false;
+  for (const auto& refused : kRefusedCapabilities) {
+    if (note.as<kvm_enable_cap>().cap == refused.number) return true;
+  }
+  return false;
+}
+
+void note_object(int fd, const KvmCall& call, uint64_t argument, int made) {
+  if (g_kvm.objects_used + 1 >= kKvmObjects) {
+    ++g_kvm.overflows;
+    return;
+  }
+  // The kernel gave the number anew: whoever had it is closed.
+  for (uint32_t i = 1; i <= g_kvm.objects_used; ++i) {
+    if (g_kvm.objects[i].fd == made) g_kvm.objects[i].fd = -1;
+  }
+  const uint32_t index = g_kvm.objects_used + 1;
+  KvmObject& object = g_kvm.objects[index];
+  object.kind = call.request == KVM_CREATE_VM ? KvmKind::kVm : call.request == KVM_CREATE_VCPU ? KvmKind::kVcpu : KvmKind::kOther;
+  object.parent = object.kind == KvmKind::kVm ? 0 : object_of(fd);
+  object.fd = made;
+  object.request = call.request;
+  object.number = argument;
+  object.run = 0;
+  object.state = VcpuState::kQuiet;
+  object.order = ++g_kvm.next_order;
+  __atomic_store_n(&g_kvm.objects_used, index, __ATOMIC_RELEASE);
+  remember_fd(made, index);
+}
+
+void note_call(int fd, uint32_t request, const KvmCall* call, uint64_t argument, long result) {
+  KvmLock lock;
+  if (!lock.held()) return;
+  if (call != nullptr && call->action == KvmAction::kCreate) return note_object(fd, *call, argument, static_cast<int>(result));
+  const uint32_t object = object_of(fd);
+  if (call == nullptr || call->action == KvmAction::kRefuse || object == 0) return refuse_later(request, object);
+  Note note{call, object, argument, nullptr, 0};
+  if (call->payload != KvmPayload::kValue && argument != 0) {
+    note.payload = reinterpret_cast<const void*>(argument);
+    note.payload_bytes = payload_bytes_of(*call, note.payload);
+    note_events(note);
+  }
+  if (is_slot(request) && (note.as<kvm_userspace_memory_region>().flags & KVM_MEM_GUEST_MEMFD)) return refuse_later(request, object);
+  if (is_refused_capability(note)) return refuse_later(request, object);
+  if (takes_back(note)) return erase(note);
+  write_down(note);
+}
+
+bool only_asks(uint32_t request, uint64_t argument) {
+  return request == KVM_CREATE_DEVICE && (reinterpret_cast<const kvm_create_device*>(argument)->flags & KVM_CREATE_DEVICE_TEST);
+}
+
+__attribute__((noinline)) long configure(int fd, uint32_t request, uint64_t argument) {
+  const KvmCall* call = find_kvm_call(request);
+  if (call != nullptr && call->action == KvmAction::kIgnore) return ioctl_raw(fd, request, argument);
+  // From before the call: a checkpoint must not come between it and its note.
+  LedgerUpdate update;
+  const long result = ioctl_raw(fd, request, argument);
+  if (result >= 0 && !only_asks(request, argument)) note_call(fd, request, call, argument, result);
+  return result;
+}
+
+// dup(2) and its kin. The number may have been another object's before.
+int note_duplicate(int fd, int duplicate) {
+  if (duplicate < 0 || fd < 0 || g_kvm.objects_used == 0) return duplicate;
+  const uint32_t object = static_cast<uint32_t>(fd) < kKvmKnownFds ? g_kvm.by_fd[fd] : 0;
+  if (duplicate != fd) remember_fd(duplicate, object);
+  return duplicate;
+}
+
+void note_mapping(int fd, int flags, off64_t offset, long address) {
+  if (address < 0 || fd < 0 || offset != 0 || !(flags & MAP_SHARED) || static_cast<uint32_t>(fd) >= kKvmKnownFds) return;
+  const uint32_t object = g_kvm.by_fd[fd];
+  if (object != 0 && g_kvm.objects[object].kind == KvmKind::kVcpu) g_kvm.objects[object].run = static_cast<uint64_t>(address);
+}
+
+}  // namespace
+}  // namespace vmckpt
+
+using namespace vmckpt;
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+EXPORT int ioctl(int fd, unsigned long request, ...) noexcept {
+  va_list list;
+  va_start(list, request);
+  const uint64_t argument = va_arg(list, uint64_t);
+  va_end(list);
+  if (request == KVM_RUN) return static_cast<int>(libc_result(run_vcpu(fd)));
+  const auto number = static_cast<uint32_t>(request);
+  if (_IOC_TYPE(number) != KVMIO) return static_cast<int>(libc_result(ioctl_raw(fd, number, argument)));
+  return static_cast<int>(libc_result(configure(fd, number, argument)));
+}
+
+EXPORT void* mmap(void* address, size_t bytes, int protection, int flags, int fd, off_t offset) noexcept {
+  const long result = raw_call(SYS_mmap, reinterpret_cast<long>(address), static_cast<long>(bytes), protection, flags, fd, offset);
+  note_mapping(fd, flags, offset, result);
+  return reinterpret_cast<void*>(libc_result(result));
+}
+
+EXPORT void* mmap64(void* address, size_t bytes, int protection, int flags, int fd, off64_t offset) noexcept {
+  return mmap(address, bytes, protection, flags, fd, offset);
+}
+
+EXPORT int dup(int fd) noexcept { return note_duplicate(fd, static_cast<int>(libc_result(raw_call(SYS_dup, fd)))); }
+
+EXPORT int dup2(int fd, int number) noexcept {
+  return note_duplicate(fd, static_cast<int>(libc_result(raw_call(SYS_dup2, fd, number))));
+}
+
+EXPORT int dup3(int fd, int number, int flags) noexcept {
+  return note_duplicate(fd, static_cast<int>(libc_result(raw_call(SYS_dup3, fd, number, flags))));
+}
+
+// libc's own does the rest: a lock that is waited for is a cancellation point there.
+#define WRAP_FCNTL(name)                                                                  \
+  EXPORT int name(int fd, int command, ...) {                                             \
+    va_list list;                                                                         \
+    va_start(list, command);                                                              \
+    void* argument = va_arg(list, void*);                                                 \
+    va_end(list);                                                                         \
+    static decltype(&::name) real;                                                        \
+    if (real == nullptr) real = reinterpret_cast<decltype(&::name)>(real_function(#name)); \
+    const int result = real(fd, command, argument);                                       \
+    return command == F_DUPFD || command == F_DUPFD_CLOEXEC ? note_duplicate(fd, result) : result; \
+  }
+WRAP_FCNTL(fcntl)
+WRAP_FCNTL(fcntl64)

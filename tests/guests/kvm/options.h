@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What tiny_vmm is told on its command line.
+
+#pragma once
+
+#include <string>
+
+namespace tiny {
+
+enum class Irqchip { kNone, kSplit, kFull };
+
+struct Options {
+  std::string guest;    // a flat binary
+  std::string go_file;  // its text is how many stages the guest may go on; an empty file means all
+  int vcpus = 1;
+  Irqchip irqchip = Irqchip::kNone;
+  bool start_all = false;    // with a LAPIC in the kernel: no vCPU waits for SIPI
+  bool spare = false;        // one more vCPU, which waits for SIPI until the guest starts it
+  bool dont_fork = false;    // MADV_DONTFORK on the guest's memory
+  bool eventfds = false;     // ioeventfds, and with a full irqchip irqfds
+  bool coalesced = false;    // a coalesced MMIO zone
+  bool duplicates = false;   // works through duplicates of the VM's and the vCPUs' descriptors, closes the originals
+  long lose_answer = 0;      // the device gives its answer of this number twice: a canary, the guest must notice
+  bool signal_mask = false;  // KVM_SET_SIGNAL_MASK rather than immediate_exit
+};
+
+// Ends the process with status 2 when the command line is wrong.
+Options parse_options(int argc, char** argv);
+
+}  // namespace tiny

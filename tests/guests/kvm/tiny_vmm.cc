@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A small virtual machine monitor for the tests' own guests: what any VMM does with KVM, and nothing that knows of
+// checkpoints. Its output is lines: NONCE, whatever the guest prints, BEAT every 30 ms, and a JSON object at the end.
+// Status 0: the guest and the device found everything right.
+
+#include <fcntl.h>
+
+#include <chrono>
+#include <fstream>
+#include <memory>
+#include <optional>
+#include <thread>
+
+#include "device.h"
+#include "machine.h"
+#include "options.h"
+#include "state_dump.h"
+#include "vcpu.h"
+
+namespace tiny {
+namespace {
+
+constexpr auto kPoll = std::chrono::milliseconds(5);
+constexpr auto kBeat = std::chrono::milliseconds(30);
+constexpr uint32_t kAllStages = 1u << 30;
+
+std::optional<std::string> text_of_file(const std::string& path) {
+  std::ifstream file(path);
+  if (!file) return std::nullopt;
+  std::string text;
+  std::getline(file, text);
+  return text;
+}
+
+void say(const std::string& line) {
+  std::puts(line.c_str());
+  std::fflush(stdout);
+}
+
+class Vmm {
+ public:
+  explicit Vmm(const Options& options) : options_(options), machine_(options), device_(options, machine_) {
+    Vcpu::install_signal_handler();
+    int count = options.vcpus + (options.spare && machine_.has_lapic() ? 1 : 0);
+    for (int index = 0; index < count; index++) {
+      vcpus_.push_back(std::make_unique<Vcpu>(options, machine_, device_, control_, index));
+    }
+  }
+
+  int run() {
+    for (auto& vcpu : vcpus_) vcpu->start();
+    auto next_beat = std::chrono::steady_clock::now();
+    while (!device_.has_ended() && !control_.end) {
+      look_at_files();
+      if (!control_.pause) device_.raise_interrupts();
+      if (std::chrono::steady_clock::now() >= next_beat) {
+        say("BEAT " + device_.counts());
+        next_beat = std::chrono::steady_clock::now() + kBeat;
+      }
+      std::this_thread::sleep_for(kPoll);
+    }
+    set(control_.end, true);
+    for (auto& vcpu : vcpus_) vcpu->join();
+    say(device_.counts());
+    return device_.is_right() ? 0 : 1;
+  }
+
+ private:
+  void look_at_files() {
+    if (auto text = text_of_file(options_.go_file)) {
+      device_.set_permit(text->empty() ? kAllStages : static_cast<uint32_t>(std::stoul(*text)));
+    }
+    bool pause = access((options_.go_file + ".pause").c_str(), F_OK) == 0;
+    if (pause != control_.pause) {
+      set(control_.pause, pause);
+      if (pause) wait_until_parked();
+      say(pause ? "PAUSED" : "RESUMED");
+    }
+    if (!control_.pause) return;
+    const std::string request = options_.go_file + ".dump";
+    if (auto path = text_of_file(request); path && !path->empty()) {
+      std::vector<int> fds;
+      for (auto& vcpu : vcpus_) fds.push_back(vcpu->fd());
+      std::ofstream(*path) << dump_state(machine_, fds);
+      must("unlink", unlink(request.c_str()));
+      say("DUMPED " + *path);
+    }
+  }
+
+  void set(std::atomic<bool>& flag, bool value) {
+    std::unique_lock lock(control_.mutex);
+    flag = value;
+    control_.changed.notify_all();
+    lock.unlock();
+    if (value) {
+      for (auto& vcpu : vcpus_) vcpu->kick();
+    }
+  }
+
+  void wait_until_parked() {
+    std::unique_lock lock(control_.mutex);
+    control_.changed.wait(lock, [&] { return control_.parked == static_cast<int>(vcpus_.size()); });
+  }
+
+  const Options options_;
+  Machine machine_;
+  Device device_;
+  Control control_;
+  std::vector<std::unique_ptr<Vcpu>> vcpus_;
+};
+
+}  // namespace
+}  // namespace tiny
+
+int main(int argc, char** argv) {
+  return tiny::Vmm(tiny::parse_options(argc, argv)).run();
+}
