@@ -11,6 +11,10 @@
 // going again and counts what was missed), and fdinfo shows no time left; timerfd_gettime tells the phase then. It
 // changes nothing that the program can see.
 //
+// A timer that is due, but whose interrupt is late (a processor that its host took away), shows no time left and no
+// ticks yet, as a disarmed one does. A moment later it has ticked: so these are looked at again. For a periodic one,
+// which programs hardly ever disarm without clearing its interval, up to 5 ms pass.
+//
 // Restored: create, settime, then ticks with TFD_IOC_SET_TICKS (Linux 3.17, needs CONFIG_CHECKPOINT_RESTORE, which
 // distributions have). Sources: timerfd_create(2), proc_pid_fdinfo(5), fs/timerfd.c.
 #include <cinttypes>
@@ -22,6 +26,7 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
+#include "core/clock.h"
 #include "core/proc.h"
 #include "modules/descriptor_module.h"
 
@@ -49,8 +54,27 @@ Result<int64_t> parse_time(const TargetFile& file, std::string_view name) {
   return static_cast<int64_t>(seconds) * kSecondNs + static_cast<int64_t>(ns);
 }
 
-Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved) {
+// `file` gets what describes `seen`, with an fdinfo of now if the first one could mean two things.
+Result<void> look_until_decided(SaveContext& context, const TargetFile& seen, TargetFile* file) {
+  constexpr int64_t kLateUs = 5000;
+  const int64_t begin_us = monotonic_us();
+  file->numbers = seen.numbers;
+  file->link = seen.link;
+  file->fdinfo = seen.fdinfo;
+  for (;;) {
+    const bool ticked = parse_number(fdinfo_field(file->fdinfo, "ticks")) != 0;
+    if (ticked || VMCKPT_TRY(parse_time(*file, "it_value")) != 0) return {};
+    const bool periodic = VMCKPT_TRY(parse_time(*file, "it_interval")) != 0;
+    file->fdinfo = VMCKPT_TRY(read_whole_file(fmt::format("/proc/{}/fdinfo/{}", context.pid(), seen.id())));
+    if (!periodic || monotonic_us() - begin_us > kLateUs) return {};
+    ::usleep(50);
+  }
+}
+
+Result<void> save(SaveContext& context, const TargetFile& seen, int fd, pb::OpenFile* saved) {
   pb::TimerFd* timer = saved->mutable_timerfd();
+  TargetFile file;
+  VMCKPT_TRY(look_until_decided(context, seen, &file));
   timer->set_clock(static_cast<int>(parse_number(fdinfo_field(file.fdinfo, "clockid"))));
   timer->set_ticks(static_cast<uint64_t>(parse_number(fdinfo_field(file.fdinfo, "ticks"))));
   timer->set_settime_flags(static_cast<uint32_t>(parse_octal(fdinfo_field(file.fdinfo, "settime flags"))));

@@ -32,8 +32,30 @@ bool has_capability(int capability) {
 
 bool may_choose_numbers_here() { return has_capability(kCapabilitySysAdmin) || has_capability(kCapabilityCheckpointRestore); }
 
+// Numbers that the kernel gives out next are as good as taken: on a busy host somebody else would have them before we do.
+class NextNumbers {
+ public:
+  NextNumbers() {
+    auto last = read_whole_file("/proc/sys/kernel/ns_last_pid");
+    auto limit = read_whole_file("/proc/sys/kernel/pid_max");
+    if (!last.ok() || !limit.ok()) return;
+    last_ = parse_number(*last);
+    limit_ = parse_number(*limit);
+  }
+  bool include(pid_t number) const {
+    constexpr int64_t kSoon = 128;
+    const int64_t distance = number - last_;
+    return limit_ != 0 && (distance > 0 ? distance : distance + limit_) <= kSoon;  // they begin anew at the limit
+  }
+
+ private:
+  int64_t last_ = 0, limit_ = 0;
+};
+
 bool numbers_are_free(const pb::Image& image) {
+  const NextNumbers next;
   for (const pb::Thread& thread : image.threads()) {
+    if (next.include(thread.tid())) return false;
     struct stat info {};
     // A thread's number is visible here though the folder's listing shows processes only.
     if (::stat(fmt::format("/proc/{}", thread.tid()).c_str(), &info) == 0) return false;

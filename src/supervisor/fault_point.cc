@@ -12,7 +12,7 @@ void fault_point(const char* name) {
   static const char* const wanted = std::getenv("VMCKPT_FAULT");
   if (wanted == nullptr) return;
   if (wanted == std::string("kill:") + name) ::kill(::getpid(), SIGKILL);
-  if (wanted == std::string("pause:") + name) ::sleep(10);
+  if (wanted == std::string("pause:") + name) ::sleep(30);
 }
 
 }  // namespace vmckpt

@@ -640,7 +640,7 @@ def test_a_thread_in_an_uninterruptible_sleep_refuses_the_checkpoint_and_is_left
                                 "a thread sleeps uninterruptibly")
             begin_s = time.monotonic()
             outcome = checkpoint(own_stage, "--freeze-timeout", "0.5", "-o", image)
-            assert time.monotonic() - begin_s < 3
+            assert time.monotonic() - begin_s < 10
             expect_refused(outcome, f"thread {asleep[0]}")
             assert files_in(own_stage.images) == []
             # The others go on at once. That one cannot be let go of before it wakes.
