@@ -6,7 +6,7 @@
 #include <functional>
 #include <map>
 
-#include "core/kvm_api.h"
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>

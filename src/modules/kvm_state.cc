@@ -3,7 +3,6 @@
 // where it matters.
 #include <cstring>
 
-#include "core/kvm_api.h"
 #include <sys/syscall.h>
 
 #include "modules/kvm.h"

@@ -12,7 +12,6 @@
 #include <linux/filter.h>
 #include <linux/io_uring.h>
 #include <linux/kcmp.h>
-#include "core/kvm_api.h"
 #include <linux/prctl.h>
 #include <linux/sched.h>
 #include <linux/seccomp.h>
@@ -34,6 +33,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "core/kvm_api.h"
 #include "core/fd.h"
 #include "core/result.h"
 

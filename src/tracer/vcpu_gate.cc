@@ -5,12 +5,12 @@
 #include <cstring>
 #include <map>
 
-#include "core/kvm_api.h"
 #include <sys/ptrace.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "core/clock.h"
+#include "core/kvm_api.h"
 #include "core/proc.h"
 
 namespace vmckpt {
