@@ -33,8 +33,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "core/kvm_api.h"
 #include "core/fd.h"
+#include "core/kvm_api.h"
 #include "core/result.h"
 
 namespace vmckpt {
