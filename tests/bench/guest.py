@@ -4,10 +4,15 @@
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 
 REPOSITORY = os.path.realpath(os.path.join(os.path.dirname(__file__), "..", ".."))
 QEMU = os.environ.get("QEMU", "qemu-system-x86_64")
+
+GUESTS = os.path.join(REPOSITORY, "tests", "guests")
+sys.path.insert(0, os.path.join(GUESTS, "kvm-linux"))
+import kvm_options      # noqa: E402
 
 # Random data per guest size. The rest is left to the guest's kernel (1.6 % of RAM for its page table of pages alone)
 # and its programs; more, and the guest runs out of memory while it fills.
@@ -15,18 +20,22 @@ FILL_MIB = {256: 128, 1024: 800, 4096: 3700}
 
 STATES = ("idle", "full", "rewritten")
 
+# Under a KVM that emulates the guest's kernel, a tick costs milliseconds; more often, and the guest does nothing else.
+TICK_MS = {"tcg": 1, "kvm": 20}
+
 
 @dataclass(frozen=True)
 class GuestSpec:
     memory_mib: int
     state: str                  # one of STATES
+    accelerator: str = "tcg"    # or "kvm"
     tick_ms: int = 1
     rewrite_mib_per_s: str = "max"
 
     @property
     def name(self):
         size = f"{self.memory_mib // 1024} GiB" if self.memory_mib >= 1024 else f"{self.memory_mib} MiB"
-        return f"{size} {self.state}"
+        return f"{'KVM ' if self.accelerator == 'kvm' else ''}{size} {self.state}"
 
     @property
     def fill_mib(self):
@@ -34,24 +43,39 @@ class GuestSpec:
 
     @property
     def ready_timeout_s(self):
-        """Booting and filling under TCG, on a host that has other things to do."""
+        """Booting and filling, with the guest's kernel translated or emulated, on a host that has other things to do."""
+        if self.accelerator == "kvm":
+            return 240 + self.memory_mib // 8 + self.fill_mib // 2
         return 120 + self.fill_mib // 10
 
 
-def prepare(directory):
+# Each accelerator's guest: where it is made from, where it is built, what it consists of.
+SOURCES = {"tcg": "linux", "kvm": "kvm-linux"}
+BUILT = {"tcg": os.environ.get("VMCKPT_GUEST", os.path.join(REPOSITORY, "build", "guest")),
+         "kvm": os.environ.get("VMCKPT_KVM_GUEST", os.path.join(REPOSITORY, "build", "kvm-guest"))}
+FILES = {"tcg": ("vmlinuz", "initramfs.cpio.gz"), "kvm": ("vmlinux", "initramfs.cpio")}
+
+
+def prepare(directory, accelerator):
     """Builds kernel and initramfs where they are missing or old, and puts a copy into `directory`.
 
     Somebody may build them anew during a long run; what is measured stays the same guest.
     """
-    built = os.environ.get("VMCKPT_GUEST", os.path.join(REPOSITORY, "build", "guest"))
-    script = os.path.join(REPOSITORY, "tests", "guests", "linux", "build-guest.sh")
-    subprocess.run([script, built], check=True, stdout=subprocess.DEVNULL)
-    for path in files(directory):
-        shutil.copyfile(os.path.join(built, os.path.basename(path)), path)
+    script = os.path.join(GUESTS, SOURCES[accelerator], "build-guest.sh")
+    subprocess.run([script, BUILT[accelerator]], check=True, stdout=subprocess.DEVNULL)
+    for path in files(directory, accelerator):
+        shutil.copyfile(os.path.join(BUILT[accelerator], os.path.basename(path)), path)
 
 
-def files(directory):
-    return os.path.join(directory, "vmlinuz"), os.path.join(directory, "initramfs.cpio.gz")
+def files(directory, accelerator):
+    return [os.path.join(directory, name) for name in FILES[accelerator]]
+
+
+def why_not(accelerator):
+    """A sentence saying why no guest runs here under this accelerator, or None."""
+    if accelerator == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "/dev/kvm is missing, or may not be opened by this user"
+    return None
 
 
 def qemu_command(guest_directory, spec, tick_chardev, qmp_path, extra=(), serial="null"):
@@ -59,23 +83,18 @@ def qemu_command(guest_directory, spec, tick_chardev, qmp_path, extra=(), serial
 
     All peers get the same machine, since savevm and -incoming need the very same devices on both sides.
     """
-    kernel, initramfs = files(guest_directory)
+    kernel, initramfs = files(guest_directory, spec.accelerator)
     options = {
-        "console": "ttyS0",
-        "quiet": None,
-        "panic": "-1",
         "tick_ms": spec.tick_ms,
         "fill_mib": spec.fill_mib or None,
         "rewrite_mib_per_s": spec.rewrite_mib_per_s if spec.state == "rewritten" else None,
     }
-    flags = {"quiet"}
-    words = [name if name in flags else f"{name}={value}" for name, value in options.items()
-             if name in flags or value is not None]
+    words = [f"{name}={value}" for name, value in options.items() if value is not None]
     return [
-        QEMU, "-accel", "tcg", "-M", "pc", "-cpu", "max", "-smp", "1", "-m", str(spec.memory_mib),
+        QEMU, *machine_options(spec.accelerator), "-smp", "1", "-m", str(spec.memory_mib),
         "-nodefaults", "-display", "none", "-no-reboot",
         "-kernel", kernel, "-initrd", initramfs,
-        "-append", " ".join(words),
+        "-append", " ".join(kernel_options(spec.accelerator) + words),
         "-serial", serial,
         "-device", "virtio-serial-pci",
         "-chardev", tick_chardev,
@@ -83,3 +102,15 @@ def qemu_command(guest_directory, spec, tick_chardev, qmp_path, extra=(), serial
         "-chardev", f"socket,id=qmp,path={qmp_path},server=on,wait=off", "-mon", "chardev=qmp,mode=control",
         *extra,
     ]
+
+
+def machine_options(accelerator):
+    if accelerator == "kvm":
+        return ["-accel", "kvm", "-M", "pc,hpet=off", "-cpu", kvm_options.PROCESSOR, "-vga", "none"]
+    return ["-accel", "tcg", "-M", "pc", "-cpu", "max"]
+
+
+def kernel_options(accelerator):
+    if accelerator == "kvm":
+        return [*kvm_options.KERNEL_OPTIONS, "acpi=off"]
+    return ["console=ttyS0", "quiet", "panic=-1"]

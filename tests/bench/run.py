@@ -58,15 +58,18 @@ class Report:
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description="vmckpt's benchmarks, side by side with its peers")
-    parser.add_argument("benchmark", choices=[*GUEST_PARTS, "overhead", "all"])
+    parser.add_argument("benchmark", choices=[*GUEST_PARTS, "guests", "overhead", "all"],
+                        help="guests: pause, write and restart; all: overhead too")
     parser.add_argument("--quick", action="store_true",
                         help="256 MiB and 1 GiB, idle and full, warm cache, 3 repetitions and fewer peers")
+    parser.add_argument("--accel", nargs="+", choices=guest.SOURCES, default=["tcg"],
+                        help="QEMU's accelerators to measure guests under (default tcg)")
     parser.add_argument("-n", "--repetitions", type=int, help="samples per cell (default 5; 3 with --quick)")
     parser.add_argument("--memory-mib", type=int, nargs="+", metavar="MIB", help="guest sizes (default 256 1024 4096)")
     parser.add_argument("--states", nargs="+", choices=guest.STATES, help="what the guest does (default: all)")
     parser.add_argument("--peers", nargs="+", metavar="WORD", help="only peers whose name contains one of the words")
     parser.add_argument("--cache", choices=("warm", "cold", "both"), help="restart: page cache (default both)")
-    parser.add_argument("--tick-ms", type=int, default=1, help="time between two ticks of the guest (default 1)")
+    parser.add_argument("--tick-ms", type=int, help="time between two ticks of the guest (default 1; 20 under KVM)")
     parser.add_argument("--rewrite", default="max", metavar="MIB/S",
                         help="rate of the guests that rewrite their memory (default max)")
     parser.add_argument("--dir", default="/var/tmp", help="where images go; its file system is what is measured")
@@ -78,6 +81,10 @@ def parse_arguments():
     options.states = options.states or (["idle", "full"] if quick else list(guest.STATES))
     cache = options.cache or ("warm" if quick else "both")
     options.caches = ["warm", "cold"] if cache == "both" else [cache]
+    for accelerator in options.accel:
+        reason = guest.why_not(accelerator)
+        if reason:
+            parser.error(f"no guests under {accelerator}: {reason}")
     options.peers = [peer for peer in peers.ALL if wanted(peer, options)]
     return options
 
@@ -90,8 +97,8 @@ def wanted(peer, options):
 
 def run_guests(parts, options, report):
     """Every guest under every peer. Peers of one guest follow each other, so that they meet the host in one mood."""
-    specs = [guest.GuestSpec(size, state, options.tick_ms, options.rewrite)
-             for size in options.memory_mib for state in options.states]
+    specs = [guest.GuestSpec(size, state, accelerator, options.tick_ms or guest.TICK_MS[accelerator], options.rewrite)
+             for accelerator in options.accel for size in options.memory_mib for state in options.states]
     found = []
     try:
         for spec in specs:
@@ -110,11 +117,13 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     options.dir = tempfile.mkdtemp(prefix="vmckpt-bench-", dir=options.dir)
     try:
-        guest.prepare(options.dir)
+        for accelerator in {*options.accel, "tcg"} if options.benchmark in ("overhead", "all") else options.accel:
+            guest.prepare(options.dir, accelerator)
         facts = host_facts.collect(options.dir, guest.QEMU, VMCKPT)
-        facts["guests"] = f"TCG, 1 vCPU, tick {options.tick_ms} ms, rewriting at {options.rewrite} MiB/s"
+        ticks = ", ".join(f"{name} with a tick in {options.tick_ms or guest.TICK_MS[name]} ms" for name in options.accel)
+        facts["guests"] = f"1 vCPU, {ticks}, rewriting at {options.rewrite} MiB/s"
         report = Report(facts, options.json)
-        parts = [name for name in GUEST_PARTS if options.benchmark in (name, "all")]
+        parts = [name for name in GUEST_PARTS if options.benchmark in (name, "guests", "all")]
         if parts:
             run_guests(parts, options, report)
         if options.benchmark in ("overhead", "all"):

@@ -13,6 +13,7 @@ import re
 import shutil
 import stat
 import subprocess
+import sys
 import time
 
 import pexpect
@@ -20,6 +21,9 @@ import pexpect.fdpexpect
 
 from guest import QEMU, Guest, run_checked, try_connect
 from vmckpt_harness import ORDINARY_USER, REPOSITORY, ROOT, User
+
+sys.path.insert(0, str(REPOSITORY / "tests" / "guests" / "kvm-linux"))
+from kvm_options import KERNEL_OPTIONS, PROCESSOR, PROCESSOR_WITHOUT_IRQCHIP  # noqa: E402
 
 KVM_GUEST_DIRECTORY = pathlib.Path(os.environ.get("VMCKPT_KVM_GUEST", REPOSITORY / "build" / "kvm-guest"))
 
@@ -30,10 +34,6 @@ GRUB_MODULES = pathlib.Path("/usr/lib/grub/i386-pc")
 # Guests boot for 10 to 30 s here, and several times longer where the host's processors are shared.
 KVM_PATIENCE_S = 240
 
-# Without arch-capabilities: QEMU 7.2 writes that MSR's value back, and an emulated KVM on an AMD host refuses it.
-PROCESSOR = "host,-arch-capabilities"
-# And without a local APIC in the kernel, KVM refuses the MSR of interrupts for asynchronous page faults.
-PROCESSOR_WITHOUT_IRQCHIP = f"{PROCESSOR},-kvm-asyncpf-int"
 
 
 # ---- who may use KVM ------------------------------------------------------------------------------------------------
@@ -258,15 +258,6 @@ def build_kvm_guest():
     """Kernel and initramfs in KVM_GUEST_DIRECTORY; quick when they are up to date, some minutes when not."""
     script = REPOSITORY / "tests" / "guests" / "kvm-linux" / "build-guest.sh"
     subprocess.run([str(script), str(KVM_GUEST_DIRECTORY)], check=True, stdin=subprocess.DEVNULL)
-
-
-# Needed where KVM emulates kernel-mode code, and harmless elsewhere; tests/guests/kvm-linux/README.md says what for.
-KERNEL_OPTIONS = """
-    console=ttyS0 quiet panic=1 no_timer_check tsc=reliable random.trust_cpu=on rcupdate.rcu_expedited=1 rodata=off
-    noxsave
-    clearcpuid=smap,smep,fsgsbase,invpcid,pcid,rdtscp,popcnt,umip,rdrand,rdseed,movbe,cx16,erms,fsrm,hle,rtm
-    GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX,-AVX2,-AVX512F,-AVX512VL,-AVX512BW,-ERMS,-FSRM,-RTM,-XSAVE,-XSAVEC
-""".split()
 
 
 class LinuxGuest(KvmGuest):
