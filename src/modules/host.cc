@@ -37,6 +37,11 @@ uint64_t enabled_xstate_features() {
   return uint64_t{high} << 32 | low;
 }
 
+std::string this_boot_id() {
+  auto text = read_whole_file("/proc/sys/kernel/random/boot_id");
+  return text.ok() ? text->substr(0, text->find('\n')) : std::string();
+}
+
 }  // namespace
 
 void save_host(pb::Host* host) {
@@ -49,10 +54,10 @@ void save_host(pb::Host* host) {
     host->set_cpu_model(std::string(cpuinfo_field(*text, "model name")));
     for (std::string_view flag : split_words(cpuinfo_field(*text, "flags"))) host->add_cpu_flags(std::string(flag));
   }
-  if (auto text = read_whole_file("/proc/sys/kernel/random/boot_id"); text.ok()) {
-    host->set_boot_id(text->substr(0, text->find('\n')));
-  }
+  host->set_boot_id(this_boot_id());
 }
+
+bool is_this_boot(const pb::Host& host) { return !host.boot_id().empty() && host.boot_id() == this_boot_id(); }
 
 void check_host(const pb::Host& host, CpuCheck cpu_check, std::vector<Error>& problems, std::vector<std::string>& notes) {
   uint64_t missing_features = host.xstate_features() & ~enabled_xstate_features();

@@ -9,8 +9,8 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
-#include <unistd.h>
 
+#include "core/clock.h"
 #include "core/fd.h"
 #include "core/proc.h"
 #include "recorder/kvm_calls.h"
@@ -19,28 +19,12 @@
 namespace vmckpt {
 namespace {
 
-constexpr size_t kPlainXsaveBytes = 4096;
-
-bool refers_to_events(uint32_t request) { return request == KVM_IRQFD || request == KVM_IOEVENTFD; }
-
-std::string name_of(uint32_t request) {
-  const KvmCall* call = find_kvm_call(request);
-  return call != nullptr ? call->name : fmt::format("the KVM call {:#x}", request);
-}
-
-const pb::KvmObject* find_object(const pb::Kvm& kvm, uint32_t id) {
-  for (const pb::KvmObject& object : kvm.objects()) {
-    if (object.id() == id) return &object;
-  }
-  return nullptr;
-}
-
 // ---- checkpoint ------------------------------------------------------------------------------------------------------
 
 Result<void> refuse_what_was_lost(const KvmNotes& notes) {
   if (notes.overflows != 0) return error("the virtual machine has more KVM objects than the recorder has room for");
   if (notes.unknown_request == 0) return {};
-  return error(fmt::format("the VMM has used {}, whose effect cannot be restored", name_of(notes.unknown_request)),
+  return error(fmt::format("the VMM has used {}, whose effect cannot be restored", kvm_call_name(notes.unknown_request)),
                "configure the VMM without it, or launch with --allow-devices if its loss does no harm");
 }
 
@@ -134,7 +118,7 @@ pb::KvmObject::Kind kind_of(KvmKind kind) {
 void save_records(const KvmNotes& notes, uint64_t kvm_ledger, pb::Kvm* saved) {
   std::vector<const KvmRecord*> records;
   for (const KvmRecord& record : notes.records) {
-    if (record.valid != 0 && find_object(*saved, record.object) != nullptr) records.push_back(&record);
+    if (record.valid != 0 && find_kvm_object(*saved, record.object) != nullptr) records.push_back(&record);
   }
   std::sort(records.begin(), records.end(), [](const KvmRecord* a, const KvmRecord* b) { return a->order < b->order; });
   for (const KvmRecord* record : records) {
@@ -208,7 +192,7 @@ Result<void> link_kvm_events(const KvmNotes& notes, const pb::DescriptorTable& t
     if (record.valid != 0) noted[record.order] = &record;
   }
   for (pb::KvmRecord& entry : *saved->mutable_records()) {
-    if (!refers_to_events(entry.request())) continue;
+    if (!kvm_call_refers_to_events(entry.request())) continue;
     const KvmRecord& record = *noted.at(entry.order());
     for (int i = 0; i < 2; ++i) {
       int number = -1;
@@ -218,7 +202,7 @@ Result<void> link_kvm_events(const KvmNotes& notes, const pb::DescriptorTable& t
         number = by_identity != by_id.end() && record.event_ids[i] >= 0 ? by_identity->second : same_number ? record.event_fds[i] : -1;
         if (number < 0) {
           return error(fmt::format("the VMM has closed the eventfd (once descriptor {}) that it gave to {}", record.event_fds[i],
-                                   name_of(entry.request())),
+                                   kvm_call_name(entry.request())),
                        "another process may hold it: vhost-user and the like cannot be saved");
         }
       }
@@ -231,52 +215,6 @@ Result<void> link_kvm_events(const KvmNotes& notes, const pb::DescriptorTable& t
 // ---- restart ---------------------------------------------------------------------------------------------------------
 
 namespace {
-
-Result<void> check_object(const pb::Kvm& kvm, const pb::KvmObject& object) {
-  const KvmCall* call = find_kvm_call(object.request());
-  if (call == nullptr || call->action != KvmAction::kCreate) {
-    return error(fmt::format("KVM object {} was made by a call that this vmckpt does not know", object.id()));
-  }
-  const pb::KvmObject* parent = find_object(kvm, object.parent());
-  if (object.kind() != pb::KvmObject::VM && (parent == nullptr || parent->order() >= object.order())) {
-    return error(fmt::format("KVM object {} belongs to no VM", object.id()));
-  }
-  const pb::KvmVcpuState& state = object.vcpu();
-  auto has_size = [](const std::string& bytes, size_t size) { return bytes.empty() || bytes.size() == size; };
-  if (!has_size(state.regs(), sizeof(kvm_regs)) || !has_size(state.sregs(), sizeof(kvm_sregs)) ||
-      !has_size(state.sregs2(), sizeof(kvm_sregs2)) || !has_size(state.xcrs(), sizeof(kvm_xcrs)) ||
-      !has_size(state.debug_regs(), sizeof(kvm_debugregs)) || !has_size(state.lapic(), sizeof(kvm_lapic_state)) ||
-      !has_size(state.events(), sizeof(kvm_vcpu_events)) || !has_size(state.mp_state(), sizeof(kvm_mp_state)) ||
-      (!state.xsave().empty() && state.xsave().size() < kPlainXsaveBytes) || state.msrs().size() % sizeof(kvm_msr_entry) != 0 ||
-      !has_size(object.vm().clock(), sizeof(kvm_clock_data)) || !has_size(object.vm().pit(), sizeof(kvm_pit_state2)) ||
-      !std::all_of(object.vm().irqchips().begin(), object.vm().irqchips().end(),
-                   [](const std::string& chip) { return chip.size() == sizeof(kvm_irqchip); })) {
-    return error(fmt::format("the state of KVM object {} is malformed", object.id()));
-  }
-  return {};
-}
-
-Result<void> check_record(const pb::Kvm& kvm, const pb::KvmRecord& record) {
-  const KvmCall* call = find_kvm_call(record.request());
-  if (call == nullptr || call->action != KvmAction::kRecord || find_object(kvm, record.object()) == nullptr) {
-    return error(fmt::format("the image replays {}, which this vmckpt does not", name_of(record.request())));
-  }
-  // What follows in the structure is checked by KVM itself; the size must be what it will read.
-  const bool is_fixed = call->payload == KvmPayload::kFixed;
-  if (is_fixed && (record.payload().size() != _IOC_SIZE(record.request()) ||
-                   (refers_to_events(record.request()) && record.events_size() != 2))) {
-    return error(fmt::format("the arguments of {} are malformed", name_of(record.request())));
-  }
-  if (call->payload == KvmPayload::kMsrFilter) {
-    uint64_t bytes = sizeof(kvm_msr_filter);
-    const auto* filter = reinterpret_cast<const kvm_msr_filter*>(record.payload().data());
-    for (size_t i = 0; record.payload().size() >= sizeof *filter && i < std::size(filter->ranges); ++i) {
-      bytes += msr_bitmap_bytes(filter->ranges[i]);
-    }
-    if (record.payload().size() != bytes) return error("the arguments of KVM_X86_SET_MSR_FILTER are malformed");
-  }
-  return {};
-}
 
 // Numbers of an object in the new process: those of the target, or one that is closed with restart's own.
 class RestoredDescriptors {
@@ -313,7 +251,7 @@ void plan_object(const pb::KvmObject& object, const RestoredDescriptors& descrip
   const int from = object.kind() == pb::KvmObject::VM ? device : descriptors.fd(object.parent());
   const bool close_on_exec = file == nullptr || file->numbers(0).close_on_exec();
   tape.call(kOpMakeDescriptor, {number(from), object.request(), object.number(), number(fd), close_on_exec ? uint64_t{O_CLOEXEC} : 0}, true,
-            fmt::format("{} for descriptor {}", name_of(object.request()), fd));
+            fmt::format("{} for descriptor {}", kvm_call_name(object.request()), fd));
   for (int i = 1; file != nullptr && i < file->numbers_size(); ++i) {
     const pb::DescriptorNumber& other = file->numbers(i);
     tape.call(SYS_dup3, {number(fd), number(other.number()), other.close_on_exec() ? uint64_t{O_CLOEXEC} : 0}, true,
@@ -348,7 +286,17 @@ void plan_record(const pb::KvmRecord& record, const RestoredDescriptors& descrip
   const uint64_t argument = record.has_payload() ? tape.data(payload.data(), payload.size()) : record.argument();
   if (record.request() == KVM_X86_SET_MSR_FILTER) point_to_bitmaps(payload, argument, tape);
   tape.call(SYS_ioctl, {number(descriptors.fd(record.object())), record.request(), argument}, true,
-            fmt::format("{} again", name_of(record.request())));
+            fmt::format("{} again", kvm_call_name(record.request())));
+}
+
+// The TSC goes on as kvmclock does (plan_vm_clock): without the gap where the checkpoint's kernel did not tell the real time.
+TscGap tsc_gap(const pb::Image& image, const pb::KvmObject& vcpu) {
+  TscGap gap{is_this_boot(image.host()), 0};
+  const pb::KvmObject* vm = find_kvm_object(image.kvm(), vcpu.parent());
+  if (vm != nullptr && (kvm_clock_of(vm->vm()).flags & KVM_CLOCK_REALTIME) != 0) {
+    gap.away_ns = clock_ns(CLOCK_REALTIME) - static_cast<int64_t>(kvm_clock_of(vm->vm()).realtime);
+  }
+  return gap;
 }
 
 // The kernel numbers eventfds anew: the recorder's record, restored with the memory, has the numbers of old.
@@ -372,37 +320,6 @@ void plan_event_names(const pb::KvmRecord& record, TapeDraft& tape) {
 
 }  // namespace
 
-void check_kvm(const pb::Kvm& kvm, CpuCheck cpu_check, std::vector<Error>& problems, std::vector<std::string>& notes) {
-  if (kvm.objects_size() == 0) return;
-  auto host = KvmHost::ask();
-  if (!host.ok()) return problems.push_back(error("the image has a KVM virtual machine: " + host.error().message(),
-                                                  "load the kvm module and give yourself access to /dev/kvm"));
-  auto keep = [&](Result<void> checked) {
-    if (!checked.ok()) problems.push_back(checked.error());
-    return checked.ok();
-  };
-  for (const pb::KvmObject& object : kvm.objects()) {
-    if (!keep(check_object(kvm, object))) return;
-    const pb::KvmVcpuState& state = object.vcpu();
-    if (!state.run().empty() && state.run().size() != (*host)->run_bytes) {
-      problems.push_back(error(fmt::format("kvm_run has {} bytes here and {} in the image", (*host)->run_bytes, state.run().size()),
-                               "restart it on a kernel like the one it was saved on"));
-    }
-    if (!state.sregs2().empty() && !(*host)->has_sregs2) problems.push_back(error("this host's KVM lacks KVM_CAP_SREGS2"));
-    for (size_t at = 0; at + sizeof(kvm_msr_entry) <= state.msrs().size(); at += sizeof(kvm_msr_entry)) {
-      kvm_msr_entry entry;
-      std::memcpy(&entry, state.msrs().data() + at, sizeof entry);
-      const auto& known = (*host)->msrs;
-      if (std::find(known.begin(), known.end(), entry.index) != known.end()) continue;
-      problems.push_back(error(fmt::format("this host's KVM lacks the MSR {:#x} of vCPU {}", entry.index, object.number())));
-    }
-  }
-  for (const pb::KvmRecord& record : kvm.records()) {
-    if (!keep(check_record(kvm, record))) return;
-  }
-  check_guest_cpuid(kvm, **host, cpu_check, problems, notes);
-}
-
 Result<void> plan_kvm(const pb::Image& image, int device, int first_service_fd, TapeDraft& tape) {
   const pb::Kvm& kvm = image.kvm();
   if (kvm.objects_size() == 0) return {};
@@ -413,7 +330,7 @@ Result<void> plan_kvm(const pb::Image& image, int device, int first_service_fd, 
     steps.emplace_back(object.order(), [&] { plan_object(object, descriptors, device, tape); });
   }
   for (const pb::KvmRecord& record : kvm.records()) {
-    if (!refers_to_events(record.request())) steps.emplace_back(record.order(), [&] { plan_record(record, descriptors, tape); });
+    if (!kvm_call_refers_to_events(record.request())) steps.emplace_back(record.order(), [&] { plan_record(record, descriptors, tape); });
   }
   std::sort(steps.begin(), steps.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
   for (auto& [order, step] : steps) step();
@@ -422,7 +339,7 @@ Result<void> plan_kvm(const pb::Image& image, int device, int first_service_fd, 
     if (object.has_vm()) plan_vm_state(object.vm(), descriptors.fd(object.id()), tape);
   }
   for (const pb::KvmObject& object : kvm.objects()) {
-    if (object.has_vcpu()) plan_vcpu_state(object.vcpu(), descriptors.fd(object.id()), tape);
+    if (object.has_vcpu()) plan_vcpu_state(object.vcpu(), tsc_gap(image, object), descriptors.fd(object.id()), tape);
   }
   // 3. the clock as late as possible, before any vCPU runs
   for (const pb::KvmObject& object : kvm.objects()) {
@@ -434,7 +351,7 @@ Result<void> plan_kvm(const pb::Image& image, int device, int first_service_fd, 
   }
   // 4. eventfds that inject or are signalled: one that is pending acts at once, on the state that is there
   for (const pb::KvmRecord& record : kvm.records()) {
-    if (!refers_to_events(record.request())) continue;
+    if (!kvm_call_refers_to_events(record.request())) continue;
     plan_record(record, descriptors, tape);
     plan_event_names(record, tape);
   }

@@ -1,6 +1,8 @@
 // What this host's KVM can do, and whether it is enough for a guest that another host's KVM has run.
+#include <algorithm>
 #include <cstring>
 
+#include <cpuid.h>
 #include <fcntl.h>
 #include <sys/ioctl.h>
 
@@ -11,7 +13,6 @@
 namespace vmckpt {
 namespace {
 
-constexpr size_t kPlainXsaveBytes = 4096;
 
 struct FeatureWord {  // a register of CPUID whose bits are features
   uint32_t leaf;
@@ -45,6 +46,12 @@ std::vector<kvm_cpuid_entry2> entries_in(const std::string& bytes) {
 
 }  // namespace
 
+size_t most_xsave_bytes() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  __get_cpuid_count(0xd, 0, &eax, &ebx, &ecx, &edx);
+  return std::max<size_t>(kPlainXsaveBytes, ecx);
+}
+
 Result<std::shared_ptr<KvmHost>> KvmHost::ask() {
   auto host = std::make_shared<KvmHost>();
   host->device = VMCKPT_TRY(open_file("/dev/kvm", O_RDWR));
@@ -53,10 +60,10 @@ Result<std::shared_ptr<KvmHost>> KvmHost::ask() {
   const int run_bytes = ::ioctl(fd, KVM_GET_VCPU_MMAP_SIZE, 0);
   if (run_bytes <= 0) return errno_error("ask KVM for the size of kvm_run");
   host->run_bytes = static_cast<size_t>(run_bytes);
-  const int xsave_bytes = capability(KVM_CAP_XSAVE2);
-  host->has_xsave2 = xsave_bytes > 0;
-  host->xsave_bytes = xsave_bytes > 0 ? static_cast<size_t>(xsave_bytes) : kPlainXsaveBytes;
+  host->has_xsave2 = capability(KVM_CAP_XSAVE2) > 0;
+  host->xsave_bytes = host->has_xsave2 ? most_xsave_bytes() : kPlainXsaveBytes;
   host->has_sregs2 = capability(KVM_CAP_SREGS2) > 0;
+  host->has_real_time_clock = (capability(KVM_CAP_ADJUST_CLOCK) & KVM_CLOCK_REALTIME) != 0;
   host->has_tsc_offset = capability(KVM_CAP_VCPU_ATTRIBUTES) > 0;
   if (int nested = capability(KVM_CAP_NESTED_STATE); nested > 0) host->nested_bytes = static_cast<size_t>(nested);
   kvm_msr_list count{};
@@ -75,6 +82,34 @@ Result<std::shared_ptr<KvmHost>> KvmHost::ask() {
   return host;
 }
 
+uint32_t KvmHost::tsc_khz() const {
+  const Fd vm(::ioctl(device.get(), KVM_CREATE_VM, 0));
+  const Fd vcpu(vm.valid() ? ::ioctl(vm.get(), KVM_CREATE_VCPU, 0) : -1);
+  const int khz = vcpu.valid() ? ::ioctl(vcpu.get(), KVM_GET_TSC_KHZ, 0) : -1;
+  return khz > 0 ? static_cast<uint32_t>(khz) : 0;
+}
+
+bool KvmHost::can_scale_tsc() const { return ::ioctl(device.get(), KVM_CHECK_EXTENSION, KVM_CAP_TSC_CONTROL) > 0; }
+
+// A guest that tells the time by the TSC measured its frequency once, when it booted.
+void check_guest_tsc(const pb::Kvm& kvm, const KvmHost& host, CpuCheck cpu_check, std::vector<Error>& problems,
+                     std::vector<std::string>& notes) {
+  for (const pb::KvmObject& object : kvm.objects()) {
+    const uint32_t guest_khz = object.vcpu().tsc_khz();
+    if (guest_khz == 0) continue;
+    const uint32_t host_khz = host.tsc_khz();
+    const uint32_t difference = guest_khz > host_khz ? guest_khz - host_khz : host_khz - guest_khz;
+    // 250 of a million: what KVM itself takes for the same (its parameter tsc_tolerance_ppm).
+    if (host_khz == 0 || host.can_scale_tsc() || uint64_t{difference} * 1'000'000 <= uint64_t{guest_khz} * 250) return;
+    const std::string what = fmt::format("the guest's TSC runs at {} kHz and this host's at {} kHz, which it cannot scale", guest_khz, host_khz);
+    if (cpu_check == CpuCheck::kNone) {
+      notes.push_back(what);
+    } else {
+      problems.push_back(error(what, "restart on a host of that frequency, or pass --cpu-check=none if the guest uses kvmclock only"));
+    }
+    return;  // vCPUs are alike
+  }
+}
 
 // A VMM may show its guest bits that KVM does not list (x2APIC, a hypervisor's own): only what the old host listed and this one
 // does not can be missed.

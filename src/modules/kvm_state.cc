@@ -1,6 +1,7 @@
 // The state of a VM and of a vCPU that KVM tells: each ioctl that reads stands beside the one that writes. The order of reading
 // and of writing is that of QEMU's and of the kernel's own test (tools/testing/selftests/kvm/x86/state_test.c), with a reason
 // where it matters.
+#include <algorithm>
 #include <cstring>
 
 #include <sys/syscall.h>
@@ -141,7 +142,10 @@ Result<bool> save_vcpu(const KvmQuestions& questions, const TapeDraft& tape, boo
   } else {
     saved->set_sregs(take(sizeof(kvm_sregs)));
   }
-  saved->set_xsave(take(host.xsave_bytes));
+  std::string xsave = take(host.xsave_bytes);
+  // The room is for the largest guest; what this one's KVM has left of it is zero.
+  xsave.resize(std::max(xsave.find_last_not_of('\0') + 1, kPlainXsaveBytes));
+  saved->set_xsave(std::move(xsave));
   saved->set_xcrs(take(sizeof(kvm_xcrs)));
   saved->set_debug_regs(take(sizeof(kvm_debugregs)));
   saved->set_events(take(sizeof(kvm_vcpu_events)));
@@ -156,16 +160,36 @@ Result<bool> save_vcpu(const KvmQuestions& questions, const TapeDraft& tape, boo
   return true;
 }
 
+uint64_t tsc_after(uint64_t saved, uint32_t tsc_khz, const TscGap& gap) {
+  constexpr unsigned kNsPerMs = 1'000'000;
+  const auto ticks = static_cast<unsigned __int128>(std::max<int64_t>(gap.away_ns, 0)) * tsc_khz / kNsPerMs;
+  return saved + static_cast<uint64_t>(ticks);
+}
+
 namespace {
 
-void put_msrs(const std::string& entries, bool without_tsc, int fd, TapeDraft& tape) {
+// KVM reads as much as the largest guest's state takes, whatever the header says that there is.
+std::string padded_xsave(std::string xsave) {
+  if (!xsave.empty()) xsave.resize(std::max(xsave.size(), most_xsave_bytes()));
+  return xsave;
+}
+
+// The TSC: by its offset where the host's TSC has only counted on. On another host, or after its reboot, by its value: KVM then
+// takes writes of vCPUs that are less than a second apart for the same moment, so that they stay in step.
+bool goes_on_by_offset(const pb::KvmVcpuState& state, const TscGap& gap) { return state.has_tsc_offset() && gap.is_this_boot; }
+
+void put_msrs(const pb::KvmVcpuState& state, const TscGap& gap, int fd, TapeDraft& tape) {
+  const std::string& entries = state.msrs();
   std::string list(sizeof(kvm_msrs), '\0');
   uint32_t count = 0;
   for (size_t at = 0; at + sizeof(kvm_msr_entry) <= entries.size(); at += sizeof(kvm_msr_entry)) {
     kvm_msr_entry entry;
     std::memcpy(&entry, entries.data() + at, sizeof entry);
-    if (without_tsc && entry.index == kMsrTsc) continue;
-    list.append(entries, at, sizeof entry);
+    if (entry.index == kMsrTsc) {
+      if (goes_on_by_offset(state, gap)) continue;
+      entry.data = tsc_after(entry.data, state.tsc_khz(), gap);
+    }
+    list += text_of(entry);
     ++count;
   }
   std::memcpy(list.data(), &count, sizeof count);
@@ -174,21 +198,25 @@ void put_msrs(const std::string& entries, bool without_tsc, int fd, TapeDraft& t
 
 }  // namespace
 
-void plan_vcpu_state(const pb::KvmVcpuState& state, int fd, TapeDraft& tape) {
+void plan_vcpu_state(const pb::KvmVcpuState& state, const TscGap& gap, int fd, TapeDraft& tape) {
+  // Before the TSC is set. Another host's guests run at another frequency, unless they are told.
+  if (state.tsc_khz() != 0 && !gap.is_this_boot) {
+    tape.call(SYS_ioctl, {number(fd), KVM_SET_TSC_KHZ, state.tsc_khz()}, false, fmt::format("KVM_SET_TSC_KHZ of descriptor {}", fd));
+  }
   // The APIC's base and the paging mode say what the rest means.
   put(KVM_SET_SREGS2, "KVM_SET_SREGS2", state.sregs2(), fd, tape);
   put(KVM_SET_SREGS, "KVM_SET_SREGS", state.sregs(), fd, tape);
   // XCR0 allows the components that XSAVE brings.
   put(KVM_SET_XCRS, "KVM_SET_XCRS", state.xcrs(), fd, tape);
-  put(KVM_SET_XSAVE, "KVM_SET_XSAVE", state.xsave(), fd, tape);
+  put(KVM_SET_XSAVE, "KVM_SET_XSAVE", padded_xsave(state.xsave()), fd, tape);
   // The timer's mode before its deadline, which is an MSR.
   put(KVM_SET_LAPIC, "KVM_SET_LAPIC", state.lapic(), fd, tape);
-  if (state.has_tsc_offset()) {
+  if (goes_on_by_offset(state, gap)) {
     const uint64_t offset = tape.data_of(state.tsc_offset());
     tape.call(SYS_ioctl, {number(fd), KVM_SET_DEVICE_ATTR, tsc_offset_attribute(offset, tape)}, true,
               fmt::format("set the TSC's offset of descriptor {}", fd));
   }
-  put_msrs(state.msrs(), state.has_tsc_offset(), fd, tape);
+  put_msrs(state, gap, fd, tape);
   put(KVM_SET_NESTED_STATE, "KVM_SET_NESTED_STATE", state.nested(), fd, tape);
   // Registers drop pending exceptions, so events come after them.
   put(KVM_SET_REGS, "KVM_SET_REGS", state.regs(), fd, tape);

@@ -19,6 +19,10 @@
 #define ARCH_GET_XCOMP_PERM 0x1022
 #define ARCH_REQ_XCOMP_PERM 0x1023
 #endif
+#ifndef ARCH_GET_XCOMP_GUEST_PERM
+#define ARCH_GET_XCOMP_GUEST_PERM 0x1024
+#define ARCH_REQ_XCOMP_GUEST_PERM 0x1025
+#endif
 
 namespace vmckpt {
 namespace {
@@ -52,6 +56,9 @@ ProcessQuestions ask_process(TapeDraft& tape) {
   questions.thp_disabled = tape.call(SYS_prctl, {PR_GET_THP_DISABLE, 0, 0, 0, 0});
   questions.xstate_permission_answer = tape.room(sizeof(uint64_t));
   questions.xstate_permission = tape.call(SYS_arch_prctl, {ARCH_GET_XCOMP_PERM, questions.xstate_permission_answer});
+  questions.xstate_guest_permission_answer = tape.room(sizeof(uint64_t));
+  questions.xstate_guest_permission =
+      tape.call(SYS_arch_prctl, {ARCH_GET_XCOMP_GUEST_PERM, questions.xstate_guest_permission_answer});
   return questions;
 }
 
@@ -61,6 +68,9 @@ void save_process_answers(const ProcessQuestions& questions, const TapeDraft& ta
   process->set_thp_disabled(tape.result(questions.thp_disabled) == 1);
   if (tape.succeeded(questions.xstate_permission)) {
     process->set_xstate_permission(tape.as<uint64_t>(questions.xstate_permission_answer));
+  }
+  if (tape.succeeded(questions.xstate_guest_permission)) {
+    process->set_xstate_guest_permission(tape.as<uint64_t>(questions.xstate_guest_permission_answer));
   }
 }
 
@@ -147,6 +157,10 @@ void plan_process(const pb::Process& process, TapeDraft& tape) {
   if (process.thp_disabled()) tape.call(SYS_prctl, {PR_SET_THP_DISABLE, 1, 0, 0, 0});
   if (process.xstate_permission() >> kAmxTileData & 1) {
     tape.call(SYS_arch_prctl, {ARCH_REQ_XCOMP_PERM, kAmxTileData}, true, "ask for AMX");
+  }
+  // Before any vCPU is made: it fixes the size of their state.
+  if (process.xstate_guest_permission() >> kAmxTileData & 1) {
+    tape.call(SYS_arch_prctl, {ARCH_REQ_XCOMP_GUEST_PERM, kAmxTileData}, true, "ask for AMX for guests");
   }
 }
 

@@ -12,8 +12,8 @@
 namespace vmckpt {
 
 struct ProcessQuestions {
-  size_t dumpable, subreaper, thp_disabled, xstate_permission, brk;
-  uint64_t subreaper_answer, xstate_permission_answer;
+  size_t dumpable, subreaper, thp_disabled, xstate_permission, xstate_guest_permission;
+  uint64_t subreaper_answer, xstate_permission_answer, xstate_guest_permission_answer;
 };
 
 ProcessQuestions ask_process(TapeDraft& tape);

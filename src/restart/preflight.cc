@@ -51,7 +51,7 @@ Result<void> preflight(const ImageReader& image, CpuCheck cpu_check, std::vector
   check_process(metadata.process(), problems, notes);
   keep_problem(check_timers(metadata.process()), problems);
   check_mapped_files(metadata.memory(), problems);
-  check_kvm(metadata.kvm(), cpu_check, problems, notes);
+  check_kvm(metadata, cpu_check, problems, notes);
   check_descriptors(metadata.descriptors(), problems, notes);
   if (problems.empty()) return {};
   std::string text = fmt::format("{} cannot be restarted here", image.path());

@@ -263,9 +263,9 @@ Result<Tapes> draft_tapes(const Materials& materials, const Arena& arena, const 
   plan_segment_removal(materials, leader);
   plan_layout(image.memory(), materials.executable_fd, leader);
   plan_seals(materials, leader);
-  VMCKPT_TRY(plan_kvm(image, materials.kvm_device, materials.service.first(), leader));
-  // 3. what belongs to the process; actions before any thread could take a signal
+  // 3. what belongs to the process, and its virtual machines; actions before any thread could take a signal
   plan_process(process, leader);
+  VMCKPT_TRY(plan_kvm(image, materials.kvm_device, materials.service.first(), leader));
   plan_signal_actions(process, leader);
   // 4. its threads, while there is still the right to choose their numbers
   for (int i = 1; i < image.threads_size(); ++i) {

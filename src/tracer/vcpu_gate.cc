@@ -49,8 +49,10 @@ bool leaves_nothing_to_finish(uint32_t exit_reason) {
 // A stop and nothing more: KVM_RUN comes back with EINTR, and the thread goes on to the gate.
 void kick(pid_t tid, int64_t deadline_us, InterruptedCalls& interrupted) {
   if (::ptrace(PTRACE_SEIZE, tid, 0, 0) != 0) return;  // ended, or a debugger has it, which the freeze will tell
-  ::ptrace(PTRACE_INTERRUPT, tid, 0, 0);
+  bool is_interrupted = false;
   for (int round = 0; monotonic_us() < deadline_us; ++round) {
+    // A thread that runs takes it; one that is seized and never interrupted would stay so.
+    if (!is_interrupted) is_interrupted = ::ptrace(PTRACE_INTERRUPT, tid, 0, 0) == 0;
     int status = 0;
     pid_t got = ::waitpid(tid, &status, __WALL | WNOHANG);
     if (got == tid && WIFSTOPPED(status)) {

@@ -15,7 +15,7 @@ namespace {
   std::fprintf(stderr,
                "usage: %s --guest=FILE --go=FILE [--vcpus=N] [--irqchip=none|split|full] [--start-all] [--spare]\n"
                "       [--dont-fork] [--eventfds] [--coalesced] [--duplicates] [--signal-mask]\n"
-               "       [--lose-answer=N]\n"
+               "       [--lose-answer=N] [--fail-ioctl=REQUEST]\n"
                "GO.pause: while this file exists, the vCPUs are paused\n"
                "GO.dump:  names a file; all state of the VM is written there, once, when it is paused\n",
                name);
@@ -29,7 +29,8 @@ Options parse_options(int argc, char** argv) {
   const std::map<std::string, Irqchip> irqchips = {
       {"none", Irqchip::kNone}, {"split", Irqchip::kSplit}, {"full", Irqchip::kFull}};
   enum {
-    kGuest = 1, kGo, kVcpus, kIrqchip, kStartAll, kSpare, kDontFork, kEventfds, kCoalesced, kDuplicates, kMask, kLose
+    kGuest = 1, kGo, kVcpus, kIrqchip, kStartAll, kSpare, kDontFork, kEventfds, kCoalesced, kDuplicates, kMask, kLose,
+    kFailIoctl
   };
   const option known[] = {{"guest", required_argument, nullptr, kGuest},
                           {"go", required_argument, nullptr, kGo},
@@ -43,6 +44,7 @@ Options parse_options(int argc, char** argv) {
                           {"duplicates", no_argument, nullptr, kDuplicates},
                           {"signal-mask", no_argument, nullptr, kMask},
                           {"lose-answer", required_argument, nullptr, kLose},
+                          {"fail-ioctl", required_argument, nullptr, kFailIoctl},
                           {}};
   for (int found; (found = getopt_long(argc, argv, "", known, nullptr)) != -1;) {
     switch (found) {
@@ -60,6 +62,7 @@ Options parse_options(int argc, char** argv) {
       case kCoalesced: options.coalesced = true; break;
       case kDuplicates: options.duplicates = true; break;
       case kMask: options.signal_mask = true; break;
+      case kFailIoctl: options.fail_ioctl = std::strtoul(optarg, nullptr, 0); break;
       case kLose: options.lose_answer = std::atol(optarg); break;
       default: usage(argv[0]);
     }

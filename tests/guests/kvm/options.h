@@ -22,6 +22,7 @@ struct Options {
   bool coalesced = false;    // a coalesced MMIO zone
   bool duplicates = false;   // works through duplicates of the VM's and the vCPUs' descriptors, closes the originals
   long lose_answer = 0;      // the device gives its answer of this number twice: a canary, the guest must notice
+  unsigned long fail_ioctl = 0;  // this request fails with EIO once the guest runs, whoever makes it in this process
   bool signal_mask = false;  // KVM_SET_SIGNAL_MASK rather than immediate_exit
 };
 

@@ -5,9 +5,16 @@
 // Status 0: the guest and the device found everything right.
 
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 
+#include <cerrno>
 #include <chrono>
+#include <cstddef>
 #include <fstream>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <thread>
@@ -33,6 +40,21 @@ std::optional<std::string> text_of_file(const std::string& path) {
   return text;
 }
 
+// From here on this process and its threads get EIO for this request, those too that somebody else makes in them.
+void fail_ioctl(uint32_t request) {
+  sock_filter program[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_ioctl, 0, 3),
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, args[1])),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, request, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EIO),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  };
+  const sock_fprog filter = {std::size(program), program};
+  must("PR_SET_NO_NEW_PRIVS", prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+  must("PR_SET_SECCOMP", prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter));
+}
+
 void say(const std::string& line) {
   std::puts(line.c_str());
   std::fflush(stdout);
@@ -49,6 +71,7 @@ class Vmm {
   }
 
   int run() {
+    if (options_.fail_ioctl != 0) fail_ioctl(static_cast<uint32_t>(options_.fail_ioctl));
     for (auto& vcpu : vcpus_) vcpu->start();
     auto next_beat = std::chrono::steady_clock::now();
     while (!device_.has_ended() && !control_.end) {

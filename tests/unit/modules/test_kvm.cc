@@ -161,7 +161,7 @@ TEST_CASE("hostile KVM records are refused before anything starts") {
   auto problems_of = [](const pb::Image& image) {
     std::vector<Error> problems;
     std::vector<std::string> notes;
-    check_kvm(image.kvm(), CpuCheck::kStrict, problems, notes);
+    check_kvm(image, CpuCheck::kStrict, problems, notes);
     return problems.size();
   };
   pb::Image good = small_vm();
@@ -187,4 +187,71 @@ TEST_CASE("hostile KVM records are refused before anything starts") {
   pb::Image of_nobody = good;
   add_record(of_nobody, 42, KVM_CREATE_IRQCHIP, 9, "");
   CHECK(problems_of(of_nobody) > 0);
+}
+
+TEST_CASE("a TSC goes on by its offset where the host's has counted on, and elsewhere by its value after the gap") {
+  constexpr uint32_t kTsc = 0x10, kKhz = 2'000'000;
+  pb::KvmVcpuState state;
+  state.set_tsc_khz(kKhz);
+  state.set_has_tsc_offset(true);
+  state.set_tsc_offset(-5);
+  state.set_msrs(bytes_of(kvm_msr_entry{kTsc, 0, 1000}));
+  struct Plan {
+    bool sets_offset = false, sets_frequency = false;
+    std::vector<uint64_t> tsc;
+  };
+  auto plan_after = [&](const TscGap& gap) {
+    TapeDraft tape;
+    plan_vcpu_state(state, gap, 6, tape);
+    Plan plan;
+    for (const TapeCall& call : tape.all_calls()) {
+      if (call.number == SYS_ioctl && call.args[1] == KVM_SET_DEVICE_ATTR) plan.sets_offset = true;
+      if (call.number == SYS_ioctl && call.args[1] == KVM_SET_TSC_KHZ) plan.sets_frequency = call.args[2] == kKhz;
+      if (call.number != kOpSetMsrs) continue;
+      kvm_msrs list;
+      const auto* room = static_cast<const char*>(tape.contents(call.args[1]));
+      std::memcpy(&list, room, sizeof list);
+      for (uint32_t i = 0; i < list.nmsrs; ++i) {
+        kvm_msr_entry entry;
+        std::memcpy(&entry, room + sizeof list + i * sizeof entry, sizeof entry);
+        if (entry.index == kTsc) plan.tsc.push_back(entry.data);
+      }
+    }
+    return plan;
+  };
+  const Plan here = plan_after({true, 3'000'000'000});
+  CHECK(here.sets_offset);
+  CHECK(here.tsc.empty());
+  CHECK_FALSE(here.sets_frequency);
+
+  const Plan elsewhere = plan_after({false, 3'000'000'000});
+  CHECK_FALSE(elsewhere.sets_offset);
+  CHECK(elsewhere.tsc == std::vector<uint64_t>{1000 + uint64_t{3000} * kKhz});
+  CHECK(elsewhere.sets_frequency);
+
+  // A real-time clock that went back, and years away, neither turn it back nor overflow.
+  CHECK(tsc_after(1000, kKhz, {false, -1}) == 1000);
+  constexpr int64_t kTenYears_ns = int64_t{10} * 365 * 86400 * 1'000'000'000;
+  CHECK(tsc_after(0, kKhz, {false, kTenYears_ns}) == uint64_t{10} * 365 * 86400 * 1000 * kKhz);
+}
+
+TEST_CASE("a guest whose TSC this host can neither match nor scale is refused, but not where its processor is not checked") {
+  auto host = KvmHost::ask();
+  if (!host.ok() || (*host)->can_scale_tsc() || (*host)->tsc_khz() == 0) {
+    WARN("skipped: no KVM here, or one that can scale the TSC");
+    return;
+  }
+  pb::Image image = small_vm();
+  auto problems_at = [&](uint32_t khz, CpuCheck check) {
+    image.mutable_kvm()->mutable_objects(1)->mutable_vcpu()->set_tsc_khz(khz);
+    std::vector<Error> problems;
+    std::vector<std::string> notes;
+    check_guest_tsc(image.kvm(), **host, check, problems, notes);
+    return problems.size();
+  };
+  const uint32_t khz = (*host)->tsc_khz();
+  CHECK(problems_at(khz, CpuCheck::kStrict) == 0);
+  CHECK(problems_at(khz + khz / 10'000, CpuCheck::kStrict) == 0);
+  CHECK(problems_at(khz * 2, CpuCheck::kStrict) == 1);
+  CHECK(problems_at(khz * 2, CpuCheck::kNone) == 0);
 }

@@ -1,0 +1,97 @@
+// The processor, the kernel, and what programs may use here that a checkpoint cannot save.
+#include <cstddef>
+#include <cstdio>
+#include <iterator>
+
+#include <cpuid.h>
+#include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/io_uring.h>
+#include <linux/seccomp.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include "core/fd.h"
+#include "core/kvm_api.h"
+#include "supervisor/doctor_probes.h"
+
+namespace vmckpt {
+
+Probe probe_machine() {
+  unsigned eax, ebx, ecx = 0, edx;
+  if (__get_cpuid(1, &eax, &ebx, &ecx, &edx) == 0 || (ecx & bit_OSXSAVE) == 0) {
+    return missing("the CPU or the kernel has no XSAVE",
+                   "run on an x86-64 machine made after 2011, with XSAVE enabled");
+  }
+  return ok("x86-64 with XSAVE");
+}
+
+Probe probe_kernel() {
+  utsname name;
+  ::uname(&name);
+  int major = 0, minor = 0;
+  std::sscanf(name.release, "%d.%d", &major, &minor);
+  if (major < 5 || (major == 5 && minor < 10)) {
+    return missing(fmt::format("Linux {} is older than 5.10", name.release), "run a newer kernel");
+  }
+  return ok(fmt::format("Linux {}", name.release));
+}
+
+
+Probe probe_seccomp() {
+  Result<void> result = in_child([]() -> Result<void> {
+    sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_getppid, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOTTY),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    sock_fprog program{static_cast<unsigned short>(std::size(filter)), filter};
+    if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0) return failed("prctl(PR_SET_NO_NEW_PRIVS)");
+    if (::syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) < 0) return failed("seccomp");
+    if (::syscall(SYS_getppid) != -1) return error("a seccomp filter has no effect");
+    return {};
+  });
+  if (result) return ok("launch can deny what cannot be checkpointed");
+  return missing(why(result.error()) + ": launch cannot make programs fall back from io_uring and Linux AIO",
+                 "run a kernel with CONFIG_SECCOMP_FILTER");
+}
+
+Probe probe_io_uring() {
+  io_uring_params parameters{};
+  Fd ring(static_cast<int>(::syscall(SYS_io_uring_setup, 1, &parameters)));
+  if (ring) return ok("is on here; launch denies it to programs, since a ring cannot be checkpointed");
+  return ok("is off here (" + why(errno_error("io_uring_setup")) + "): programs fall back by themselves");
+}
+
+Probe probe_kvm() {
+  Fd kvm(::open("/dev/kvm", O_RDWR | O_CLOEXEC));
+  if (!kvm) {
+    Error reason = errno_error("open /dev/kvm");
+    return limited(why(reason) + ": virtual machines run emulated",
+                   reason.err == EACCES ? "add yourself to the group kvm" : "enable virtualization for this machine");
+  }
+  int version = ::ioctl(kvm.get(), KVM_GET_API_VERSION, 0);
+  if (version != KVM_API_VERSION) return limited(fmt::format("/dev/kvm answers with API version {}", version));
+  return ok("/dev/kvm can be opened");
+}
+
+Probe probe_userfaultfd() {
+  Fd uffd(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY)));
+  if (!uffd) {
+    return limited(
+        why(errno_error("userfaultfd")) + ": programs that use it cannot run here; vmckpt itself does not need it",
+        "run a kernel with CONFIG_USERFAULTFD");
+  }
+  uffdio_api api{};
+  api.api = UFFD_API;
+  if (::ioctl(uffd.get(), UFFDIO_API, &api) < 0) return limited(why(errno_error("UFFDIO_API")));
+  return ok(fmt::format("is there, write protection {}",
+                        (api.features & UFFD_FEATURE_PAGEFAULT_FLAG_WP) != 0 ? "too" : "not"));
+}
+
+}  // namespace vmckpt
