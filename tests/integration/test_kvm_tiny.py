@@ -6,8 +6,9 @@ The guests check everything by themselves and the VMM's device checks the guests
 them run, checkpoint them, kill them, restart them, and look that nobody complained. The native variants do all of that
 but the checkpoints: when they fail too, it is not vmckpt that is wrong.
 
-VMCKPT_TEST_KVM_CHECKPOINTS   checkpoints over the device accesses, 200 by default; 1000 for the whole
-VMCKPT_TEST_KVM_GENERATIONS   checkpoint, kill, restart in a row, 10 by default; 100 for the whole
+VMCKPT_TEST_KVM_CHECKPOINTS   checkpoints over the device accesses, 500 by default with one vCPU and 500 with two
+VMCKPT_TEST_KVM_GENERATIONS   checkpoint, kill, restart in a row, 100 by default
+VMCKPT_TEST_KVM_TICKING       checkpoints, 20 a second, over ticking timers, 100 by default; 500 for the whole
 """
 
 import dataclasses
@@ -21,8 +22,9 @@ import pytest
 from vmckpt_harness import ACTS, ORDINARY_USER, ROOT, VMCKPT, User, process_is_alive, wait_until
 
 KVM = "/dev/kvm"
-CHECKPOINTS = int(os.environ.get("VMCKPT_TEST_KVM_CHECKPOINTS", "200"))
-GENERATIONS = int(os.environ.get("VMCKPT_TEST_KVM_GENERATIONS", "10"))
+CHECKPOINTS = int(os.environ.get("VMCKPT_TEST_KVM_CHECKPOINTS", "500"))
+GENERATIONS = int(os.environ.get("VMCKPT_TEST_KVM_GENERATIONS", "100"))
+TICKING_CHECKPOINTS = int(os.environ.get("VMCKPT_TEST_KVM_TICKING", "100"))
 TICK_US = 10_000  # of the PIT and of the LAPIC timer
 STAGES = ["real", "protected", "long", "user", "nmi"]  # of the guest "modes", in this order
 
@@ -351,7 +353,7 @@ def test_twenty_checkpoints_a_second_lose_no_tick_of_the_timers(stage, variant):
     vm.expect_to_run()
     due = time.monotonic()
     taken = 0
-    while taken < 100:
+    while taken < TICKING_CHECKPOINTS:
         if variant == "resumed":
             vm.target.checkpoint().unlink()
         taken += 1
