@@ -88,6 +88,18 @@ bool has_debug_registers(pid_t tid, pb::Thread* saved) {
   return true;
 }
 
+// Tile registers come through ptrace like all others, once the thread has room for them: each thread must use them itself.
+void plan_tiles(const pb::Thread& thread, TapeDraft& tape) {
+  if (!uses_tiles({thread.xstate().begin(), thread.xstate().end()})) return;
+  struct {  // Intel SDM volume 1, 18.2: one tile with one row
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {64};
+    uint8_t rows[16] = {1};
+  } configuration;
+  static_assert(sizeof configuration == 64);
+  tape.call(kOpUseTiles, {tape.data_of(configuration)});
+}
+
 }  // namespace
 
 void abort_rseq_section(StoppedThread& thread, pid_t pid, const Ledger& ledger) {
@@ -189,6 +201,7 @@ Result<void> check_thread(const pb::Thread& thread) {
 
 void plan_thread(const pb::Thread& thread, const pb::Process& process, bool in_own_user_namespace, TapeDraft& tape) {
   auto what = [&](const char* action) { return fmt::format("{} thread {}", action, thread.tid()); };
+  plan_tiles(thread, tape);
   if (thread.rseq_address() != 0) {
     tape.call(SYS_rseq, {thread.rseq_address(), thread.rseq_bytes(), 0, thread.rseq_signature()}, true,
               what("register the rseq area of"));

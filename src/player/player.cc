@@ -117,6 +117,18 @@ PLAYER_CODE int64_t make_descriptor(const TapeCall* call) {
   return placed;
 }
 
+// A fault that the kernel answers with a larger state for this thread (Documentation/arch/x86/xstate.rst).
+PLAYER_CODE int64_t use_tiles(const TapeCall* call) {
+  asm volatile(
+      "ldtilecfg (%0)\n\t"
+      "tilezero %%tmm0\n\t"
+      "tilerelease"
+      :
+      : "r"(call->args[0])
+      : "memory");
+  return 0;
+}
+
 struct Msr {  // kvm_msr_entry
   uint32_t index;
   uint32_t reserved;
@@ -166,6 +178,7 @@ PLAYER_CODE int64_t play(TapeCall* call) {
   if (call->number == kOpReadExactly) return read_exactly(call);
   if (call->number == kOpCopyBytes) return copy_bytes(call);
   if (call->number == kOpSetMsrs) return set_msrs(call);
+  if (call->number == kOpUseTiles) return use_tiles(call);
   if (call->number == kOpMakeDescriptor) return make_descriptor(call);
   return -38;  // ENOSYS
 }

@@ -23,6 +23,7 @@ enum TapeOp : int64_t {
   kOpReadExactly,          // pread64 until all bytes came: {fd, address, bytes, offset}; end of file is EIO
   kOpCopyBytes,            // {to, from, bytes} within the process
   kOpSetMsrs,              // KVM_SET_MSRS {fd, kvm_msrs*, 0, 0, 0, index of the MSR that was refused}
+  kOpUseTiles,             // touch AMX: the kernel makes room for the thread's tile registers; {tile configuration, 64 bytes}
   kOpMakeDescriptor,       // ioctl {fd, request, argument} that returns a descriptor, which goes to {number, O_CLOEXEC or 0}
 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include <cpuid.h>
 #include <elf.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
@@ -42,7 +43,90 @@ bool answers_interrupted_to_a_stop(uint64_t number) {
   }
 }
 
+// The extended state as ptrace and signal frames have it: the standard format of XSAVE (Intel SDM volume 1, 13.4).
+constexpr size_t kSoftwareOffset = 464;    // struct _fpx_sw_bytes in the legacy area; ptrace puts XCR0 first there
+constexpr size_t kInUseOffset = 512;       // XSTATE_BV
+constexpr size_t kLeastXstateBytes = 576;  // legacy area and header
+
+uint64_t word_at(const std::vector<uint8_t>& bytes, size_t offset) {
+  uint64_t word = 0;
+  if (offset + sizeof word <= bytes.size()) std::memcpy(&word, bytes.data() + offset, sizeof word);
+  return word;
+}
+
+// Where the components in `features` end, in the order of their numbers.
+std::vector<size_t> component_ends(uint64_t features) {
+  constexpr unsigned kLeaf = 0xd, kFirstExtended = 2;
+  std::vector<size_t> ends;
+  for (unsigned component = kFirstExtended; component < 63; ++component) {
+    unsigned bytes = 0, offset = 0, c = 0, d = 0;
+    if (!(features >> component & 1) || __get_cpuid_count(kLeaf, component, &bytes, &offset, &c, &d) == 0) continue;
+    if (offset >= kLeastXstateBytes) ends.push_back(size_t{offset} + bytes);
+  }
+  return ends;
+}
+
+size_t bytes_in_use(const std::vector<uint8_t>& xstate) {
+  size_t end = kLeastXstateBytes;
+  for (size_t next : component_ends(word_at(xstate, kInUseOffset))) end = std::max(end, next);
+  return end;
+}
+
+// Marks the extended state of a signal frame as such. Since Linux 6.8 the kernel looks for the second magic number at the end of
+// the state that the thread has at that moment, before at the end that the frame names, which may not lie behind the former
+// (arch/x86/kernel/fpu/signal.c, check_xstate_in_sigframe; if it finds none, it restores x87 and SSE alone and says nothing).
+// ptrace shows all that the processor has, but a thread's state has no room for AMX before its first use, and nobody tells
+// whether that has been. So the frame names what is in use, and the number stands at every end that the thread's state may have:
+// what lies behind the parts in use is not read.
+void mark_as_frame(std::vector<uint8_t>& xstate) {
+  xstate.resize(std::max(xstate.size(), kLeastXstateBytes));
+  const uint64_t features = word_at(xstate, kSoftwareOffset);
+  const size_t used = bytes_in_use(xstate);
+  _fpx_sw_bytes software{};
+  software.magic1 = FP_XSTATE_MAGIC1;
+  software.xstate_bv = features;
+  software.xstate_size = static_cast<uint32_t>(used);
+  software.extended_size = static_cast<uint32_t>(used + FP_XSTATE_MAGIC2_SIZE);
+  std::memcpy(xstate.data() + kSoftwareOffset, &software, sizeof software);
+  std::vector<size_t> ends = component_ends(features);
+  ends.push_back(xstate.size());
+  ends.push_back(used);
+  const uint32_t magic2 = FP_XSTATE_MAGIC2;
+  for (size_t end : ends) {
+    if (end < used) continue;
+    xstate.resize(std::max(xstate.size(), end + sizeof magic2));
+    std::memcpy(xstate.data() + end, &magic2, sizeof magic2);
+  }
+}
+
+// The kernel takes extended state in the one size that this host's processor has; the image may come from another.
+bool fit_to_host(pid_t tid, std::vector<uint8_t>& xstate) {
+  std::vector<uint8_t> here(kMaxXstateBytes);
+  iovec extended{here.data(), here.size()};
+  if (::ptrace(PTRACE_GETREGSET, tid, NT_X86_XSTATE, &extended) != 0) return false;
+  if (extended.iov_len == xstate.size() || extended.iov_len < bytes_in_use(xstate)) return false;
+  xstate.resize(extended.iov_len);
+  return true;
+}
+
+Result<void> write_extended_state(const StoppedThread& thread) {
+  std::vector<uint8_t> xstate = thread.xstate;
+  for (bool again = true;; again = false) {
+    iovec extended{xstate.data(), xstate.size()};
+    if (::ptrace(PTRACE_SETREGSET, thread.tid, NT_X86_XSTATE, &extended) == 0) return {};
+    const int err = errno;
+    if (again && err == EFAULT && fit_to_host(thread.tid, xstate)) continue;
+    errno = err;
+    return errno_error(fmt::format("set extended registers of thread {}", thread.tid));
+  }
+}
+
 }  // namespace
+
+bool uses_tiles(const std::vector<uint8_t>& xstate) {
+  constexpr unsigned kTileData = 18;  // Intel SDM volume 1, 13.1
+  return word_at(xstate, kInUseOffset) >> kTileData & 1;
+}
 
 Result<void> read_thread_state(StoppedThread& thread) {
   iovec general{&thread.regs, sizeof thread.regs};
@@ -62,10 +146,7 @@ Result<void> read_thread_state(StoppedThread& thread) {
 }
 
 Result<void> write_thread_state(const StoppedThread& thread) {
-  iovec extended{const_cast<uint8_t*>(thread.xstate.data()), thread.xstate.size()};
-  if (::ptrace(PTRACE_SETREGSET, thread.tid, NT_X86_XSTATE, &extended) != 0) {
-    return errno_error(fmt::format("set extended registers of thread {}", thread.tid));
-  }
+  VMCKPT_TRY(write_extended_state(thread));
   uint64_t mask = thread.signal_mask;
   if (::ptrace(PTRACE_SETSIGMASK, thread.tid, sizeof mask, &mask) != 0) {
     return errno_error(fmt::format("set signal mask of thread {}", thread.tid));
@@ -138,19 +219,7 @@ std::vector<uint8_t> make_return_frame(const StoppedThread& thread, uint64_t add
   context.signal_mask = thread.signal_mask;
 
   std::vector<uint8_t> xstate = thread.xstate;
-  uint64_t features = 0;
-  constexpr size_t kSoftwareOffset = 464;  // struct _fpx_sw_bytes in the legacy area; ptrace puts XCR0 first there
-  constexpr size_t kLeastXstateBytes = 576;  // legacy area and header
-  xstate.resize(std::max(xstate.size(), kLeastXstateBytes));
-  std::memcpy(&features, xstate.data() + kSoftwareOffset, sizeof features);
-  _fpx_sw_bytes software{};
-  software.magic1 = FP_XSTATE_MAGIC1;
-  software.xstate_bv = features;
-  software.xstate_size = static_cast<uint32_t>(xstate.size());
-  software.extended_size = static_cast<uint32_t>(xstate.size() + FP_XSTATE_MAGIC2_SIZE);
-  std::memcpy(xstate.data() + kSoftwareOffset, &software, sizeof software);
-  uint32_t magic2 = FP_XSTATE_MAGIC2;
-  xstate.insert(xstate.end(), reinterpret_cast<uint8_t*>(&magic2), reinterpret_cast<uint8_t*>(&magic2) + sizeof magic2);
+  mark_as_frame(xstate);
 
   c.fpstate = reinterpret_cast<_fpstate*>(address + kXstateOffset);
   std::vector<uint8_t> frame(kXstateOffset + xstate.size());

@@ -14,6 +14,10 @@ Result<void> read_thread_state(StoppedThread& thread);
 Result<void> write_thread_state(const StoppedThread& thread);
 Result<void> write_registers(const StoppedThread& thread);  // the general ones alone
 
+// Whether extended state (NT_X86_XSTATE) has AMX tile data. The kernel makes room for it in a thread at the first use only; until
+// then ptrace cannot put it in.
+bool uses_tiles(const std::vector<uint8_t>& xstate);
+
 // A thread inside a restartable system call stands there with orig_rax = its number and rax = -ERESTART*; the kernel restarts
 // the call when the thread goes on. A thread that is put into another process (or comes back through rt_sigreturn) must be
 // set to execute the call again: these registers do that.
