@@ -19,8 +19,8 @@ packages=$(sed 's/#.*//' <<'LIST'
     python3 python3-pytest python3-pexpect
     # The virtual machine: VMM, tools for its disks, kernel and user space for its guest, what the guest is made with.
     qemu-system-x86 qemu-utils e2fsprogs linux-image-cloud-amd64 busybox-static gcc libc6-dev cpio
-    # Programs that tests checkpoint.
-    redis-server python3-redis sqlite3 vim-tiny less perl-base bash
+    # Programs that tests checkpoint. qemu-user: an emulated program has the recorder in its memory twice.
+    qemu-user redis-server python3-redis sqlite3 vim-tiny less perl-base bash
     # Faults are put into the supervisor with strace; a debugger that was faster than it.
     strace gdb
     # Guests for KVM: firmware and boot loaders, and what a small Linux kernel of one's own is built with.

@@ -1,6 +1,10 @@
 #include "tracer/ledger_reader.h"
 
+#include <algorithm>
 #include <cstddef>
+#include <string_view>
+#include <utility>
+#include <vector>
 
 #include "core/proc.h"
 #include "tracer/stopped_world.h"
@@ -10,21 +14,44 @@ namespace {
 
 constexpr uint64_t kPageBytes = 4096;
 
-bool is_ledger(pid_t pid, uint64_t address) {
+// Where the target's maps allow code to run.
+class ExecutableRanges {
+ public:
+  explicit ExecutableRanges(const std::string& maps) {
+    for (std::string_view line : split_lines(maps)) {
+      auto words = split_words(line);
+      if (words.size() < 2 || words[1].size() < 3 || words[1][2] != 'x') continue;
+      const size_t dash = words[0].find('-');
+      ranges_.emplace_back(parse_hex(words[0].substr(0, dash)), parse_hex(words[0].substr(dash + 1)));
+    }
+  }
+  bool contain(uint64_t address) const {
+    return std::any_of(ranges_.begin(), ranges_.end(),
+                       [&](const auto& range) { return range.first <= address && address < range.second; });
+  }
+
+ private:
+  std::vector<std::pair<uint64_t, uint64_t>> ranges_;
+};
+
+// The ledger of the recorder that runs. A library can lie in a process twice: an emulator (qemu-x86_64) loads it into its guest
+// program as well, as data that it translates. That copy fills in its own ledger, but its player is no code here.
+bool is_ledger(pid_t pid, uint64_t address, const ExecutableRanges& code) {
   struct {
     uint64_t magic0, magic1;
     uint32_t version, bytes;
-    uint64_t self;
+    uint64_t self, player_entry;
   } head{};
-  static_assert(offsetof(Ledger, self) == 24);
+  static_assert(offsetof(Ledger, self) == 24 && offsetof(Ledger, player_entry) == 32);
   return read_memory(pid, address, &head, sizeof head).ok() && head.magic0 == kLedgerMagic0 &&
-         head.magic1 == kLedgerMagic1 && head.self == address;
+         head.magic1 == kLedgerMagic1 && head.self == address && code.contain(head.player_entry);
 }
 
 }  // namespace
 
 Result<uint64_t> find_ledger(pid_t pid, const std::string& maps, uint64_t hint) {
-  if (hint != 0 && is_ledger(pid, hint)) return hint;
+  const ExecutableRanges code(maps);
+  if (hint != 0 && is_ledger(pid, hint, code)) return hint;
   // The ledger lies in the zero-initialised pages: the tail of the library's writable mapping or the unnamed one behind it.
   bool in_library = false;
   for (std::string_view line : split_lines(maps)) {
@@ -36,7 +63,7 @@ Result<uint64_t> find_ledger(pid_t pid, const std::string& maps, uint64_t hint) 
     uint64_t start = parse_hex(words[0].substr(0, words[0].find('-')));
     uint64_t end = parse_hex(words[0].substr(words[0].find('-') + 1));
     for (uint64_t address = start; address < end; address += kPageBytes) {
-      if (is_ledger(pid, address)) return address;
+      if (is_ledger(pid, address, code)) return address;
     }
   }
   return error(fmt::format("process {} ({}) runs without the recorder", pid, command_of(pid)),

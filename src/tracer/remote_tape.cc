@@ -19,6 +19,13 @@ constexpr uint64_t kFrameAlign = 64;
 constexpr int64_t kPlayTimeoutUs = 30'000'000;
 constexpr int64_t kBreakOffUs = 2'000'000;  // for the others, when one thread has failed
 
+// What an instruction can bring upon itself.
+constexpr int kFaultSignals[] = {SIGSEGV, SIGBUS, SIGILL, SIGSYS, SIGTRAP, SIGFPE};
+// Compiled code relies on these being clear: single step, direction, nested task, alignment check.
+constexpr uint64_t kStrangeFlags = 0x100 | 0x400 | 0x4000 | 0x40000;
+
+uint64_t signal_bit(int signal) { return uint64_t{1} << (signal - 1); }
+
 uint64_t align_up(uint64_t value, uint64_t to) { return (value + to - 1) / to * to; }
 
 // The signal that ends a tape must do nothing when it reaches the program: one that is ignored by default and has no
@@ -65,9 +72,12 @@ class TapePlay {
     regs.rip = player_entry;
     regs.rdi = address_;
     regs.rsp = stack_top_;
+    regs.eflags &= ~kStrangeFlags;
     if (::ptrace(PTRACE_SETREGS, thread_->tid, 0, &regs) != 0) return failed("redirect");
     // Killed before this call, the supervisor leaves a thread whose handlers may run on the player's stack: no harm.
-    uint64_t mask = ~(uint64_t{1} << (end_signal - 1));
+    // A fault whose signal is blocked costs the program its handler (force_sig_info_to_task in the kernel's signal.c).
+    uint64_t mask = ~signal_bit(end_signal);
+    for (int signal : kFaultSignals) mask &= ~signal_bit(signal) | thread_->signal_mask;
     if (::ptrace(PTRACE_SETSIGMASK, thread_->tid, sizeof mask, &mask) != 0) return failed("block signals of");
     if (::ptrace(PTRACE_CONT, thread_->tid, 0, 0) != 0) return failed("continue");
     started_ = true;
@@ -82,12 +92,9 @@ class TapePlay {
     if (event == PTRACE_EVENT_FORK) {
       VMCKPT_TRY(learn_snapshot(snapshot_child));
     }
-    // A real stop signal reached the thread: it comes back when the thread runs on.
-    if (event == 0 && WSTOPSIG(status) != SIGTRAP && WSTOPSIG(status) != end_signal) thread_->stop_signal = WSTOPSIG(status);
-    if (event == 0 && (WSTOPSIG(status) == SIGSEGV || WSTOPSIG(status) == SIGBUS || WSTOPSIG(status) == SIGSYS)) {
-      return error(fmt::format("thread {} was stopped by signal {} while it answered the checkpoint's questions",
-                               thread_->tid, WSTOPSIG(status)));
-    }
+    if (event == 0) VMCKPT_TRY(refuse_fault(WSTOPSIG(status)));
+    // A signal from somebody else reached the thread: it comes back when the thread runs on.
+    if (event == 0 && WSTOPSIG(status) != end_signal) thread_->stop_signal = WSTOPSIG(status);
     if (::ptrace(PTRACE_CONT, thread_->tid, 0, 0) != 0) return failed("continue");
     return false;
   }
@@ -119,6 +126,20 @@ class TapePlay {
     siginfo_t info{};
     if (::ptrace(PTRACE_GETSIGINFO, thread_->tid, 0, &info) != 0) return failed("ask for the signal of");
     return info.si_code == SI_TKILL;
+  }
+
+  // The thread has not come to its end, and never will: its registers are put back while it stands in this stop, and the signal
+  // stays here.
+  Result<void> refuse_fault(int signal) {
+    if (std::find(std::begin(kFaultSignals), std::end(kFaultSignals), signal) == std::end(kFaultSignals)) return {};
+    siginfo_t info{};
+    if (::ptrace(PTRACE_GETSIGINFO, thread_->tid, 0, &info) != 0) return failed("ask for the signal of");
+    if (info.si_code <= 0) return {};  // sent by a process
+    user_regs_struct regs{};
+    ::ptrace(PTRACE_GETREGS, thread_->tid, 0, &regs);
+    return error(fmt::format("thread {} met SIG{} at {:#x} (instruction at {:#x}) while it answered the checkpoint's questions",
+                             thread_->tid, ::sigabbrev_np(signal), reinterpret_cast<uint64_t>(info.si_addr), regs.rip),
+                 "the target runs on as before; please report this, with the target's /proc/PID/maps");
   }
 
   Error failed(const char* what) { return errno_error(fmt::format("{} thread {}", what, thread_->tid)); }
