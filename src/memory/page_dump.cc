@@ -218,6 +218,10 @@ class Dumper {
         ssize_t got = ::pread(memory_.get(), to, kPageBytes, static_cast<off_t>(address));
         if (got == static_cast<ssize_t>(kPageBytes)) continue;
         // Beyond the end of a mapped file nothing is there; no answer at all means that the process has gone.
+        if (got == 0 || (got < 0 && errno == ESRCH)) {
+          return error(fmt::format("process {}, whose memory was being written, has been killed", source_),
+                       "if it was the target's copy, memory may have run short: free some, or checkpoint with --stop");
+        }
         if (got < 0 && errno == EIO && range.pages == DumpRange::Pages::kAll) std::memset(to, 0, kPageBytes);
         else return errno_error(fmt::format("read memory of process {} at {:#x}", source_, address));
       }

@@ -6,6 +6,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
+#include "core/fd.h"
 #include "memory/maps.h"
 
 namespace vmckpt {
@@ -49,6 +50,17 @@ SnapshotQuestion ask_snapshot(const AddressSpaceSave& space, pid_t parent_in_tar
   return question;
 }
 
+namespace {
+
+// While the copy is written, each page that the target changes takes memory once more. When that runs short the copy must go, not
+// the target, whose score it has inherited. Not an error when it fails: that takes a target that has made itself undumpable.
+void offer_to_the_memory_killer(pid_t snapshot) {
+  constexpr const char* kFirstOfAll = "1000";
+  (void)write_file(fmt::format("/proc/{}/oom_score_adj", snapshot), kFirstOfAll);
+}
+
+}  // namespace
+
 Result<void> settle_snapshot(const SnapshotQuestion& question, const TapeDraft& tape, const SnapshotChild& snapshot) {
   for (size_t call : question.lifted) {
     if (tape.succeeded(call)) continue;
@@ -66,6 +78,7 @@ Result<void> settle_snapshot(const SnapshotQuestion& question, const TapeDraft& 
   for (int round = 0; take_stop(child, &status) == 0; ++round) wait_for_child_signal(round);
   if (!WIFSTOPPED(status)) return error("the forked snapshot has ended");
   ::ptrace(PTRACE_SETOPTIONS, child, 0, PTRACE_O_EXITKILL);
+  offer_to_the_memory_killer(child);
   if (::ptrace(PTRACE_CONT, child, 0, 0) != 0) return errno_error("let the forked snapshot run");
   return {};
 }
