@@ -28,6 +28,8 @@ packages=$(sed 's/#.*//' <<'LIST'
     linux-source-6.1 make flex bison bc libelf-dev libssl-dev xz-utils binutils
     # For looking at processes, networks of their own, and becoming another user.
     procps iproute2 util-linux
+    # A sandbox without capabilities, in which tests run the whole way.
+    bubblewrap
 LIST
 )
 

@@ -1,9 +1,12 @@
 #include "modules/process.h"
 
+#include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 #include <asm/prctl.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <signal.h>
 #include <sys/personality.h>
 #include <sys/prctl.h>
@@ -14,6 +17,7 @@
 
 #include "core/fd.h"
 #include "core/proc.h"
+#include "modules/credentials.h"
 
 #ifndef ARCH_GET_XCOMP_PERM
 #define ARCH_GET_XCOMP_PERM 0x1022
@@ -35,15 +39,61 @@ std::string directory_link(pid_t pid, const char* which) {
   return link.ok() ? *link : std::string();
 }
 
-void save_limits(pid_t pid, pb::Process* process) {
+struct NamedLimit {
+  std::string name;  // "Max open files"
+  rlimit limit;
+};
+
+// /proc/PID/limits tells everybody; prlimit(2) wants CAP_SYS_RESOURCE for a process of another user. One line for each resource
+// in the order of its number, in columns of fixed width (kernel: fs/proc/base.c, proc_pid_limits).
+Result<std::vector<NamedLimit>> read_limits(pid_t pid) {
+  constexpr size_t kNameColumn = 26;
+  const std::string path = fmt::format("/proc/{}/limits", pid);
+  const std::string text = VMCKPT_TRY(read_whole_file(path));
+  auto value = [](std::string_view word) {
+    return word == "unlimited" ? RLIM_INFINITY : std::strtoull(std::string(word).c_str(), nullptr, 10);
+  };
+  std::vector<NamedLimit> limits;
+  for (std::string_view line : split_lines(text)) {
+    if (line.starts_with("Limit") || line.size() < kNameColumn) continue;
+    auto words = split_words(line.substr(kNameColumn));
+    if (words.size() < 2) return error(path + " has an unknown form");
+    std::string name(line.substr(0, kNameColumn));
+    name.resize(name.find_last_not_of(' ') + 1);
+    limits.push_back({name, {value(words[0]), value(words[1])}});
+  }
+  if (limits.size() < kLimits) return error(path + " has an unknown form");
+  limits.resize(kLimits);
+  return limits;
+}
+
+Result<void> save_limits(pid_t pid, pb::Process* process) {
+  const std::vector<NamedLimit> limits = VMCKPT_TRY(read_limits(pid));
   for (uint32_t resource = 0; resource < kLimits; ++resource) {
-    rlimit limit{};
-    if (::prlimit(pid, static_cast<__rlimit_resource>(resource), nullptr, &limit) != 0) continue;
     pb::ResourceLimit* saved = process->add_limits();
     saved->set_resource(resource);
-    saved->set_soft(limit.rlim_cur);
-    saved->set_hard(limit.rlim_max);
+    saved->set_soft(limits[resource].limit.rlim_cur);
+    saved->set_hard(limits[resource].limit.rlim_max);
   }
+  return {};
+}
+
+// As much of it as can be had without CAP_SYS_RESOURCE.
+rlimit at_most(const pb::ResourceLimit& saved, rlim_t hard_now) {
+  const rlim_t hard = std::min<rlim_t>(saved.hard(), hard_now);
+  return {std::min<rlim_t>(saved.soft(), hard), hard};
+}
+
+std::string limit_text(rlim_t value) { return value == RLIM_INFINITY ? "unlimited" : fmt::format("{}", value); }
+
+bool had_other_ids(const pb::Credentials& saved) {
+  for (uint32_t uid : saved.uid()) {
+    if (uid != ::getuid()) return true;
+  }
+  for (uint32_t gid : saved.gid()) {
+    if (gid != ::getgid()) return true;
+  }
+  return false;
 }
 
 }  // namespace
@@ -99,7 +149,7 @@ Result<void> save_process(const StoppedWorld& world, pb::Process* process) {
   }
   process->set_root_directory(directory_link(pid, "root"));
   process->set_umask(static_cast<uint32_t>(std::strtoul(std::string(status_field(status, "Umask")).c_str(), nullptr, 8)));
-  save_limits(pid, process);
+  VMCKPT_TRY(save_limits(pid, process));
   if (auto text = read_whole_file(fmt::format("/proc/{}/personality", pid)); text.ok()) {
     process->set_personality(static_cast<uint32_t>(parse_hex(*text)));
   }
@@ -115,7 +165,7 @@ Result<void> save_process(const StoppedWorld& world, pb::Process* process) {
   return {};
 }
 
-void check_process(const pb::Process& process, std::vector<Error>& problems, std::vector<std::string>& notes) {
+void check_process(const pb::Process& process, std::vector<Error>& problems) {
   struct stat info {};
   if (::stat(process.working_directory().c_str(), &info) != 0) {
     problems.push_back(errno_error(fmt::format("the working directory {} cannot be used", process.working_directory()),
@@ -124,14 +174,6 @@ void check_process(const pb::Process& process, std::vector<Error>& problems, std
   if (process.root_directory() != "/") {
     problems.push_back(error(fmt::format("the process had the root directory {}", process.root_directory()),
                              "restart it inside the same chroot"));
-  }
-  for (const pb::ResourceLimit& saved : process.limits()) {
-    rlimit mine{};
-    if (::geteuid() == 0 || ::getrlimit(static_cast<__rlimit_resource>(saved.resource()), &mine) != 0) continue;
-    if (saved.hard() > mine.rlim_max) {
-      notes.push_back(fmt::format("resource limit {} was {}, yours is {}: the lower one holds", saved.resource(), saved.hard(),
-                                  mine.rlim_max));
-    }
   }
 }
 
@@ -171,6 +213,15 @@ void plan_process_end(const pb::Process& process, TapeDraft& tape) {
   }
 }
 
+void plan_limits(const pb::Process& process, const pb::Credentials& credentials, TapeDraft& tape) {
+  if (has_capability(CAP_SYS_RESOURCE) || !had_other_ids(credentials)) return;
+  for (const pb::ResourceLimit& saved : process.limits()) {
+    rlimit now{};
+    if (::getrlimit(static_cast<__rlimit_resource>(saved.resource()), &now) != 0) continue;
+    tape.call(SYS_prlimit64, {0, saved.resource(), tape.data_of(at_most(saved, now.rlim_max)), 0});
+  }
+}
+
 void restore_limits(const pb::Process& process, pid_t pid, std::vector<std::string>& notes) {
   for (const pb::ResourceLimit& saved : process.limits()) {
     auto resource = static_cast<__rlimit_resource>(saved.resource());
@@ -178,9 +229,18 @@ void restore_limits(const pb::Process& process, pid_t pid, std::vector<std::stri
     if (::prlimit(pid, resource, &limit, nullptr) == 0) continue;
     rlimit now{};
     if (::prlimit(pid, resource, nullptr, &now) != 0) continue;
-    limit.rlim_max = std::min(limit.rlim_max, now.rlim_max);
-    limit.rlim_cur = std::min(limit.rlim_cur, limit.rlim_max);
-    if (::prlimit(pid, resource, &limit, nullptr) != 0) notes.push_back(fmt::format("resource limit {} could not be set", saved.resource()));
+    limit = at_most(saved, now.rlim_max);
+    (void)::prlimit(pid, resource, &limit, nullptr);
+  }
+  // Whoever set them: what counts is what they are.
+  auto limits = read_limits(pid);
+  if (!limits.ok()) return notes.push_back(limits.error().message());
+  for (const pb::ResourceLimit& saved : process.limits()) {
+    if (saved.resource() >= limits->size()) continue;
+    const auto& [name, now] = (*limits)[saved.resource()];
+    if (now.rlim_cur == saved.soft() && now.rlim_max == saved.hard()) continue;
+    notes.push_back(fmt::format("the resource limit \"{}\" was {} (hard {}), now it is {} (hard {})", name, limit_text(saved.soft()),
+                                limit_text(saved.hard()), limit_text(now.rlim_cur), limit_text(now.rlim_max)));
   }
 }
 

@@ -20,13 +20,15 @@ ProcessQuestions ask_process(TapeDraft& tape);
 Result<void> save_process(const StoppedWorld& world, pb::Process* process);
 void save_process_answers(const ProcessQuestions& questions, const TapeDraft& tape, pb::Process* process);
 
-void check_process(const pb::Process& process, std::vector<Error>& problems, std::vector<std::string>& notes);
+void check_process(const pb::Process& process, std::vector<Error>& problems);
 // In the new process, before descriptors are rebuilt: directories, umask, personality, session and group.
 Result<void> restore_process(const pb::Process& process);
 // By the leader's tape, when memory is in place and before threads are made.
 void plan_process(const pb::Process& process, TapeDraft& tape);
 // By the leader's tape after its credentials are set.
 void plan_process_end(const pb::Process& process, TapeDraft& tape);
+// By the leader's tape after that: a process of another user takes its limits from nobody without CAP_SYS_RESOURCE.
+void plan_limits(const pb::Process& process, const pb::Credentials& credentials, TapeDraft& tape);
 // From the supervisor, when all else is done: the new process itself might not be able to open its last files otherwise.
 void restore_limits(const pb::Process& process, pid_t pid, std::vector<std::string>& notes);
 

@@ -6,6 +6,7 @@
 
 #include <fcntl.h>
 #include <linux/audit.h>
+#include <linux/capability.h>
 #include <linux/seccomp.h>
 #include <sched.h>
 #include <seccomp.h>
@@ -17,6 +18,7 @@
 
 #include "core/fd.h"
 #include "core/proc.h"
+#include "modules/credentials.h"
 
 namespace vmckpt {
 namespace {
@@ -175,13 +177,16 @@ Result<FilterProgram> make_launch_filter() {
 }
 
 Result<void> install_filter(const FilterProgram& program) {
-  // Without privileges the kernel accepts a filter only when set-uid programs can no longer gain any (seccomp(2)).
-  if (::geteuid() != 0 && ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) return errno_error("set no_new_privs");
   sock_fprog argument{static_cast<unsigned short>(program.size()), const_cast<sock_filter*>(program.data())};
   // SPEC_ALLOW: the filter is no sandbox, it needs no speculation barriers, which would slow the target down.
-  if (::syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, &argument) != 0) {
-    return errno_error("install launch's system call filter");
-  }
+  auto install = [&] {
+    return ::syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, &argument) == 0;
+  };
+  if (install()) return {};
+  // Without CAP_SYS_ADMIN the kernel accepts a filter only when set-uid programs can no longer gain privileges (seccomp(2)).
+  if (errno != EACCES && errno != EPERM) return errno_error("install launch's system call filter");
+  if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) return errno_error("set no_new_privs");
+  if (!install()) return errno_error("install launch's system call filter", "launch with --allow-io-uring to do without it");
   return {};
 }
 
@@ -252,6 +257,9 @@ Result<void> check_tape_against_filters(const pb::Thread& thread, const TapeDraf
 }
 
 void plan_seccomp(const pb::Thread& thread, TapeDraft& tape) {
+  if (thread.filters_size() != 0 && !thread.credentials().no_new_privileges() && !has_capability(CAP_SYS_ADMIN)) {
+    tape.call(SYS_prctl, {PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0}, true, "set no_new_privs");
+  }
   for (const pb::SeccompFilter& filter : thread.filters()) {
     // sock_fprog holds a pointer: place program and struct together and let the tape fill it in.
     uint64_t program = tape.data(filter.program().data(), filter.program().size());

@@ -4,6 +4,7 @@
 // are denied so that programs fall back).
 // Saved: with CAP_SYS_ADMIN by PTRACE_SECCOMP_GET_FILTER, otherwise from the ledger; when the number of filters that the
 // kernel reports (/proc/PID/status, Seccomp_filters) is not the number known, the checkpoint is refused.
+// Without CAP_SYS_ADMIN the kernel takes a filter only with no_new_privs, which is then set, at launch as at restart.
 // Restored: as the last call of each thread's tape, oldest filter first.
 //
 // A filter also applies to the calls that the checkpoint makes inside the target; a forbidden one may kill it. So every call

@@ -77,6 +77,16 @@ Result<void> save_scheduling(pid_t tid, pb::Thread* saved) {
   return {};
 }
 
+// By trying: neither user 0 nor a capability in a user namespace says anything.
+bool may_schedule(uint32_t policy, uint32_t priority) {
+  SchedulingAttributes mine{};
+  if (::syscall(SYS_sched_getattr, 0, &mine, sizeof mine, 0) != 0) return false;
+  SchedulingAttributes wanted{sizeof wanted, policy, 0, 0, priority, 0, 0, 0};
+  if (::syscall(SYS_sched_setattr, 0, &wanted, 0) != 0) return false;
+  (void)::syscall(SYS_sched_setattr, 0, &mine, 0);
+  return true;
+}
+
 bool has_debug_registers(pid_t tid, pb::Thread* saved) {
   constexpr size_t kOffset = offsetof(struct user, u_debugreg);
   errno = 0;
@@ -187,19 +197,17 @@ Result<void> save_thread(const StoppedWorld& world, const StoppedThread& thread,
   return save_seccomp(thread, ledger, launch_filter, saved);
 }
 
-Result<void> check_thread(const pb::Thread& thread) {
-  VMCKPT_TRY(check_credentials(thread));
-  SchedulingAttributes mine{};
-  (void)::syscall(SYS_sched_getattr, 0, &mine, sizeof mine, 0);
+Result<void> check_thread(const pb::Thread& thread, std::vector<std::string>& notes) {
+  VMCKPT_TRY(check_credentials(thread, notes));
   bool wants_realtime = thread.policy() == SCHED_FIFO || thread.policy() == SCHED_RR;
-  if (wants_realtime && ::geteuid() != 0 && mine.policy != thread.policy()) {
+  if (wants_realtime && !may_schedule(thread.policy(), thread.priority())) {
     return error(fmt::format("thread {} ran with real-time scheduling, which you may not set", thread.tid()),
                  "raise RLIMIT_RTPRIO or restart as root");
   }
   return {};
 }
 
-void plan_thread(const pb::Thread& thread, const pb::Process& process, bool in_own_user_namespace, TapeDraft& tape) {
+Result<void> plan_thread(const pb::Thread& thread, const pb::Process& process, TapeDraft& tape) {
   auto what = [&](const char* action) { return fmt::format("{} thread {}", action, thread.tid()); };
   plan_tiles(thread, tape);
   if (thread.rseq_address() != 0) {
@@ -231,11 +239,12 @@ void plan_thread(const pb::Thread& thread, const pb::Process& process, bool in_o
                                   thread.priority(), 0, 0, 0};
   tape.call(SYS_sched_setattr, {0, tape.data_of(attributes), 0});
   plan_pending_signals(thread, process.pid(), tape);
-  plan_credentials(thread, in_own_user_namespace, tape);
+  VMCKPT_TRY(plan_credentials(thread, tape));
   // Cleared by every change of credentials, so after them.
   if (thread.parent_death_signal() != 0) {
     tape.call(SYS_prctl, {PR_SET_PDEATHSIG, static_cast<uint64_t>(thread.parent_death_signal()), 0, 0, 0});
   }
+  return {};
 }
 
 StoppedThread restored_state(const pb::Thread& thread, pid_t tid) {

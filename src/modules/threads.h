@@ -34,8 +34,8 @@ Result<void> save_thread(const StoppedWorld& world, const StoppedThread& thread,
                          pb::Thread* saved);
 void save_thread_answers(const ThreadQuestions& questions, const TapeDraft& tape, pb::Thread* saved);
 
-Result<void> check_thread(const pb::Thread& thread);
-void plan_thread(const pb::Thread& thread, const pb::Process& process, bool in_own_user_namespace, TapeDraft& tape);
+Result<void> check_thread(const pb::Thread& thread, std::vector<std::string>& notes);
+Result<void> plan_thread(const pb::Thread& thread, const pb::Process& process, TapeDraft& tape);
 
 // The state to put into the restored thread.
 StoppedThread restored_state(const pb::Thread& thread, pid_t tid);

@@ -42,13 +42,13 @@ Result<void> preflight(const ImageReader& image, CpuCheck cpu_check, std::vector
   std::vector<Error> problems;
   keep_problem(check_image_trusted(image.fd(), image.path()), problems);
   check_host(metadata.host(), cpu_check, problems, notes);
-  keep_problem(check_process_numbers(metadata), problems);
+  keep_problem(check_process_numbers(), problems);
   for (const pb::Thread& thread : metadata.threads()) {
-    auto checked = check_thread(thread);
+    auto checked = check_thread(thread, notes);
     keep_problem(checked, problems);
     if (!checked.ok()) break;  // the other threads have the same
   }
-  check_process(metadata.process(), problems, notes);
+  check_process(metadata.process(), problems);
   keep_problem(check_timers(metadata.process()), problems);
   check_mapped_files(metadata.memory(), problems);
   check_kvm(metadata, cpu_check, problems, notes);

@@ -190,7 +190,6 @@ struct Materials {
   const std::vector<Vma>& own_maps;
   int executable_fd;
   int kvm_device;
-  bool own_user_namespace;
 };
 
 void plan_seals(const Materials& materials, TapeDraft& tape) {
@@ -234,9 +233,9 @@ user_regs_struct registers_of(const pb::Thread& thread) {
 
 // A filter needs no_new_privs or CAP_SYS_ADMIN. With the first it comes last of all; without it, it was installed with
 // privileges that the credentials may not have any more, and comes before them.
-void plan_own_state(const pb::Thread& thread, const pb::Process& process, const Materials& materials, TapeDraft& tape) {
+Result<void> plan_own_state(const pb::Thread& thread, const pb::Process& process, TapeDraft& tape) {
   if (!thread.credentials().no_new_privileges()) plan_seccomp(thread, tape);
-  plan_thread(thread, process, materials.own_user_namespace, tape);
+  return plan_thread(thread, process, tape);
 }
 
 void plan_filters_after_credentials(const pb::Thread& thread, TapeDraft& tape) {
@@ -272,7 +271,7 @@ Result<Tapes> draft_tapes(const Materials& materials, const Arena& arena, const 
     const pb::Thread& thread = image.threads(i);
     plan_new_thread(arena, static_cast<size_t>(i), thread, registers_of(thread), leader);
     TapeDraft& tape = tapes.others.emplace_back();
-    plan_own_state(thread, process, materials, tape);
+    VMCKPT_TRY(plan_own_state(thread, process, tape));
     plan_filters_after_credentials(thread, tape);
   }
   // 5. signals and timers, which may be meant for one of those threads (all signals are blocked until the very end)
@@ -285,8 +284,9 @@ Result<Tapes> draft_tapes(const Materials& materials, const Arena& arena, const 
                 fmt::format("take the lock on descriptor {} again", late.number));
   }
   // 7. the leader's own state; credentials and filters last, since they take rights away
-  plan_own_state(image.threads(0), process, materials, leader);
+  VMCKPT_TRY(plan_own_state(image.threads(0), process, leader));
   plan_process_end(process, leader);
+  plan_limits(process, image.threads(0).credentials(), leader);
   plan_filters_after_credentials(image.threads(0), leader);
   return tapes;
 }
@@ -358,11 +358,12 @@ Result<Prepared> rebuild(RebuildInputs& inputs, const Birthplace& birthplace, in
   VMCKPT_TRY(captured->rebuild(image.memory(), inputs.image, service.first()));
   DescriptorRestore restore{*captured, stdio, service.first(), notes};
   VMCKPT_TRY(restore_descriptors(image.descriptors(), restore));
+  note_lost_capabilities(image.threads(0), birthplace.own_user_namespace, notes);
   for (const std::string& note : notes) send_message(*channel, ChannelMessage::kNote, note.data(), note.size());
 
   MappedFiles files(*captured, service);
   const std::vector<Vma> own_maps = VMCKPT_TRY(read_maps(::getpid()));
-  Materials materials{inputs.image, image, service, files, *captured, own_maps, executable_fd, kvm_device, birthplace.own_user_namespace};
+  Materials materials{inputs.image, image, service, files, *captured, own_maps, executable_fd, kvm_device};
   // Tapes hold addresses of the arena, whose size depends on the tapes: draft once to measure, once for good.
   const uint64_t vdso_size = vdso_bytes(own_maps);
   VdsoPlan vdso = VMCKPT_TRY(make_vdso_plan(image.memory(), own_maps, 0, 0));

@@ -52,6 +52,16 @@ Result<pid_t> only_process(const Target& target) {
                "one process can be checkpointed, trees cannot yet; wait until its children have ended");
 }
 
+// A process that has become another user can be looked into by root with CAP_SYS_PTRACE only, which containers leave out.
+Result<void> check_may_look_into(pid_t pid) {
+  const auto maps = open_file(fmt::format("/proc/{}/maps", pid), O_RDONLY);
+  if (maps.ok() || maps.error().err != EACCES) return {};
+  auto status = VMCKPT_TRY(read_status(pid));
+  const auto ids = split_words(status_field(status, "Uid"));
+  return error(fmt::format("the kernel does not let vmckpt look into process {}, which runs as user {}", pid, ids.empty() ? "?" : ids[0]),
+               "give vmckpt CAP_SYS_PTRACE (docker run --cap-add=SYS_PTRACE), or let the program stay the user that launches it");
+}
+
 // Decides the final name before anything is stopped, so that a refused name costs nothing.
 Result<ImageDestination> choose_destination(const Target& target, const CheckpointRequest& request) {
   ImageDestination destination;
@@ -177,6 +187,7 @@ Result<std::unique_ptr<CheckpointInProgress>> begin_checkpoint(Target& target, c
   checkpoint->started_us_ = started_us;
   pb::Image& image = checkpoint->metadata_;
   save_host(image.mutable_host());
+  VMCKPT_TRY(check_may_look_into(pid));
   std::string maps = VMCKPT_TRY(read_whole_file(fmt::format("/proc/{}/maps", pid)));
   target.ledger_address = VMCKPT_TRY(find_ledger(pid, maps, target.ledger_address));
   save_target(target, image.mutable_target());

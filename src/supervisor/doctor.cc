@@ -47,6 +47,7 @@ std::vector<Probe> run_probes(const std::string& image_dir) {
       {"overcommit", false, probe_overcommit},
       {"huge-pages", false, probe_huge_pages},
       {"limits", false, probe_limits},
+      {"round-trip", true, [&] { return probe_round_trip(image_dir); }},
   };
   std::vector<Probe> probes;
   bool may_set_tid = false;

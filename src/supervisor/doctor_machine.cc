@@ -1,22 +1,20 @@
 // The processor, the kernel, and what programs may use here that a checkpoint cannot save.
-#include <cstddef>
 #include <cstdio>
-#include <iterator>
 
 #include <cpuid.h>
 #include <fcntl.h>
-#include <linux/filter.h>
+#include <linux/capability.h>
 #include <linux/io_uring.h>
-#include <linux/seccomp.h>
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
-#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
 #include "core/fd.h"
 #include "core/kvm_api.h"
+#include "modules/credentials.h"
+#include "modules/seccomp.h"
 #include "supervisor/doctor_probes.h"
 
 namespace vmckpt {
@@ -41,24 +39,21 @@ Probe probe_kernel() {
   return ok(fmt::format("Linux {}", name.release));
 }
 
-
 Probe probe_seccomp() {
+  // Launch's own filter, put in place by launch's own function.
   Result<void> result = in_child([]() -> Result<void> {
-    sock_filter filter[] = {
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_getppid, 0, 1),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOTTY),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-    };
-    sock_fprog program{static_cast<unsigned short>(std::size(filter)), filter};
-    if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0) return failed("prctl(PR_SET_NO_NEW_PRIVS)");
-    if (::syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) < 0) return failed("seccomp");
-    if (::syscall(SYS_getppid) != -1) return error("a seccomp filter has no effect");
+    VMCKPT_TRY(install_filter(VMCKPT_TRY(make_launch_filter())));
+    io_uring_params parameters{};
+    if (::syscall(SYS_io_uring_setup, 1, &parameters) >= 0 || errno != ENOSYS) return error("launch's system call filter has no effect");
     return {};
   });
-  if (result) return ok("launch can deny what cannot be checkpointed");
-  return missing(why(result.error()) + ": launch cannot make programs fall back from io_uring and Linux AIO",
-                 "run a kernel with CONFIG_SECCOMP_FILTER");
+  if (!result) {
+    return missing(why(result.error()) + ": launch cannot make programs fall back from io_uring and Linux AIO",
+                   "allow seccomp in this container, and run a kernel with CONFIG_SECCOMP_FILTER; or launch with --allow-io-uring");
+  }
+  const bool privileged = has_capability(CAP_SYS_ADMIN);
+  return ok(fmt::format("launch can deny what cannot be checkpointed{}",
+                        privileged ? "" : "; without CAP_SYS_ADMIN set-uid programs gain nothing then (no_new_privs)"));
 }
 
 Probe probe_io_uring() {

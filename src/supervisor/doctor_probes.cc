@@ -48,7 +48,7 @@ Result<void> in_child(const std::function<Result<void>()>& body) {
     ::alarm(kChildSeconds);
     Result<void> result = body();
     std::string answer = "+";
-    if (!result) answer = fmt::format("-{} {}", result.error().err, result.error().what);
+    if (!result) answer = fmt::format("-{} {}{}{}", result.error().err, result.error().what, '\0', result.error().cure);
     (void)!::write(writing.get(), answer.data(), answer.size());
     ::_exit(0);
   }
@@ -61,7 +61,9 @@ Result<void> in_child(const std::function<Result<void>()>& body) {
   if ((*answer)[0] == '+') return {};
   char* rest = nullptr;
   int err = static_cast<int>(std::strtol(answer->c_str() + 1, &rest, 10));
-  return Error{*rest == ' ' ? rest + 1 : rest, err, {}};
+  const std::string what(*rest == ' ' ? rest + 1 : rest);
+  const size_t cure = static_cast<size_t>(rest - answer->c_str()) + 1 + what.size() + 1;
+  return Error{what, err, cure < answer->size() ? answer->substr(cure) : std::string()};
 }
 
 volatile uint64_t Sleeper::marker = 0;

@@ -77,5 +77,7 @@ Probe probe_free_disk(const std::string& image_dir);
 Probe probe_overcommit();
 Probe probe_huge_pages();
 Probe probe_limits();
+// doctor_trial.cc: all of it at once
+Probe probe_round_trip(const std::string& image_dir);
 
 }  // namespace vmckpt

@@ -1,16 +1,23 @@
 // Making the target again, at restart.
+#include <algorithm>
 #include <cstdio>
 #include <sstream>
 
+#include <linux/capability.h>
 #include <linux/sched.h>
 #include <sched.h>
+#include <signal.h>
 #include <sys/mman.h>
-#include <sys/mount.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "core/fd.h"
+#include "core/proc.h"
+#include "modules/credentials.h"
+#include "restart/new_process.h"
 #include "supervisor/doctor_probes.h"
+#include "tracer/tape_draft.h"
 
 namespace vmckpt {
 
@@ -24,7 +31,7 @@ Probe probe_set_tid() {
   if (got == wanted || (got < 0 && errno == EEXIST)) return ok("a process can be given a PID that is free here");
   Error reason = errno_error("clone3 with set_tid");
   if (reason.err == EPERM) {
-    return limited("only root may choose PIDs here: a restarted program gets its PID in a PID namespace of its own",
+    return limited("PIDs may not be chosen in this PID namespace: a restarted program gets its PID in one of its own",
                    "run restart with CAP_CHECKPOINT_RESTORE to keep PIDs without a namespace");
   }
   return missing(why(reason), "allow clone3 in this container, and a kernel of at least 5.5");
@@ -32,26 +39,85 @@ Probe probe_set_tid() {
 
 Probe probe_user_namespace() {
   Result<void> result = in_child([]() -> Result<void> {
+    const uid_t uid = ::geteuid();
     if (::unshare(CLONE_NEWUSER) < 0) return failed("unshare");
-    return {};
+    return write_file("/proc/self/uid_map", fmt::format("{0} {0} 1", uid));
   });
   if (result) return ok("user namespaces can be made");
+  if (::geteuid() == 0 && result.error().err == EPERM && !has_capability(CAP_SETFCAP)) {
+    return limited(why(result.error()) + ": user 0 cannot be mapped into one without CAP_SETFCAP",
+                   "run as another user (with bwrap another --uid), or with CAP_SETFCAP");
+  }
   return limited(why(result.error()), namespace_cure());
 }
 
+namespace {
+
+// Plays a draft in this very process, as the player would.
+Result<void> play_here(const TapeDraft& tape) {
+  std::vector<uint8_t> memory(tape.bytes());
+  const std::vector<uint8_t> laid_out = tape.lay_out(reinterpret_cast<uint64_t>(memory.data()), Tape{});
+  std::copy(laid_out.begin(), laid_out.end(), memory.begin());
+  const auto* played = reinterpret_cast<const Tape*>(memory.data());
+  for (uint32_t i = 0; i < played->calls; ++i) {
+    const TapeCall& call = played->call[i];
+    const long result = ::syscall(call.number, call.args[0], call.args[1], call.args[2], call.args[3], call.args[4], call.args[5]);
+    if (result < 0 && (call.flags & kTapeMustSucceed)) return failed(tape_call_name(call.number).c_str());
+  }
+  return {};
+}
+
+struct Birth {
+  bool own_user_namespace = false;
+  std::string note;  // what the namespace cannot have
+};
+
+// A process with a chosen number in a namespace of its own, made as restart makes it, which then becomes what we are.
+Result<Birth> give_birth() {
+  constexpr pid_t kWanted = 4321;
+  pb::Image image;
+  image.mutable_process()->set_pid(kWanted);
+  pb::Thread* thread = image.add_threads();
+  thread->set_tid(kWanted);
+  save_credentials(VMCKPT_TRY(read_status(::getpid())), thread->mutable_credentials());
+  auto become = [&]() -> Result<void> {
+    if (::getpid() != kWanted) return error(fmt::format("the process got the number {} instead of {}", ::getpid(), kWanted));
+    TapeDraft tape;
+    VMCKPT_TRY(plan_credentials(*thread, tape));
+    return play_here(tape);
+  };
+  std::vector<std::string> notes;
+  NewProcess process = VMCKPT_TRY(make_process(image, Surroundings::kOwnNamespace, notes, [&](const Birthplace& birthplace) {
+    const Result<void> result = become();
+    const std::string answer = result.ok() ? "R" : "E" + result.error().message();
+    (void)::send(birthplace.channel, answer.data(), answer.size(), MSG_NOSIGNAL);
+    ::_exit(0);
+  }));
+  std::string answer(1, 'N');
+  for (ssize_t got = 1; got > 0 && answer[0] == 'N';) {  // notes about clocks come along
+    answer.resize(4096);
+    got = ::recv(process.channel.get(), answer.data(), answer.size(), 0);
+    answer.resize(got > 0 ? static_cast<size_t>(got) : 0);
+    if (answer.empty()) answer = "Ethe new process ended early";
+  }
+  for (pid_t pid : {process.pid, process.namespace_init}) {
+    ::kill(pid, SIGKILL);
+    ::waitpid(pid, nullptr, __WALL);
+  }
+  if (answer[0] != 'R') return error(answer.substr(1));
+  return Birth{process.own_user_namespace, notes.empty() ? std::string() : notes.front()};
+}
+
+}  // namespace
+
 Probe probe_pid_namespace() {
-  static constexpr pid_t kWanted = 4321;
-  Result<void> result = in_child([]() -> Result<void> {
-    VMCKPT_TRY(enter_namespaces(CLONE_NEWPID));
-    return in_child([]() -> Result<void> {  // the first process of the namespace
-      pid_t got = fork_with_pid(kWanted);
-      if (got < 0) return failed("clone3 with set_tid in a PID namespace");
-      if (got != kWanted) return error(fmt::format("clone3 made PID {} instead of {}", got, kWanted));
-      return {};
-    });
-  });
-  if (result) return ok("a restarted program can get its old PIDs in a PID namespace of its own");
-  return missing(why(result.error()), namespace_cure());
+  auto birth = give_birth();
+  if (!birth.ok()) {
+    const Error& problem = birth.error();
+    return missing(Error{problem.what, problem.err, {}}.message(), problem.cure.empty() ? namespace_cure() : problem.cure);
+  }
+  return ok(fmt::format("a restarted program can get its old PIDs in a PID namespace of its own{}",
+                        birth->own_user_namespace ? ", inside a user namespace" : ""));
 }
 
 Probe probe_time_namespace() {
@@ -75,17 +141,10 @@ Probe probe_time_namespace() {
 }
 
 Probe probe_mount_proc() {
-  Result<void> result = in_child([]() -> Result<void> {
-    VMCKPT_TRY(enter_namespaces(CLONE_NEWPID | CLONE_NEWNS));
-    return in_child([]() -> Result<void> {
-      if (::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) < 0) return failed("make mounts private");
-      if (::mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, nullptr) < 0) return failed("mount /proc");
-      return {};
-    });
-  });
-  if (result) return ok("a PID namespace can have a /proc of its own");
-  return limited(why(result.error()) + ": a program restarted in a PID namespace sees other PIDs in /proc than its own",
-                 "in a container, leave /proc unmasked, or restart as root outside of it");
+  auto birth = give_birth();
+  if (!birth.ok()) return limited("not known: there is no PID namespace to try it in", "see pid-namespace");
+  if (birth->note.empty()) return ok("a PID namespace can have a /proc of its own");
+  return limited(birth->note, "in a container, leave /proc unmasked, or restart as root outside of it");
 }
 
 Probe probe_vdso() {

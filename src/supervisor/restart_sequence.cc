@@ -268,7 +268,7 @@ Result<RestartResult> restart_target(const RestartRequest& request) {
   // 3. create the process with its old number
   std::array<int, 3> stdio = {0, 1, 2};
   RebuildInputs inputs{image, stdio};
-  NewProcess process = VMCKPT_TRY(make_process(metadata, result.notes, [&](const Birthplace& birthplace) {
+  NewProcess process = VMCKPT_TRY(make_process(metadata, Surroundings::kAny, result.notes, [&](const Birthplace& birthplace) {
     rebuild_and_play(inputs, birthplace);
   }));
   ProcessGuard guard(process);
