@@ -1,37 +1,53 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Installs all that building, testing and the demo need on Debian 12. Quick, and without sudo, when all is there.
+# Installs all that building, testing and the demo need on Debian 12 or 13. Quick, and without sudo, when all is there.
 #
 #     scripts/install-packages.sh            installs
 #     scripts/install-packages.sh --list     only says which packages
+#     scripts/install-packages.sh --part     installs what building and `scripts/test.sh --part` need
 set -eu
 
-# The one list of packages, with a reason for each group.
-packages=$(sed 's/#.*//' <<'LIST'
-    # Compilers and build system. clang builds the sanitizer tests, and is a second opinion on warnings.
-    g++ clang-14 libclang-rt-14-dev meson ninja-build pkg-config
+release=$(sed -n 's/^VERSION_ID="\{0,1\}\([0-9]*\).*/\1/p' /etc/os-release)
+
+# The one list of packages, with a reason for each group. PACKAGE@RELEASE: on that release of Debian only.
+list() {
+    sed "s/#.*//; s/@$release\\b//g; s/[^ ]*@[0-9]*//g" <<'LIST'
+    # Compiler and build system.
+    g++ meson ninja-build pkg-config
     # Libraries; docs/architecture.md says why each.
     libboost-program-options-dev libprotobuf-dev protobuf-compiler libseccomp-dev libxxhash-dev libfmt-dev
     nlohmann-json3-dev
     # Unit tests.
     catch2
-    # Integration tests: pytest, and pexpect for all that happens on a terminal.
-    python3 python3-pytest python3-pexpect
-    # The virtual machine: VMM, tools for its disks, kernel and user space for its guest, what the guest is made with.
-    qemu-system-x86 qemu-utils e2fsprogs linux-image-cloud-amd64 busybox-static gcc libc6-dev cpio
+    # Integration tests: pytest, xdist to run tests side by side, and pexpect for all that happens on a terminal.
+    python3 python3-pytest python3-pytest-xdist python3-pexpect
+    # The virtual machine: VMM, tools for its disks.
+    qemu-system-x86 qemu-utils e2fsprogs
     # Programs that tests checkpoint. qemu-user: an emulated program has the recorder in its memory twice.
     qemu-user redis-server python3-redis sqlite3 vim-tiny less perl-base bash
     # Faults are put into the supervisor with strace; a debugger that was faster than it.
     strace gdb
-    # Guests for KVM: firmware and boot loaders, and what a small Linux kernel of one's own is built with.
-    u-boot-qemu grub-pc-bin grub-common memtest86+
-    linux-source-6.1 make flex bison bc libelf-dev libssl-dev xz-utils binutils
     # For looking at processes, networks of their own, and becoming another user.
     procps iproute2 util-linux
     # A sandbox without capabilities, in which tests run the whole way.
     bubblewrap
+    --- From here on: what the whole suite needs.
+    # clang builds the sanitizer tests, and is a second opinion on warnings.
+    clang libclang-rt-dev
+    # The guests: kernel and user space, and what they are made with.
+    linux-image-cloud-amd64 busybox-static gcc libc6-dev cpio
+    # Guests for KVM: firmware and boot loaders, and what a small Linux kernel of one's own is built with.
+    u-boot-qemu grub-pc-bin grub-common memtest86+
+    linux-source-6.1@12 make flex bison bc libelf-dev libssl-dev xz-utils binutils
+    # A Debian 13 in a directory, whose libc, VMM and programs are tried on a Debian 12 (scripts/in-debian13.sh).
+    debootstrap@12
 LIST
-)
+}
+
+case "${1:-}" in
+    --part) packages=$(list | sed '/---/,$d') ;;
+    *) packages=$(list | sed '/---/d') ;;
+esac
 
 if [ "${1:-}" = --list ]; then
     printf '%s\n' $packages
@@ -50,7 +66,7 @@ if [ "$(id -u)" != 0 ]; then
         echo "install-packages: these are missing:$missing; run $0 as root, or install sudo" >&2
         exit 1
     fi
-    exec sudo "$0"
+    exec sudo "$0" "$@"
 fi
 
 # Packages with a service (redis-server) must not start it: tests start their own, and the machine may be anybody's.

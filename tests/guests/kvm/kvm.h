@@ -6,10 +6,14 @@
 
 #include <linux/stddef.h>
 // Linux before 6.6 declares flexible arrays so that C++ puts them at another offset, and then even the numbers of the
-// ioctls that carry one come out wrong, for they contain the size.
+// ioctls that carry one come out wrong, for they contain the size. (Newer headers put some into unions, where C++ takes
+// arrays of no length only.)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wpedantic"
 #undef __DECLARE_FLEX_ARRAY
-#define __DECLARE_FLEX_ARRAY(TYPE, NAME) TYPE NAME[]
+#define __DECLARE_FLEX_ARRAY(TYPE, NAME) TYPE NAME[0]
 #include <linux/kvm.h>
+#pragma GCC diagnostic pop
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>

@@ -46,14 +46,16 @@ std::vector<uint32_t> msr_indices(int kvm) {
 std::string dump_msrs(const Machine& machine, int vcpu) {
   Object msrs;
   for (uint32_t index : msr_indices(machine.kvm())) {
-    alignas(kvm_msrs) uint8_t buffer[sizeof(kvm_msrs) + sizeof(kvm_msr_entry)] = {};
-    auto* one = reinterpret_cast<kvm_msrs*>(buffer);
-    one->nmsrs = 1;
-    one->entries[0].index = index;
-    if (ioctl(vcpu, KVM_GET_MSRS, one) != 1) continue;
+    struct {
+      kvm_msrs head;
+      kvm_msr_entry entry;
+    } one{};
+    one.head.nmsrs = 1;
+    one.entry.index = index;
+    if (ioctl(vcpu, KVM_GET_MSRS, &one) != 1) continue;
     char name[16];
     std::snprintf(name, sizeof name, "%x", index);
-    msrs.add(name, &one->entries[0].data, sizeof one->entries[0].data);
+    msrs.add(name, &one.entry.data, sizeof one.entry.data);
   }
   return msrs.text();
 }

@@ -1,4 +1,4 @@
-#include <catch2/catch.hpp>
+#include "catch.h"
 
 #include <cstdlib>
 #include <cstring>
@@ -33,7 +33,6 @@ namespace vmckpt {
 namespace {
 
 namespace fs = std::filesystem;
-using Catch::Matchers::Contains;
 
 // A directory of its own for each test, removed at the end.
 class Scratch {

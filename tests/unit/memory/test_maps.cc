@@ -1,6 +1,6 @@
 #include "memory/maps.h"
 
-#include <catch2/catch.hpp>
+#include "catch.h"
 #include <sys/mman.h>
 #include <unistd.h>
 

@@ -1,5 +1,5 @@
 // Files, pipes, terminals and devices: saved in one process, restored in another. Sockets: test_sockets.cc.
-#include <catch2/catch.hpp>
+#include "catch.h"
 
 #include <algorithm>
 #include <thread>

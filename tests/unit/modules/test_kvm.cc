@@ -3,7 +3,7 @@
 
 #include <set>
 
-#include <catch2/catch.hpp>
+#include "catch.h"
 #include <sys/syscall.h>
 
 #include "core/kvm_api.h"

@@ -1,6 +1,6 @@
 #include "modules/seccomp.h"
 
-#include <catch2/catch.hpp>
+#include "catch.h"
 #include <linux/seccomp.h>
 #include <sys/syscall.h>
 

@@ -1,5 +1,5 @@
 // Sockets: saved in one process, restored in another.
-#include <catch2/catch.hpp>
+#include "catch.h"
 
 #include <algorithm>
 

@@ -1,6 +1,6 @@
 #include "restart/memory_plan.h"
 
-#include <catch2/catch.hpp>
+#include "catch.h"
 #include <sys/mman.h>
 #include <sys/syscall.h>
 

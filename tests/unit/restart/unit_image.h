@@ -6,7 +6,7 @@
 #include <memory>
 #include <vector>
 
-#include <catch2/catch.hpp>
+#include "catch.h"
 #include <stdlib.h>
 
 #include "image/reader.h"

@@ -2,7 +2,7 @@
 
 #include <filesystem>
 
-#include <catch2/catch.hpp>
+#include "catch.h"
 #include <stdlib.h>
 #include <sys/stat.h>
 

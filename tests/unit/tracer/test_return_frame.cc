@@ -6,7 +6,7 @@
 #include <random>
 
 #include <asm/prctl.h>
-#include <catch2/catch.hpp>
+#include "catch.h"
 #include <cpuid.h>
 #include <signal.h>
 #include <sys/mman.h>

@@ -3,7 +3,7 @@
 
 #include <cstddef>
 
-#include <catch2/catch.hpp>
+#include "catch.h"
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <signal.h>

@@ -1,0 +1,62 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# Runs a command in a Debian 13 that lies in a directory, on this machine's kernel: its libc, VMM and programs are not
+# Debian 12's. The checkout is at /vmckpt there; build directories are the root's own, and last between runs.
+#
+#     scripts/in-debian13.sh scripts/test.sh --part      what depends on libc, VMM and programs
+#     scripts/in-debian13.sh scripts/test.sh             everything
+#
+# Needs root: for debootstrap, and for a mount namespace. Everything that is mounted goes with that namespace.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+repository=$PWD
+root=$repository/build-debian13/root
+own=$repository/build-debian13
+
+fail() {
+    echo "in-debian13: $1" >&2
+    exit 1
+}
+
+[ "$(id -u)" = 0 ] || fail "only root can make another Debian's root directory and enter it; run it with sudo"
+command -v debootstrap > /dev/null || fail "debootstrap is not installed; scripts/install-packages.sh installs it"
+
+mkdir -p "$own/build" "$own/build-sanitize"
+# Two runs may want it at once; the second one waits, and then finds the first one's.
+exec 9> "$own/lock"
+flock 9
+if [ ! -e "$root/etc/vmckpt-made" ]; then
+    echo "in-debian13: making $root"
+    rm -rf "$root"
+    debootstrap --variant=minbase trixie "$root" > "$own/debootstrap.log" 2>&1 ||
+        fail "debootstrap failed: $(tail -n 3 "$own/debootstrap.log"); all of it is in $own/debootstrap.log"
+    mkdir -p "$root/vmckpt"
+    touch "$root/etc/vmckpt-made"
+fi
+cp /etc/resolv.conf "$root/etc/resolv.conf"
+flock -u 9
+
+# The guests' kernels do not depend on the Debian that runs them.
+for guest in guest kvm-guest; do
+    [ ! -d "build/$guest" ] || [ -d "$own/build/$guest" ] || cp -a "build/$guest" "$own/build/$guest"
+done
+
+# pivot_root rather than chroot: a process in a chroot may make no user namespace (user_namespaces(7)), and restart does.
+exec unshare --mount --propagation private -- /bin/bash -c '
+    set -e
+    root=$1 repository=$2 own=$3
+    shift 3
+    mount --bind "$root" "$root"
+    mount --bind "$repository" "$root/vmckpt"
+    mount --bind "$own/build" "$root/vmckpt/build"
+    mount --bind "$own/build-sanitize" "$root/vmckpt/build-sanitize"
+    for directory in dev sys; do mount --rbind "/$directory" "$root/$directory"; done
+    mount -t proc proc "$root/proc"
+    mount -t tmpfs -o mode=755 tmpfs "$root/run"
+    cd "$root"
+    mkdir -p .before
+    pivot_root . .before
+    umount -l /.before
+    cd /vmckpt
+    exec "$@"
+' in-debian13 "$root" "$repository" "$own" "$@"
