@@ -87,10 +87,9 @@ PLAYER_CODE int64_t start_thread(const TapeCall* call) {
   return result;
 }
 
-PLAYER_CODE int64_t read_exactly(const TapeCall* call) {
-  uint64_t address = call->args[1], bytes = call->args[2], offset = call->args[3];
+PLAYER_CODE int64_t read_exactly(uint64_t fd, uint64_t address, uint64_t bytes, uint64_t offset) {
   while (bytes > 0) {
-    int64_t got = system_call(SYS_pread64, call->args[0], address, bytes, offset);
+    int64_t got = system_call(SYS_pread64, fd, address, bytes, offset);
     if (got == -kErrorInterrupted) continue;
     if (got == 0) return -kErrorIo;
     if (is_error(got)) return got;
@@ -99,6 +98,33 @@ PLAYER_CODE int64_t read_exactly(const TapeCall* call) {
     bytes -= static_cast<uint64_t>(got);
   }
   return 0;
+}
+
+PLAYER_CODE int64_t read_list(const TapeCall* call) {
+  const auto* items = reinterpret_cast<const ReadItem*>(call->args[kReadListItems]);
+  const auto* starts = reinterpret_cast<const uint32_t*>(call->args[kReadListStarts]);
+  auto* next = reinterpret_cast<uint32_t*>(call->args[kReadListNext]);
+  for (;;) {
+    const uint32_t group = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
+    if (group >= call->args[kReadListGroups]) return 0;
+    for (uint32_t i = starts[group]; i < starts[group + 1]; ++i) {
+      const int64_t result = read_exactly(call->args[kReadListFd], items[i].address, items[i].bytes, items[i].file_offset);
+      if (is_error(result)) return result;
+    }
+  }
+}
+
+// A thread that could not be made has left its word at 0, and its tape says that nothing failed.
+PLAYER_CODE int64_t join(const TapeCall* call) {
+  constexpr uint64_t kFutexWait = 0;  // not private: that is how the kernel wakes whoever waits for a thread's end
+  auto* word = reinterpret_cast<uint32_t*>(call->args[0]);
+  for (;;) {
+    const uint32_t running = __atomic_load_n(word, __ATOMIC_ACQUIRE);
+    if (running == 0) break;
+    system_call(SYS_futex, call->args[0], kFutexWait, running);
+  }
+  const auto* tape = reinterpret_cast<const Tape*>(call->args[1]);
+  return tape->failed == 0 ? 0 : tape->call[tape->failed - 1].result;
 }
 
 PLAYER_CODE int64_t copy_bytes(const TapeCall* call) {
@@ -175,7 +201,8 @@ PLAYER_CODE int64_t play(TapeCall* call) {
   }
   if (call->number == kOpSnapshot) return snapshot(call->args[0]);
   if (call->number == kOpThread) return start_thread(call);
-  if (call->number == kOpReadExactly) return read_exactly(call);
+  if (call->number == kOpReadList) return read_list(call);
+  if (call->number == kOpJoin) return join(call);
   if (call->number == kOpCopyBytes) return copy_bytes(call);
   if (call->number == kOpSetMsrs) return set_msrs(call);
   if (call->number == kOpUseTiles) return use_tiles(call);
@@ -202,6 +229,7 @@ extern "C" void vmckpt_player_run(vmckpt::Tape* tape) {
     }
   }
   tape->done = 1;
+  while (tape->end_signal == 0) system_call(SYS_exit, 0);
   system_call(SYS_tgkill, static_cast<uint64_t>(tape->process_id), static_cast<uint64_t>(tape->thread_id),
               static_cast<uint64_t>(tape->end_signal));
   // Still here: nobody traces this thread (any more).

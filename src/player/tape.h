@@ -20,16 +20,25 @@ enum TapeOp : int64_t {
   kOpFirst = 0x10000,
   kOpSnapshot = kOpFirst,  // fork a copy that becomes the caller's sibling and waits; args: {expected parent pid}
   kOpThread,               // clone3 with args {clone_args*, its size, stack top, Tape*}: the new thread plays that tape
-  kOpReadExactly,          // pread64 until all bytes came: {fd, address, bytes, offset}; end of file is EIO
   kOpCopyBytes,            // {to, from, bytes} within the process
   kOpSetMsrs,              // KVM_SET_MSRS {fd, kvm_msrs*, 0, 0, 0, index of the MSR that was refused}
   kOpUseTiles,             // touch AMX: the kernel makes room for the thread's tile registers; {tile configuration, 64 bytes}
+  kOpReadList,             // the runs of a list that several threads share: arguments as in ReadListArgument
+  kOpJoin,                 // {word, Tape*}: waits until the kernel has cleared the word of a thread; answers what its tape did
   kOpMakeDescriptor,       // ioctl {fd, request, argument} that returns a descriptor, which goes to {number, O_CLOEXEC or 0}
 };
 
 enum TapeFlag : uint32_t {
   kTapeMustSucceed = 1,  // a negative result ends the tape: `failed` names the call
 };
+
+// kOpReadList: pread64 until all bytes of an item came; end of file is EIO. Groups of items are taken by counting `next` up; group i is items[starts[i]] to items[starts[i + 1]].
+struct ReadItem {
+  uint64_t address;
+  uint64_t bytes;
+  uint64_t file_offset;
+};
+enum ReadListArgument : uint32_t { kReadListFd, kReadListItems, kReadListStarts, kReadListGroups, kReadListNext, kReadListArguments };
 
 struct TapeCall {
   int64_t number;  // system call number or TapeOp
@@ -44,7 +53,7 @@ struct Tape {
   uint32_t calls;
   uint32_t failed;  // index + 1 of the call that ended the tape, 0 when all were played
   uint32_t done;    // 1 when the tape has come to its end
-  int32_t end_signal;
+  int32_t end_signal;  // 0: the thread that plays it ends
   int32_t process_id;  // as the playing thread's own PID namespace numbers it
   int32_t thread_id;
   uint32_t reserved;

@@ -6,24 +6,15 @@
 #include <linux/prctl.h>
 #include <sys/mman.h>
 #include <sys/shm.h>
-#include <sys/statvfs.h>
 #include <sys/syscall.h>
+
+#include "restart/page_reads.h"
 
 namespace vmckpt {
 namespace {
 
-constexpr uint64_t kReadBudgetBytes = 24u << 20;  // read into place in all: about 10 ms
-constexpr size_t kMaxImageMappings = 20'000;      // well below vm.max_map_count's 65530
-constexpr uint64_t kLongestReadBytes = 256u << 10;
-
-struct Run {  // pages that follow one another in memory and in the image
-  uint64_t address;
-  uint64_t bytes;
-  uint64_t file_offset;
-};
-
-std::vector<Run> runs_of(const std::vector<PageRecord>& records) {
-  std::vector<Run> runs;
+std::vector<PageRun> runs_of(const std::vector<PageRecord>& records) {
+  std::vector<PageRun> runs;
   for (const PageRecord& record : records) {
     if (!runs.empty() && runs.back().address + runs.back().bytes == record.address &&
         runs.back().file_offset + runs.back().bytes == record.file_offset) {
@@ -35,18 +26,6 @@ std::vector<Run> runs_of(const std::vector<PageRecord>& records) {
   return runs;
 }
 
-// Runs below this many bytes are read, others mapped: as much is read as the budget allows, more only where mappings run out.
-uint64_t choose_read_threshold(const std::vector<Run>& runs) {
-  for (uint64_t threshold = kLongestReadBytes; threshold > 4096; threshold /= 2) {
-    uint64_t bytes = 0;
-    for (const Run& run : runs) bytes += run.bytes < threshold ? run.bytes : 0;
-    if (bytes <= kReadBudgetBytes) return threshold;
-    auto mapped = std::count_if(runs.begin(), runs.end(), [&](const Run& run) { return run.bytes >= threshold / 2; });
-    if (static_cast<size_t>(mapped) > kMaxImageMappings) return threshold;
-  }
-  return 0;
-}
-
 bool has_advice(const pb::Mapping& mapping, const char* flag) {
   return std::find(mapping.advice().begin(), mapping.advice().end(), flag) != mapping.advice().end();
 }
@@ -54,55 +33,43 @@ bool has_advice(const pb::Mapping& mapping, const char* flag) {
 class MemoryPlanner {
  public:
   MemoryPlanner(const ImageReader& image, const MappingSources& sources, TapeDraft& tape)
-      : image_(image), sources_(sources), tape_(tape), runs_(runs_of(image.records_of(0))) {
-    read_below_ = choose_read_threshold(runs_);
-    struct statvfs file_system {};
-    image_is_noexec_ = ::fstatvfs(image.fd(), &file_system) == 0 && (file_system.f_flag & ST_NOEXEC);
-  }
+      : image_(image), sources_(sources), tape_(tape), runs_(runs_of(image.records_of(0))) {}
 
+  // The mapping, empty, and writable where content is to come.
   Result<void> add(const pb::Mapping& mapping) {
     if (mapping.kind() == pb::Mapping::VDSO || mapping.kind() == pb::Mapping::VCPU_RUN) return {};
-    std::vector<Run> runs = take_runs(mapping);
-    bool writes = std::any_of(runs.begin(), runs.end(), [&](const Run& run) { return is_read(mapping, run); });
-    // Contents are put in through a writable mapping; the real protection comes after.
-    uint64_t protection = mapping.protection();
-    uint64_t first_protection = writes ? protection | PROT_READ | PROT_WRITE : protection;
-    VMCKPT_TRY(map(mapping, first_protection));
-    for (const Run& run : runs) {
-      if (is_read(mapping, run)) {
-        tape_.call(kOpReadExactly, {fd(), run.address, run.bytes, run.file_offset}, true,
-                   fmt::format("read {} bytes of memory at {:#x} from the image", run.bytes, run.address));
-      } else {
-        tape_.call(SYS_mmap, {run.address, run.bytes, protection, MAP_PRIVATE | MAP_FIXED | noreserve(mapping), fd(),
-                              run.file_offset},
-                   true, fmt::format("map {} bytes of memory at {:#x} from the image", run.bytes, run.address));
-      }
-    }
-    if (first_protection != protection) {
-      tape_.call(SYS_mprotect, {mapping.start(), mapping.end() - mapping.start(), protection}, true,
-                 fmt::format("protect memory at {:#x}", mapping.start()));
-    }
-    advise(mapping);
+    const std::vector<PageRun> runs = take_runs(mapping);
+    const uint64_t protection = runs.empty() ? mapping.protection() : mapping.protection() | PROT_READ | PROT_WRITE;
+    VMCKPT_TRY(map(mapping, protection));
+    advise(mapping, kBeforeContent);
+    for (const PageRun& run : runs) reads_.add(run);
+    mappings_.push_back({&mapping, protection});
     return {};
   }
 
- private:
-  uint64_t fd() const { return static_cast<uint64_t>(image_.fd()); }
-
-  static uint64_t noreserve(const pb::Mapping& mapping) { return has_advice(mapping, "nr") ? MAP_NORESERVE : 0; }
-
-  // A stack must stay one mapping that grows; small changes to a file mapping must not cut it up.
-  bool is_read(const pb::Mapping& mapping, const Run& run) const {
-    // The kernel maps nothing executable from a file system that is mounted noexec.
-    // Wipe-on-fork is for anonymous memory only.
-    return run.bytes < read_below_ || has_advice(mapping, "gd") || has_advice(mapping, "wf") || (image_is_noexec_ && (mapping.protection() & PROT_EXEC));
+  // Content, and what must come after it.
+  void finish(const std::vector<pid_t>& helper_numbers) {
+    reads_.draft(image_.fd(), helper_numbers, tape_);
+    for (const auto& [mapping, first_protection] : mappings_) {
+      if (first_protection != mapping->protection()) {
+        tape_.call(SYS_mprotect, {mapping->start(), mapping->end() - mapping->start(), mapping->protection()}, true,
+                   fmt::format("protect memory at {:#x}", mapping->start()));
+      }
+      advise(*mapping, kAfterContent);
+      if (has_advice(*mapping, "lo")) {
+        tape_.call(SYS_mlock2, {mapping->start(), mapping->end() - mapping->start(), MLOCK_ONFAULT});
+      }
+    }
   }
 
+ private:
+  static uint64_t noreserve(const pb::Mapping& mapping) { return has_advice(mapping, "nr") ? MAP_NORESERVE : 0; }
+
   // The runs inside a mapping, cut to it. Mappings and runs are both sorted.
-  std::vector<Run> take_runs(const pb::Mapping& mapping) {
-    std::vector<Run> taken;
+  std::vector<PageRun> take_runs(const pb::Mapping& mapping) {
+    std::vector<PageRun> taken;
     while (next_ < runs_.size() && runs_[next_].address < mapping.end()) {
-      Run& run = runs_[next_];
+      PageRun& run = runs_[next_];
       if (run.address < mapping.start()) {  // validated images have none
         ++next_;
         continue;
@@ -150,34 +117,40 @@ class MemoryPlanner {
     return {};
   }
 
-  void advise(const pb::Mapping& mapping) {
-    static constexpr struct {
-      const char* flag;
-      int advice;
-    } kAdvice[] = {{"dc", MADV_DONTFORK},  {"dd", MADV_DONTDUMP},   {"hg", MADV_HUGEPAGE},   {"nh", MADV_NOHUGEPAGE},
-                   {"mg", MADV_MERGEABLE}, {"wf", MADV_WIPEONFORK}, {"sr", MADV_SEQUENTIAL}, {"rr", MADV_RANDOM}};
-    const uint64_t bytes = mapping.end() - mapping.start();
-    for (const auto& [flag, advice] : kAdvice) {
-      // Not an error when refused: advice is advice (wipe-on-fork, say, is not to be had on image-backed memory).
-      if (has_advice(mapping, flag)) tape_.call(SYS_madvise, {mapping.start(), bytes, static_cast<uint64_t>(advice)});
+  struct Advice {
+    const char* flag;
+    int advice;
+  };
+  // Whether content comes in huge pages is decided when it comes.
+  static constexpr Advice kBeforeContent[] = {{"hg", MADV_HUGEPAGE}, {"nh", MADV_NOHUGEPAGE}};
+  static constexpr Advice kAfterContent[] = {{"dc", MADV_DONTFORK},   {"dd", MADV_DONTDUMP},   {"mg", MADV_MERGEABLE},
+                                             {"wf", MADV_WIPEONFORK}, {"sr", MADV_SEQUENTIAL}, {"rr", MADV_RANDOM}};
+
+  template <size_t kCount>
+  void advise(const pb::Mapping& mapping, const Advice (&advices)[kCount]) {
+    for (const auto& [flag, advice] : advices) {
+      // Not an error when refused: advice is advice (a kernel without huge pages, say).
+      if (!has_advice(mapping, flag)) continue;
+      tape_.call(SYS_madvise, {mapping.start(), mapping.end() - mapping.start(), static_cast<uint64_t>(advice)});
     }
-    if (has_advice(mapping, "lo")) tape_.call(SYS_mlock2, {mapping.start(), bytes, MLOCK_ONFAULT});
   }
 
   const ImageReader& image_;
   const MappingSources& sources_;
   TapeDraft& tape_;
-  std::vector<Run> runs_;
+  std::vector<PageRun> runs_;
   size_t next_ = 0;
-  uint64_t read_below_ = 0;
-  bool image_is_noexec_ = false;
+  PageReads reads_;
+  std::vector<std::pair<const pb::Mapping*, uint64_t>> mappings_;  // with the protection that they have until their content is there
 };
 
 }  // namespace
 
-Result<void> plan_memory(const pb::AddressSpace& space, const ImageReader& image, const MappingSources& sources, TapeDraft& tape) {
+Result<void> plan_memory(const pb::AddressSpace& space, const ImageReader& image, const MappingSources& sources,
+                         const std::vector<pid_t>& helper_numbers, TapeDraft& tape) {
   MemoryPlanner planner(image, sources, tape);
   for (const pb::Mapping& mapping : space.mappings()) VMCKPT_TRY(planner.add(mapping));
+  planner.finish(helper_numbers);
   if (space.mlockall_flags() != 0) tape.call(SYS_mlockall, {space.mlockall_flags() & MCL_FUTURE});
   return {};
 }

@@ -1,11 +1,13 @@
 // From the image's mappings and page index to the calls that make the address space again.
 //
-// A long run of pages is mapped from the image, MAP_PRIVATE: it costs nothing until it is touched. A short one is read into
-// place: a mapping each would fray the address space, slow down the next fork, and count against vm.max_map_count.
+// What was anonymous is anonymous again: its content is read into it (page_reads.h).
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <vector>
+
+#include <sys/types.h>
 
 #include "core/result.h"
 #include "image/memory.pb.h"
@@ -20,7 +22,9 @@ struct MappingSources {
   std::function<int(const pb::Mapping&)> segment;       // the id of a System V segment, or -1
 };
 
-Result<void> plan_memory(const pb::AddressSpace& space, const ImageReader& image, const MappingSources& sources, TapeDraft& tape);
+// `helper_numbers`: as choose_helper_numbers() gives them.
+Result<void> plan_memory(const pb::AddressSpace& space, const ImageReader& image, const MappingSources& sources,
+                         const std::vector<pid_t>& helper_numbers, TapeDraft& tape);
 
 // PR_SET_MM_MAP: brk, stack, arguments, environment, auxiliary vector and /proc/PID/exe. `executable_fd` -1: not to be had.
 void plan_layout(const pb::AddressSpace& space, int executable_fd, TapeDraft& tape);

@@ -28,6 +28,7 @@
 #include "modules/timers.h"
 #include "player/player.h"
 #include "restart/memory_plan.h"
+#include "restart/page_reads.h"
 #include "restart/vdso_plan.h"
 
 namespace vmckpt {
@@ -190,7 +191,14 @@ struct Materials {
   const std::vector<Vma>& own_maps;
   int executable_fd;
   int kvm_device;
+  std::vector<pid_t> helper_numbers;  // free for threads that only help
 };
+
+std::vector<pid_t> free_helper_numbers(const pb::Image& image) {
+  std::vector<pid_t> taken;
+  for (const pb::Thread& thread : image.threads()) taken.push_back(thread.tid());
+  return choose_helper_numbers(taken);
+}
 
 void plan_seals(const Materials& materials, TapeDraft& tape) {
   for (const pb::CapturedFile& file : materials.metadata.memory().captured()) {
@@ -258,7 +266,7 @@ Result<Tapes> draft_tapes(const Materials& materials, const Arena& arena, const 
   VMCKPT_TRY(plan_memory(image.memory(), materials.image,
                          {[&](const pb::Mapping& mapping) { return materials.files.open_for(mapping); },
                           [&](const pb::Mapping& mapping) { return materials.files.segment_of(mapping); }},
-                         leader));
+                         materials.helper_numbers, leader));
   plan_segment_removal(materials, leader);
   plan_layout(image.memory(), materials.executable_fd, leader);
   plan_seals(materials, leader);
@@ -363,7 +371,8 @@ Result<Prepared> rebuild(RebuildInputs& inputs, const Birthplace& birthplace, in
 
   MappedFiles files(*captured, service);
   const std::vector<Vma> own_maps = VMCKPT_TRY(read_maps(::getpid()));
-  Materials materials{inputs.image, image, service, files, *captured, own_maps, executable_fd, kvm_device};
+  Materials materials{inputs.image,   image,         service,    files, *captured, own_maps,
+                      executable_fd, kvm_device, free_helper_numbers(image)};
   // Tapes hold addresses of the arena, whose size depends on the tapes: draft once to measure, once for good.
   const uint64_t vdso_size = vdso_bytes(own_maps);
   VdsoPlan vdso = VMCKPT_TRY(make_vdso_plan(image.memory(), own_maps, 0, 0));

@@ -80,6 +80,9 @@ MEMORY_ACTS = [
     Act("huge_pages"),
     Act("big_memory"),
     Act("zero_pages"),
+    Act("discarded_memory"),
+    Act("moved_memory"),
+    Act("shared_pages"),
 ]
 
 DESCRIPTOR_ACTS = [

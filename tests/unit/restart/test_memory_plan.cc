@@ -28,16 +28,55 @@ pb::Mapping anonymous(uint64_t start, uint64_t bytes, uint32_t protection) {
 const MappingSources kNoFile = {[](const pb::Mapping&) -> Result<int> { return error("no file"); },
                                 [](const pb::Mapping&) { return -1; }};
 
+const std::vector<pid_t> kNoHelpers;
+
 }  // namespace
 
-TEST_CASE("a long run of pages is mapped from the image, a short one is read") {
+TEST_CASE("what was anonymous is read, however long it is") {
   pb::AddressSpace space;
   *space.add_mappings() = anonymous(0x10000000, 64u << 20, PROT_READ | PROT_WRITE);
   auto image = image_with_runs(space, {{0x10000000, 16u << 20}, {0x13000000, 4096}});
   TapeDraft tape;
-  REQUIRE(plan_memory(space, *image, kNoFile, tape).ok());
-  CHECK(count(tape, SYS_mmap) == 2);  // the mapping, and the long run over it
-  CHECK(count(tape, kOpReadExactly) == 1);
+  REQUIRE(plan_memory(space, *image, kNoFile, kNoHelpers, tape).ok());
+  CHECK(count(tape, SYS_mmap) == 1);
+  CHECK((tape.all_calls().front().args[3] & MAP_ANONYMOUS) != 0);
+  CHECK(count(tape, kOpReadList) == 1);
+}
+
+TEST_CASE("helpers read along, each under a number that is free, and are gone before the tape goes on") {
+  pb::AddressSpace space;
+  *space.add_mappings() = anonymous(0x10000000, 64u << 20, PROT_READ | PROT_WRITE);
+  auto image = image_with_runs(space, {{0x10000000, 64u << 20}});
+  TapeDraft tape;
+  REQUIRE(plan_memory(space, *image, kNoFile, {4001, 4002}, tape).ok());
+  std::vector<int64_t> order;
+  for (const TapeCall& call : tape.all_calls()) order.push_back(call.number);
+  CHECK(order == std::vector<int64_t>{SYS_mmap, kOpThread, kOpThread, kOpReadList, kOpJoin, kOpJoin});
+  // A helper that cannot be made is one reader less.
+  CHECK((tape.all_calls()[1].flags & kTapeMustSucceed) == 0);
+  CHECK((tape.all_calls()[4].flags & kTapeMustSucceed) != 0);
+}
+
+TEST_CASE("little content is not worth a helper") {
+  pb::AddressSpace space;
+  *space.add_mappings() = anonymous(0x10000000, 1u << 20, PROT_READ | PROT_WRITE);
+  auto image = image_with_runs(space, {{0x10000000, 1u << 20}});
+  TapeDraft tape;
+  REQUIRE(plan_memory(space, *image, kNoFile, {4001, 4002}, tape).ok());
+  CHECK(count(tape, kOpThread) == 0);
+}
+
+TEST_CASE("advice on huge pages comes before the content that is to lie in them") {
+  pb::AddressSpace space;
+  pb::Mapping mapping = anonymous(0x10000000, 4u << 20, PROT_READ | PROT_WRITE);
+  mapping.add_advice("hg");
+  *space.add_mappings() = mapping;
+  auto image = image_with_runs(space, {{0x10000000, 4u << 20}});
+  TapeDraft tape;
+  REQUIRE(plan_memory(space, *image, kNoFile, kNoHelpers, tape).ok());
+  std::vector<int64_t> order;
+  for (const TapeCall& call : tape.all_calls()) order.push_back(call.number);
+  CHECK(order == std::vector<int64_t>{SYS_mmap, SYS_madvise, kOpReadList});
 }
 
 TEST_CASE("a read-only mapping with content gets its protection after its content") {
@@ -45,10 +84,10 @@ TEST_CASE("a read-only mapping with content gets its protection after its conten
   *space.add_mappings() = anonymous(0x10000000, 1u << 20, PROT_READ);
   auto image = image_with_runs(space, {{0x10000000, 8192}});
   TapeDraft tape;
-  REQUIRE(plan_memory(space, *image, kNoFile, tape).ok());
+  REQUIRE(plan_memory(space, *image, kNoFile, kNoHelpers, tape).ok());
   std::vector<int64_t> order;
   for (const TapeCall& call : tape.all_calls()) order.push_back(call.number);
-  CHECK(order == std::vector<int64_t>{SYS_mmap, kOpReadExactly, SYS_mprotect});
+  CHECK(order == std::vector<int64_t>{SYS_mmap, kOpReadList, SYS_mprotect});
 }
 
 TEST_CASE("a stack stays one mapping that grows down, however long its content") {
@@ -58,7 +97,7 @@ TEST_CASE("a stack stays one mapping that grows down, however long its content")
   *space.add_mappings() = stack;
   auto image = image_with_runs(space, {{0x10000000, 8u << 20}});
   TapeDraft tape;
-  REQUIRE(plan_memory(space, *image, kNoFile, tape).ok());
+  REQUIRE(plan_memory(space, *image, kNoFile, kNoHelpers, tape).ok());
   CHECK(count(tape, SYS_mmap) == 1);
   CHECK((tape.all_calls().front().args[3] & MAP_GROWSDOWN) != 0);
 }
@@ -70,7 +109,7 @@ TEST_CASE("fork advice is given again after the content is in place") {
   *space.add_mappings() = mapping;
   auto image = image_with_runs(space, {{0x10000000, 4096}});
   TapeDraft tape;
-  REQUIRE(plan_memory(space, *image, kNoFile, tape).ok());
+  REQUIRE(plan_memory(space, *image, kNoFile, kNoHelpers, tape).ok());
   const TapeCall& last = tape.all_calls().back();
   CHECK(last.number == SYS_madvise);
   CHECK(last.args[2] == MADV_DONTFORK);

@@ -1,0 +1,111 @@
+#include "restart/page_reads.h"
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstddef>
+#include <cstring>
+
+#include <linux/sched.h>
+#include <sched.h>
+#include <signal.h>
+
+#include "core/proc.h"
+#include "player/player.h"
+
+namespace vmckpt {
+namespace {
+
+constexpr uint64_t kGroupBytes = 2u << 20;    // one huge page: two readers must not fault in the same one
+constexpr uint64_t kHelperBytes = 16u << 20;  // less than this is not worth a thread
+constexpr size_t kMostHelpers = 31;
+constexpr uint64_t kHelperStackBytes = 2 * kPlayerStackBytes;
+
+// Groups are the items whose addresses lie in the same huge page.
+std::vector<uint32_t> group_starts(const std::vector<ReadItem>& items) {
+  std::vector<uint32_t> starts;
+  for (size_t i = 0; i < items.size(); ++i) {
+    if (i == 0 || items[i].address / kGroupBytes != items[i - 1].address / kGroupBytes) starts.push_back(static_cast<uint32_t>(i));
+  }
+  starts.push_back(static_cast<uint32_t>(items.size()));
+  return starts;
+}
+
+// Makes one helper and returns the word that the kernel clears when it has gone, and its tape, for the join.
+std::pair<uint64_t, uint64_t> draft_helper(pid_t number, const TapeCall& call, TapeDraft& tape) {
+  Tape head{};
+  head.magic = kTapeMagic;
+  head.calls = 1;
+  std::array<uint8_t, sizeof head + sizeof call> bytes;
+  std::memcpy(bytes.data(), &head, sizeof head);
+  std::memcpy(bytes.data() + sizeof head, &call, sizeof call);
+  const uint64_t helper_tape = tape.data_of(bytes);
+  for (ReadListArgument i : {kReadListItems, kReadListStarts, kReadListNext}) {
+    tape.point(helper_tape, sizeof head + offsetof(TapeCall, args) + i * sizeof(uint64_t), call.args[i]);
+  }
+  const uint64_t word = tape.room(sizeof(int32_t));
+  const int32_t wanted = number;
+  clone_args args{};
+  // Not traced: the supervisor need not see helpers come and go.
+  args.flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_UNTRACED |
+               CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID;
+  args.stack_size = kHelperStackBytes;
+  args.set_tid_size = 1;
+  const uint64_t argument = tape.data_of(args);
+  tape.point(argument, offsetof(clone_args, stack), tape.room(kHelperStackBytes));
+  tape.point(argument, offsetof(clone_args, set_tid), tape.data_of(wanted));
+  tape.point(argument, offsetof(clone_args, parent_tid), word);
+  tape.point(argument, offsetof(clone_args, child_tid), word);
+  // May fail: then there is one reader less.
+  tape.call(kOpThread, {argument, sizeof args, helper_tape});
+  return {word, helper_tape};
+}
+
+}  // namespace
+
+void PageReads::add(const PageRun& run) {
+  bytes_ += run.bytes;
+  for (uint64_t at = 0; at < run.bytes;) {
+    const uint64_t address = run.address + at;
+    const uint64_t bytes = std::min(run.bytes - at, kGroupBytes - address % kGroupBytes);
+    items_.push_back({address, bytes, run.file_offset + at});
+    at += bytes;
+  }
+}
+
+void PageReads::draft(int image_fd, const std::vector<pid_t>& helper_numbers, TapeDraft& tape) const {
+  if (items_.empty()) return;
+  const std::vector<uint32_t> starts = group_starts(items_);
+  TapeCall call{};
+  call.number = kOpReadList;
+  call.flags = kTapeMustSucceed;
+  call.args[kReadListFd] = static_cast<uint64_t>(image_fd);
+  call.args[kReadListItems] = tape.data(items_.data(), items_.size() * sizeof(ReadItem));
+  call.args[kReadListStarts] = tape.data(starts.data(), starts.size() * sizeof(uint32_t));
+  call.args[kReadListGroups] = starts.size() - 1;
+  call.args[kReadListNext] = tape.room(sizeof(uint32_t));
+  const size_t helpers = std::min({helper_numbers.size(), kMostHelpers, static_cast<size_t>(bytes_ / kHelperBytes)});
+  std::vector<std::pair<uint64_t, uint64_t>> joins;
+  for (size_t i = 0; i < helpers; ++i) joins.push_back(draft_helper(helper_numbers[i], call, tape));
+  tape.call(kOpReadList, {call.args, call.args + kReadListArguments}, true, "read memory from the image");
+  for (const auto& [word, helper_tape] : joins) tape.call(kOpJoin, {word, helper_tape}, true, "read memory from the image");
+}
+
+std::vector<pid_t> choose_helper_numbers(const std::vector<pid_t>& taken) {
+  cpu_set_t processors;
+  CPU_ZERO(&processors);
+  const int count = ::sched_getaffinity(0, sizeof processors, &processors) == 0 ? CPU_COUNT(&processors) : 1;
+  int64_t most = 32768;
+  if (auto text = read_whole_file("/proc/sys/kernel/pid_max"); text.ok()) most = std::max<int64_t>(parse_number(*text), 301);
+  std::vector<pid_t> numbers;
+  constexpr pid_t kFirstOrdinary = 300;  // RESERVED_PIDS: the kernel itself gives lower ones only once
+  pid_t number = taken.empty() ? kFirstOrdinary : *std::max_element(taken.begin(), taken.end());
+  for (int tries = 0; tries < 1000 && numbers.size() + 1 < static_cast<size_t>(count); ++tries) {
+    if (++number >= most) number = kFirstOrdinary;
+    if (std::find(taken.begin(), taken.end(), number) != taken.end()) continue;
+    if (::kill(number, 0) != 0 && errno == ESRCH) numbers.push_back(number);
+  }
+  return numbers;
+}
+
+}  // namespace vmckpt
