@@ -2,8 +2,6 @@
 #include <cstdio>
 
 #include <nlohmann/json.hpp>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "command_line.h"
 #include "commands.h"
@@ -49,10 +47,7 @@ int cmd_list(int argc, char** argv) {
   for (const std::string& socket : list_sockets()) {
     auto status = ask_status(socket);
     if (!status.ok()) {
-      // Left by a supervisor that was killed.
-      struct stat info {};
-      bool own = ::lstat(socket.c_str(), &info) == 0 && S_ISSOCK(info.st_mode) && info.st_uid == ::geteuid();
-      if (status.error().err == ECONNREFUSED && own) ::unlink(socket.c_str());
+      if (status.error().err == ECONNREFUSED) remove_if_stale(socket);  // left by a supervisor that was killed
       continue;
     }
     if (json) array.push_back(to_json(*status));

@@ -10,6 +10,7 @@
 #include "core/clock.h"
 #include "supervisor/control_socket.h"
 #include "supervisor/detach.h"
+#include "supervisor/patience.h"
 #include "supervisor/restart_sequence.h"
 #include "supervisor/service.h"
 
@@ -69,10 +70,11 @@ int cmd_restart(int argc, char** argv) {
   TerminalControl terminal;
   if (values.count("name")) request.name = values["name"].as<std::string>();
   if (auto checked = check_name(request.name.empty() ? "x" : request.name); !checked.ok()) return give_up(checked.error());
-  sigset_t mask = prepare_service();
-  (void)mask;  // the target gets the masks of its image
   std::optional<ControlListener> listener;
   request.claim_name = [&](const std::string& saved_name) -> Result<void> {
+    // Until now a signal ends this command as any other; from now on there is something to clean up. The target gets the masks of
+    // its image.
+    (void)prepare_service();
     if (request.name.empty()) request.name = free_name(*sockets, saved_name);
     listener.emplace(VMCKPT_TRY(ControlListener::create(request.name)));
     return {};
@@ -82,7 +84,12 @@ int cmd_restart(int argc, char** argv) {
     for (size_t i = 0; !json && !::isatty(2) && i < notes.size(); ++i) std::fprintf(stderr, "vmckpt: note: %s\n", notes[i].c_str());
   };
   auto result = restart_target(request);
-  if (!result.ok()) return give_up(result.error());
+  if (!result.ok()) {
+    give_up(result.error());
+    listener.reset();
+    if (int signal = pending_end_signal(); signal != 0) end_by(signal);
+    return kExitFailed;
+  }
   Target& target = result->target;
   if (json && !request.detached) std::fputs(to_json(*result).c_str(), stderr);
   detacher->report_running(json ? to_json(*result) : fmt::format("{} {}\n", target.name, target.pid));

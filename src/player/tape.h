@@ -45,8 +45,9 @@ struct TapeCall {
   uint64_t args[6];
   int64_t result;  // as the kernel returns it: -errno on failure
   uint32_t flags;
-  uint32_t reserved;
+  uint32_t text;  // where in the tape what the call is for stands, for messages; 0: nowhere. The player does not read it.
 };
+constexpr uint32_t kTapeTextBytes = 400;  // at most, with the NUL
 
 struct Tape {
   uint32_t magic;

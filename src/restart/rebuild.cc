@@ -137,8 +137,8 @@ class Arena {
       offset += round_up(bytes);
       return at;
     };
-    tape_offsets_.push_back(place(tapes.leader.bytes()));
-    for (const TapeDraft& tape : tapes.others) tape_offsets_.push_back(place(tape.bytes()));
+    tape_offsets_.push_back(place(tapes.leader.bytes_with_texts()));
+    for (const TapeDraft& tape : tapes.others) tape_offsets_.push_back(place(tape.bytes_with_texts()));
     stacks_offset_ = place(kThreadStackBytes * tape_offsets_.size());
     parking_offset_ = place(vdso_size);
     bytes_ = offset;
@@ -168,7 +168,7 @@ class Arena {
     head.end_signal = SIGSTOP;
     head.process_id = pid;
     head.thread_id = tid;
-    std::vector<uint8_t> bytes = tape.lay_out(this->tape(thread), head);
+    std::vector<uint8_t> bytes = tape.lay_out_with_texts(this->tape(thread), head);
     std::memcpy(reinterpret_cast<void*>(this->tape(thread)), bytes.data(), bytes.size());
   }
 

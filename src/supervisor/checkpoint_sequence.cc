@@ -11,6 +11,7 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
+#include "core/clock.h"
 #include "core/fd.h"
 #include "core/proc.h"
 #include "core/random.h"
@@ -35,21 +36,57 @@ namespace {
 
 constexpr int kFreezeTries = 50;  // a ledger update lasts microseconds; each try lets the target run for 200 us
 
-// Until the coordinator takes on whole trees: one process.
-Result<pid_t> only_process(const Target& target) {
-  std::vector<pid_t> processes;
-  for (pid_t pid : VMCKPT_TRY(list_descendants(::getpid()))) {
-    if (pid != target.namespace_init) processes.push_back(pid);
-  }
+Result<std::vector<pid_t>> processes_of(const Target& target) {
+  std::vector<pid_t> processes = VMCKPT_TRY(list_descendants(::getpid()));
+  std::erase(processes, target.namespace_init);
+  return processes;
+}
+
+// Until the coordinator takes on whole trees: one process. `others`: there are more.
+Result<pid_t> only_process(const Target& target, bool& others) {
+  std::vector<pid_t> processes = VMCKPT_TRY(processes_of(target));
   if (processes.empty()) return error(fmt::format("target \"{}\" has ended", target.name));
   if (processes.size() == 1) {
     if (!process_exists(processes.front())) return error(fmt::format("target \"{}\" has ended", target.name));
     return processes.front();
   }
+  others = true;
   std::string list;
   for (pid_t pid : processes) list += fmt::format("{}{} ({})", list.empty() ? "" : ", ", pid, command_of(pid));
   return error(fmt::format("target \"{}\" has {} processes: {}", target.name, processes.size(), list),
                "one process can be checkpointed, trees cannot yet; wait until its children have ended");
+}
+
+// The same when `pid` stands still, and with it the only one that could start others. Its children come first: a middle process
+// of a double fork that has ended meanwhile is a zombie there, or has already passed its child on to who adopts orphans.
+Result<void> still_only_process(const Target& target, pid_t pid, bool& others) {
+  others = !VMCKPT_TRY(list_children(pid)).empty();
+  for (pid_t adopter : {::getpid(), target.namespace_init}) {
+    if (adopter == 0) continue;
+    for (pid_t child : VMCKPT_TRY(list_children(adopter))) {
+      others |= child != pid && child != target.namespace_init && process_exists(child);
+    }
+  }
+  if (!others) return {};
+  return error(fmt::format("process {} has just started another", pid), "try again when that has ended");
+}
+
+// Whether it is worth while to wait: a program that has just started another often ends it soon; one that has run for longer is
+// there to stay.
+bool others_may_end_soon(const Target& target) {
+  constexpr size_t kStartTime = 19;  // of read_stat()
+  constexpr int64_t kYoungNs = 3'000'000'000;
+  auto processes = processes_of(target);
+  if (!processes.ok()) return false;
+  timespec now{};
+  ::clock_gettime(CLOCK_BOOTTIME, &now);
+  const int64_t now_ns = now.tv_sec * 1'000'000'000 + now.tv_nsec, tick_ns = 1'000'000'000 / ::sysconf(_SC_CLK_TCK);
+  if (processes->size() <= 1) return true;  // they have ended
+  return std::any_of(processes->begin(), processes->end(), [&](pid_t pid) {
+    auto stat = read_stat(pid);
+    if (pid == target.pid || !stat.ok() || stat->size() <= kStartTime) return false;
+    return now_ns - parse_number((*stat)[kStartTime]) * tick_ns < kYoungNs;
+  });
 }
 
 // A process that has become another user can be looked into by root with CAP_SYS_PTRACE only, which containers leave out.
@@ -175,11 +212,21 @@ Result<bool> may_fork(const pb::Image& image, const Questions& questions) {
 }  // namespace
 
 Result<std::unique_ptr<CheckpointInProgress>> begin_checkpoint(Target& target, const CheckpointRequest& request) {
+  constexpr int64_t kPatienceUs = 10'000'000;
+  for (const int64_t until_us = monotonic_us() + kPatienceUs;;) {
+    bool others = false;
+    auto begun = try_checkpoint(target, request, others);
+    if (begun.ok() || !others || monotonic_us() > until_us || !others_may_end_soon(target)) return begun;
+    ::usleep(10'000);
+  }
+}
+
+Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, const CheckpointRequest& request, bool& others) {
   PhaseClock clock;
   int64_t started_us = monotonic_us();
 
   // 1. prepare, target running: everything that can be found out or opened early
-  pid_t pid = VMCKPT_TRY(only_process(target));
+  pid_t pid = VMCKPT_TRY(only_process(target, others));
   ImageDestination destination = VMCKPT_TRY(choose_destination(target, request));
   ImageIdentity identity{random_id(), target.parent_image_id, target.target_id};
   std::unique_ptr<CheckpointInProgress> checkpoint(
@@ -204,7 +251,7 @@ Result<std::unique_ptr<CheckpointInProgress>> begin_checkpoint(Target& target, c
   std::optional<VcpuGate> gate;
   if (kvm_objects != 0) gate.emplace(VMCKPT_TRY(VcpuGate::close(pid, early_ledger->kvm, request.freeze_timeout_us, target.interrupted)));
   StoppedWorld world = VMCKPT_TRY(freeze_with_ledger(pid, request, target.ledger_address, gate, target.interrupted, &ledger));
-  if (!VMCKPT_TRY(list_children(pid)).empty()) return error(fmt::format("process {} has just started another", pid), "try again when that has ended");
+  VMCKPT_TRY(still_only_process(target, pid, others));
   clock.mark("freeze");
   fault_point("freeze");
 

@@ -51,7 +51,7 @@ class CheckpointInProgress {
   void kill_target();
 
  private:
-  friend Result<std::unique_ptr<CheckpointInProgress>> begin_checkpoint(Target&, const CheckpointRequest&);
+  friend Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target&, const CheckpointRequest&, bool&);
   explicit CheckpointInProgress(ImageWriter writer) : writer_(std::move(writer)) {}
 
   ImageWriter writer_;
@@ -67,6 +67,9 @@ class CheckpointInProgress {
   CheckpointResult result_;
 };
 
+// Tries again for some seconds while the target has other processes that it has only just started.
 Result<std::unique_ptr<CheckpointInProgress>> begin_checkpoint(Target& target, const CheckpointRequest& request);
+// Once. `others`: it failed because the target has other processes.
+Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, const CheckpointRequest& request, bool& others);
 
 }  // namespace vmckpt

@@ -4,8 +4,11 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <map>
 
+#include <fcntl.h>
 #include <poll.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -37,24 +40,41 @@ std::string directory_path() {
   return fmt::format("/tmp/vmckpt-{}", ::geteuid());
 }
 
-// The supervisor behind a connection if it is stopped, as Ctrl-Z stops the job that it is: then it cannot answer. Otherwise 0.
-pid_t stopped_supervisor(int fd) {
+pid_t supervisor_behind(int fd) {
   ucred peer{};
   socklen_t bytes = sizeof peer;
-  if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &bytes) != 0) return 0;
-  auto fields = read_status(peer.pid);
-  return fields.ok() && status_field(*fields, "State").starts_with("T") ? peer.pid : 0;
+  return ::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &bytes) == 0 ? peer.pid : 0;
 }
 
-pb::Status status_from_outside(const std::string& socket_path, pid_t supervisor) {
+// The supervisor behind a connection if it is stopped, as Ctrl-Z stops the job that it is: then it cannot answer. Otherwise 0.
+pid_t stopped_supervisor(int fd) {
+  const pid_t supervisor = supervisor_behind(fd);
+  auto fields = read_status(supervisor);
+  return fields.ok() && status_field(*fields, "State").starts_with("T") ? supervisor : 0;
+}
+
+// Processes in the order of their start: the copy of a snapshot comes after the target.
+std::vector<pid_t> eldest_first(std::vector<pid_t> pids) {
+  constexpr size_t kStartTime = 19;
+  std::map<pid_t, int64_t> starts;
+  for (pid_t pid : pids) {
+    auto stat = read_stat(pid);
+    starts[pid] = stat.ok() && stat->size() > kStartTime ? parse_number((*stat)[kStartTime]) : 0;
+  }
+  std::stable_sort(pids.begin(), pids.end(), [&](pid_t a, pid_t b) { return starts[a] < starts[b]; });
+  return pids;
+}
+
+// What /proc tells of a target whose supervisor does not answer: it is stopped, or in the midst of a freeze.
+pb::Status status_from_outside(const std::string& socket_path, pid_t supervisor, const char* state) {
   pb::Status status;
   status.set_name(std::filesystem::path(socket_path).stem().string());
   status.set_supervisor_pid(supervisor);
-  status.set_state("stopped");
+  status.set_state(state);
   uint32_t processes = 0;
   auto descendants = list_descendants(supervisor);
   if (!descendants.ok()) return status;
-  for (pid_t pid : *descendants) {
+  for (pid_t pid : eldest_first(*descendants)) {
     if (command_of(pid) == kNamespaceInitName || !process_exists(pid)) continue;
     if (processes++ != 0) continue;
     status.set_pid(pid);
@@ -64,6 +84,15 @@ pb::Status status_from_outside(const std::string& socket_path, pid_t supervisor)
   }
   status.set_processes(processes);
   return status;
+}
+
+// Whoever takes, replaces or removes a name holds it: two launches of one name must not unlink each other's socket.
+Result<Fd> lock_directory(const std::string& directory) {
+  Fd fd = VMCKPT_TRY(open_file(directory, O_RDONLY | O_DIRECTORY));
+  while (::flock(fd.get(), LOCK_EX) != 0) {
+    if (errno != EINTR) return errno_error("lock " + directory);
+  }
+  return fd;
 }
 
 bool answers(const std::string& path) { return connect_to(path).ok(); }
@@ -122,22 +151,36 @@ std::string free_name(const std::string& directory, const std::string& command) 
 
 Result<ControlListener> ControlListener::create(const std::string& name) {
   VMCKPT_TRY(check_name(name));
+  const std::string directory = VMCKPT_TRY(runtime_directory());
+  const std::string path = directory + "/" + name + kSuffix;
+  VMCKPT_TRY(address_of(path));
+  const Fd lock = VMCKPT_TRY(lock_directory(directory));
+  if (answers(path)) return error(fmt::format("a target named \"{}\" is running", name), "give another name with -n");
+  // A name that can be seen always listens: one that does not was left by a supervisor that was killed, and is replaced.
+  const std::string temporary = fmt::format("{}/.{}", directory, ::getpid());
+  sockaddr_un address = VMCKPT_TRY(address_of(temporary));
+  ::unlink(temporary.c_str());
   ControlListener listener;
-  listener.path_ = VMCKPT_TRY(runtime_directory()) + "/" + name + kSuffix;
-  if (answers(listener.path_)) {
-    std::string taken = std::exchange(listener.path_, {});
-    return error(fmt::format("a target named \"{}\" is running", name), "give another name with -n");
-  }
-  sockaddr_un address = VMCKPT_TRY(address_of(listener.path_));
-  ::unlink(listener.path_.c_str());  // left by a supervisor that was killed
   listener.fd_ = Fd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!listener.fd_) return errno_error("make the control socket");
   if (::bind(listener.fd_.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 ||
-      ::chmod(listener.path_.c_str(), 0600) != 0 || ::listen(listener.fd_.get(), 16) != 0) {
-    return errno_error("listen on " + listener.path_);
+      ::chmod(temporary.c_str(), 0600) != 0 || ::listen(listener.fd_.get(), 16) != 0 ||
+      ::rename(temporary.c_str(), path.c_str()) != 0) {
+    Error problem = errno_error("listen on " + path);
+    ::unlink(temporary.c_str());
+    return problem;
   }
+  listener.path_ = path;
   listener.owner_ = ::getpid();
   return listener;
+}
+
+void remove_if_stale(const std::string& socket_path) {
+  auto lock = lock_directory(std::filesystem::path(socket_path).parent_path().string());
+  struct stat info {};
+  if (!lock.ok() || ::lstat(socket_path.c_str(), &info) != 0 || !S_ISSOCK(info.st_mode) || info.st_uid != ::geteuid()) return;
+  auto connection = connect_to(socket_path);
+  if (!connection.ok() && connection.error().err == ECONNREFUSED) ::unlink(socket_path.c_str());
 }
 
 ControlListener::ControlListener(ControlListener&& other) noexcept
@@ -210,14 +253,19 @@ Result<pb::ControlReply> receive_reply(int fd) {
 
 Result<pb::Status> ask_status(const std::string& socket_path) {
   Fd fd = VMCKPT_TRY(connect_to(socket_path));
-  if (pid_t supervisor = stopped_supervisor(fd.get()); supervisor > 0) return status_from_outside(socket_path, supervisor);
-  // Whatever else keeps a supervisor from answering, do not wait for it for ever.
-  timeval limit{2, 0};
+  if (pid_t supervisor = stopped_supervisor(fd.get()); supervisor > 0) return status_from_outside(socket_path, supervisor, "stopped");
+  // It does not answer while it freezes its target, which may take as long as --freeze-timeout.
+  timeval limit{1, 0};
   (void)::setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
   pb::ControlRequest request;
   request.mutable_status();
   VMCKPT_TRY(send_request(fd.get(), request));
-  pb::ControlReply reply = VMCKPT_TRY(receive_reply(fd.get()));
+  auto answer = receive_reply(fd.get());
+  if (!answer.ok() && answer.error().err == EAGAIN) {
+    return status_from_outside(socket_path, supervisor_behind(fd.get()), "checkpointing");
+  }
+  if (!answer.ok()) return answer.error();
+  const pb::ControlReply& reply = *answer;
   if (reply.has_error()) return error(reply.error());
   VMCKPT_TRY(check_name(reply.status().name()));  // another user's supervisor may say anything
   return reply.status();

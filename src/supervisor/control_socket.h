@@ -44,6 +44,8 @@ Result<void> send_reply(int fd, const pb::ControlReply& reply);
 // The command's side.
 Result<Fd> connect_to(const std::string& socket_path);
 std::vector<std::string> list_sockets();
+// Removes a socket of ours that nobody listens to any more.
+void remove_if_stale(const std::string& socket_path);
 Result<void> send_request(int fd, const pb::ControlRequest& request);
 Result<pb::ControlReply> receive_reply(int fd);
 Result<pb::Status> ask_status(const std::string& socket_path);

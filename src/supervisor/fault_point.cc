@@ -1,5 +1,6 @@
 #include "supervisor/fault_point.h"
 
+#include <cstdio>
 #include <cstdlib>
 #include <string>
 
@@ -13,6 +14,11 @@ void fault_point(const char* name) {
   if (wanted == nullptr) return;
   if (wanted == std::string("kill:") + name) ::kill(::getpid(), SIGKILL);
   if (wanted == std::string("pause:") + name) ::sleep(30);
+  if (wanted == std::string("wait:") + name) {  // for a file, half a minute at most
+    std::fprintf(stderr, "fault point %s\n", name);
+    const char* const go = std::getenv("VMCKPT_FAULT_GO");
+    for (int i = 0; i < 30'000 && go != nullptr && ::access(go, F_OK) != 0; ++i) ::usleep(1000);
+  }
 }
 
 }  // namespace vmckpt

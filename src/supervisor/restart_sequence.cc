@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <memory>
 
 #include <poll.h>
 #include <signal.h>
@@ -19,11 +20,12 @@
 #include "memory/maps.h"
 #include "modules/process.h"
 #include "modules/threads.h"
-#include "recorder/kvm_calls.h"
 #include "restart/new_process.h"
 #include "restart/preflight.h"
 #include "restart/rebuild.h"
+#include "supervisor/failed_step.h"
 #include "supervisor/fault_point.h"
+#include "supervisor/patience.h"
 #include "supervisor/phase_clock.h"
 #include "supervisor/terminal_control.h"
 #include "tracer/tape_draft.h"
@@ -101,6 +103,7 @@ void pass_over_stop(pid_t pid) {
 }
 
 Result<Rebuilt> follow_rebuild(const NewProcess& process, size_t threads, std::vector<std::string>& notes) {
+  Patience patience(process.pid);
   std::vector<char> message(256 * 1024);
   Rebuilt rebuilt;
   for (;;) {
@@ -108,6 +111,7 @@ Result<Rebuilt> follow_rebuild(const NewProcess& process, size_t threads, std::v
     constexpr int kLookForStopsMs = 20;
     if (::poll(&poll, 1, kLookForStopsMs) == 0) {
       pass_over_stop(process.pid);
+      VMCKPT_TRY(patience.check());
       continue;
     }
     ssize_t got = receive(process.channel.get(), message, &rebuilt.terminal_master);
@@ -129,39 +133,21 @@ Result<Rebuilt> follow_rebuild(const NewProcess& process, size_t threads, std::v
   }
 }
 
-// Why a thread's tape ended early, if it did.
-Result<void> check_tape(pid_t pid, pid_t tid_in_target, uint64_t address) {
-  Tape head;
-  VMCKPT_TRY(read_memory(pid, address, &head, sizeof head));
-  if (head.failed == 0 && head.done == 1) return {};
-  if (head.failed == 0) return error(fmt::format("thread {} stopped before it was restored", tid_in_target), "try again");
-  TapeCall call;
-  VMCKPT_TRY(read_memory(pid, address + sizeof head + (head.failed - 1) * sizeof call, &call, sizeof call));
-  errno = static_cast<int>(-call.result);
-  if (call.number == kOpSetMsrs) {
-    return error(fmt::format("KVM refuses the saved value of the MSR {:#x} (descriptor {})", call.args[5], call.args[0]),
-                 "restart it on a host like the one it was saved on");
-  }
-  if (call.number == SYS_ioctl || call.number == kOpMakeDescriptor) {
-    const KvmCall* kvm_call = find_kvm_call(static_cast<uint32_t>(call.args[1]));
-    return errno_error(fmt::format("step {} of {} of the restart, {} of descriptor {}", head.failed, head.calls,
-                                   kvm_call != nullptr ? kvm_call->name : fmt::format("ioctl {:#x}", call.args[1]), call.args[0]));
-  }
-  const std::string name = call.number < kOpFirst ? tape_call_name(call.number) : fmt::format("player call {}", call.number - kOpFirst);
-  return errno_error(fmt::format("step {} of {} of the restart of thread {}, {}({:#x}, {:#x}, {:#x}, {:#x})", head.failed,
-                                 head.calls, tid_in_target, name, call.args[0], call.args[1], call.args[2], call.args[3]));
-}
-
 // Lets the player run until every thread has played its tape and stopped itself. Returns the threads by their own numbers.
 Result<std::map<pid_t, pid_t>> follow_tapes(pid_t leader, const Rebuilt& rebuilt, const pb::Image& image) {
   std::map<pid_t, uint64_t> tapes;
   for (int i = 0; i < image.threads_size(); ++i) tapes[image.threads(i).tid()] = rebuilt.tapes[static_cast<size_t>(i)];
   std::map<pid_t, pid_t> finished;  // number in the target -> number here
+  Patience patience(leader);
   while (finished.size() < tapes.size()) {
     int status = 0;
-    pid_t tid = ::waitpid(-1, &status, __WALL);
+    pid_t tid = ::waitpid(-1, &status, WNOHANG | __WALL);
     if (tid < 0 && errno == EINTR) continue;
     if (tid < 0) return errno_error("wait for the new process");
+    if (tid == 0) {
+      VMCKPT_TRY(patience.wait());
+      continue;
+    }
     if (WIFEXITED(status) || WIFSIGNALED(status)) {
       if (tid != leader) continue;
       return error(fmt::format("the new process ended while it was being rebuilt (wait status {:#x})", status));
@@ -249,6 +235,48 @@ Target target_of(const RestartRequest& request, const ImageReader& image, const 
   return target;
 }
 
+// Stopped, traced, and ended with the guard.
+struct MadeTarget {
+  std::unique_ptr<ProcessGuard> guard;
+  std::map<pid_t, pid_t> tids;  // number in the target -> number here
+};
+
+Result<MadeTarget> make_target(const RestartRequest& request, ImageReader& image, Surroundings surroundings, PhaseClock& clock,
+                               RestartResult& result) {
+  const pb::Image& metadata = image.metadata();
+
+  // 3. create the process with its old number
+  std::array<int, 3> stdio = {0, 1, 2};
+  RebuildInputs inputs{image, stdio};
+  NewProcess process = VMCKPT_TRY(make_process(metadata, surroundings, result.notes, [&](const Birthplace& birthplace) {
+    rebuild_and_play(inputs, birthplace);
+  }));
+  MadeTarget made{std::make_unique<ProcessGuard>(process), {}};
+  clock.mark("create");
+  fault_point("restart-create");
+
+  // 4. rebuild: descriptors and all else that hosted code can do
+  VMCKPT_TRY(trace(process));
+  Rebuilt rebuilt = VMCKPT_TRY(follow_rebuild(process, static_cast<size_t>(metadata.threads_size()), result.notes));
+  clock.mark("rebuild");
+  fault_point("restart-rebuild");
+
+  // 5. play: memory, threads, signals, timers
+  made.tids = VMCKPT_TRY(follow_tapes(process.pid, rebuilt, metadata));
+  clock.mark("play");
+  fault_point("restart-play");
+
+  // 6. take over: the player goes, registers and masks come
+  VMCKPT_TRY(unmap_arena(process.pid, rebuilt.report));
+  result.terminal_master = std::move(rebuilt.terminal_master);
+  result.target = target_of(request, image, process);
+  VMCKPT_TRY(set_thread_states(metadata, made.tids));
+  restore_limits(metadata.process(), process.pid, result.notes);
+  give_terminal_back(metadata.process(), process.pid);
+  clock.mark("take over");
+  return made;
+}
+
 }  // namespace
 
 Result<RestartResult> restart_target(const RestartRequest& request) {
@@ -265,44 +293,26 @@ Result<RestartResult> restart_target(const RestartRequest& request) {
   if (request.claim_name) VMCKPT_TRY(request.claim_name(metadata.target().name()));
   clock.mark("preflight");
 
-  // 3. create the process with its old number
-  std::array<int, 3> stdio = {0, 1, 2};
-  RebuildInputs inputs{image, stdio};
-  NewProcess process = VMCKPT_TRY(make_process(metadata, Surroundings::kAny, result.notes, [&](const Birthplace& birthplace) {
-    rebuild_and_play(inputs, birthplace);
-  }));
-  ProcessGuard guard(process);
-  clock.mark("create");
-  fault_point("restart-create");
-
-  // 4. rebuild: descriptors and all else that hosted code can do
-  VMCKPT_TRY(trace(process));
-  Rebuilt rebuilt = VMCKPT_TRY(follow_rebuild(process, static_cast<size_t>(metadata.threads_size()), result.notes));
-  clock.mark("rebuild");
-  fault_point("restart-rebuild");
-
-  // 5. play: memory, threads, signals, timers
-  auto tids = VMCKPT_TRY(follow_tapes(process.pid, rebuilt, metadata));
-  clock.mark("play");
-  fault_point("restart-play");
-
-  // 6. take over: the player goes, registers and masks come
-  VMCKPT_TRY(unmap_arena(process.pid, rebuilt.report));
-  result.terminal_master = std::move(rebuilt.terminal_master);
-  result.target = target_of(request, image, process);
-  VMCKPT_TRY(set_thread_states(metadata, tids));
-  restore_limits(metadata.process(), process.pid, result.notes);
-  give_terminal_back(metadata.process(), process.pid);
-  clock.mark("take over");
+  // 3. to 6.; once more in a namespace, where all numbers are free, if somebody took one of them after we had looked
+  const std::vector<std::string> early_notes = result.notes;
+  const auto early_phases = clock.phases;
+  auto made = make_target(request, image, Surroundings::kAny, clock, result);
+  if (!made.ok() && made.error().err == EEXIST) {
+    result.notes = early_notes;
+    clock.phases = early_phases;
+    made = make_target(request, image, Surroundings::kOwnNamespace, clock, result);
+  }
+  if (!made.ok()) return made.error();
+  const pid_t pid = result.target.pid;
 
   // 7. run
   if (request.tell_notes) request.tell_notes(result.notes);
   result.group_stopped = metadata.process().group_stopped();
-  if (result.group_stopped) ::kill(process.pid, SIGSTOP);
-  for (const auto& [tid_in_target, tid] : tids) ::ptrace(PTRACE_DETACH, tid, 0, 0);
-  guard.release();
+  if (result.group_stopped) ::kill(pid, SIGSTOP);
+  for (const auto& [tid_in_target, tid] : made->tids) ::ptrace(PTRACE_DETACH, tid, 0, 0);
+  made->guard->release();
   // Its screen may be another one now: full-screen programs draw anew.
-  if (metadata.process().has_terminal()) ::kill(process.pid, SIGWINCH);
+  if (metadata.process().has_terminal()) ::kill(pid, SIGWINCH);
   result.restart_us = monotonic_us() - request.started_us;
   clock.mark("run");
   result.phases = std::move(clock.phases);

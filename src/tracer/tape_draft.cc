@@ -1,6 +1,7 @@
 #include "tracer/tape_draft.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdlib>
 #include <cstring>
 
@@ -48,6 +49,26 @@ std::vector<uint8_t> TapeDraft::lay_out(uint64_t address, Tape head) const {
   for (const Pointer& pointer : pointers_) {
     uint64_t to = address + room_offset() + (pointer.to & ~kRoomMask);
     std::memcpy(result.data() + room_offset() + pointer.room_offset, &to, sizeof to);
+  }
+  return result;
+}
+
+size_t TapeDraft::bytes_with_texts() const {
+  size_t total = bytes();
+  for (const std::string& text : descriptions_) total += text.empty() ? 0 : std::min<size_t>(text.size(), kTapeTextBytes - 1) + 1;
+  return total;
+}
+
+std::vector<uint8_t> TapeDraft::lay_out_with_texts(uint64_t address, Tape head) const {
+  std::vector<uint8_t> result = lay_out(address, head);
+  result.reserve(bytes_with_texts());
+  for (size_t i = 0; i < calls_.size(); ++i) {
+    const std::string& text = descriptions_[i];
+    if (text.empty()) continue;
+    const auto at = static_cast<uint32_t>(result.size());
+    std::memcpy(result.data() + sizeof(Tape) + i * sizeof(TapeCall) + offsetof(TapeCall, text), &at, sizeof at);
+    result.insert(result.end(), text.begin(), text.begin() + static_cast<ptrdiff_t>(std::min<size_t>(text.size(), kTapeTextBytes - 1)));
+    result.push_back(0);
   }
   return result;
 }

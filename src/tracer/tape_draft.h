@@ -39,6 +39,9 @@ class TapeDraft {
   size_t bytes() const { return room_offset() + room_.size(); }
   // The tape as it must lie at `address`; `head` gives the fields that are not counted here.
   std::vector<uint8_t> lay_out(uint64_t address, Tape head) const;
+  // The same with the descriptions behind it, for a tape that somebody else than the draft's owner looks at when it fails.
+  size_t bytes_with_texts() const;
+  std::vector<uint8_t> lay_out_with_texts(uint64_t address, Tape head) const;
   // Takes results and room from a played tape's bytes; an Error when a must_succeed call failed.
   Result<void> read_back(const std::vector<uint8_t>& bytes);
 
