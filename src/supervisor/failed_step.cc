@@ -43,7 +43,7 @@ constexpr Advice kAdvice[] = {
     {kOpThread, EAGAIN, kProcesses},
     {kOpThread, ENOMEM, kMemory},
     {kOpThread, EPERM, "give vmckpt CAP_CHECKPOINT_RESTORE"},
-    {kOpReadExactly, EIO, "check the image with `vmckpt verify`, and its disk"},
+    {kOpReadList, EIO, "check the image with `vmckpt verify`, and its disk"},
     {SYS_mmap, ENOMEM, kMemory},
     {SYS_mmap, EPERM, "the image or a file is on a file system that is mounted noexec, or vm.mmap_min_addr is higher here"},
     {SYS_mmap, EACCES, "the file may not be mapped so by you: look at its mode"},
