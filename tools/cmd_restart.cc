@@ -46,6 +46,10 @@ int cmd_restart(int argc, char** argv) {
       ("detach", "return when it runs; prints NAME PID, or the JSON object")
       ("cpu-check", po::value<std::string>()->default_value("strict"),
        "strict: the processor must have all that the old one had; guest: all that a KVM guest was shown; none: trust me")
+      ("changed-files", po::value<std::string>()->default_value("refuse"),
+       "files that the program writes to and that are not as they were: refuse, or accept them as they are")
+      ("missing-files", po::value<std::string>()->default_value("refuse"),
+       "open files that are gone and whose content is not in the image: refuse, or make empty ones")
       ("json", "print one JSON object (in the foreground: on standard error)");
   po::variables_map values;
   if (auto status = parse_command_line(argc, argv, kVerb, options, {"IMAGE"}, values)) return *status;
@@ -58,6 +62,16 @@ int cmd_restart(int argc, char** argv) {
     return kExitUsage;
   }
   request.cpu_check = cpu_check == "none" ? CpuCheck::kNone : cpu_check == "guest" ? CpuCheck::kGuest : CpuCheck::kStrict;
+
+  auto choose = [&](const char* option, const char* other, bool* chosen) {
+    const std::string given = values[option].as<std::string>();
+    *chosen = given == other;
+    if (given == "refuse" || *chosen) return true;
+    std::fprintf(stderr, "vmckpt: restart: --%s is refuse or %s; see vmckpt restart --help\n", option, other);
+    return false;
+  };
+  if (!choose("changed-files", "accept", &request.files.accept_changed)) return kExitUsage;
+  if (!choose("missing-files", "empty", &request.files.empty_missing)) return kExitUsage;
 
   auto sockets = runtime_directory();
   if (!sockets.ok()) return fail(kVerb, sockets.error());

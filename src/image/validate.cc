@@ -293,6 +293,11 @@ Result<void> check_descriptors(const pb::DescriptorTable& table, const CapturedB
     };
     switch (file.object_case()) {
       case pb::OpenFile::OBJECT_NOT_SET: return error(fmt::format("descriptor {} is of an unknown kind", file.id()));
+      case pb::OpenFile::kPathFile:
+        if (file.path_file().content_id() != 0 && captured.count(file.path_file().content_id()) == 0) {
+          return refers_to_nothing("captured file", file.path_file().content_id());
+        }
+        break;
       case pb::OpenFile::kCaptured:
         if (captured.count(file.captured().captured_id()) == 0) {
           return refers_to_nothing("captured file", file.captured().captured_id());
@@ -334,7 +339,7 @@ bool is_text_field(const google::protobuf::FieldDescriptor& field) {
   if (field.type() == google::protobuf::FieldDescriptor::TYPE_STRING) return true;
   if (field.type() != google::protobuf::FieldDescriptor::TYPE_BYTES) return false;
   static const std::set<std::string, std::less<>> names = {
-      "arguments", "bound_path",     "command", "command_name", "environment",    "executable",
+      "arguments", "bound_path",     "command", "command_name", "environment",    "executable", "link_text",
       "image_dir", "kernel_release", "name",    "path",         "root_directory", "working_directory"};
   return names.count(field.name()) != 0;
 }

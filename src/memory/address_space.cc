@@ -33,10 +33,10 @@ std::string keep_advice(const std::string& flags, google::protobuf::RepeatedPtrF
   return joined;
 }
 
-const pb::FileIdentity& known_identity(const std::string& path, std::map<std::string, pb::FileIdentity>& identities) {
+const pb::FileIdentity& known_identity(pid_t pid, const std::string& path, std::map<std::string, pb::FileIdentity>& identities) {
   auto known = identities.find(path);
   if (known != identities.end()) return known->second;
-  auto identity = identify_file(path);
+  auto identity = identify_file(pid, path);
   return identities.emplace(path, identity.ok() ? *identity : pb::FileIdentity()).first->second;
 }
 
@@ -173,7 +173,7 @@ class Saver {
   // in maps is not the one that stat shows.
   const pb::FileIdentity* named_file(const Vma& vma) {
     if (vma.deleted() || vma.name.empty() || vma.name[0] != '/') return nullptr;
-    const pb::FileIdentity& identity = known_identity(vma.name, identities_);
+    const pb::FileIdentity& identity = known_identity(world_.pid(), vma.name, identities_);
     return identity.inode() == vma.inode ? &identity : nullptr;
   }
 
@@ -260,7 +260,7 @@ Result<AddressSpacePreview> preview_address_space(pid_t pid, uint32_t madvise_ge
   AddressSpacePreview preview;
   preview.madvise_generation = madvise_generation;
   for (const Vma& vma : VMCKPT_TRY(read_maps(pid))) {
-    if (vma.inode != 0 && vma.name.starts_with("/") && !vma.deleted()) known_identity(vma.name, preview.identities);
+    if (vma.inode != 0 && vma.name.starts_with("/") && !vma.deleted()) known_identity(pid, vma.name, preview.identities);
   }
   preview.flags = VMCKPT_TRY(read_vm_flags(pid));
   return preview;
@@ -290,7 +290,7 @@ Result<AddressSpaceSave> save_address_space(const StoppedWorld& world, const Led
   saved->set_auxv(VMCKPT_TRY(read_whole_file(fmt::format("/proc/{}/auxv", pid))));
   saved->set_mlockall_flags(ledger.mlockall_flags);
   std::string executable = VMCKPT_TRY(read_link(fmt::format("/proc/{}/exe", pid)));
-  *saved->mutable_executable() = known_identity(executable, preview.identities);
+  *saved->mutable_executable() = known_identity(pid, executable, preview.identities);
   saved->mutable_executable()->set_path(executable);
   return save;
 }

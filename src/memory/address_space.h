@@ -11,6 +11,7 @@
 #include "image/memory.pb.h"
 #include "memory/maps.h"
 #include "memory/captured_files.h"
+#include "memory/file_access.h"
 #include "recorder/ledger.h"
 #include "tracer/stopped_world.h"
 #include "tracer/tape_draft.h"
@@ -68,9 +69,11 @@ struct BrkQuestion {
 BrkQuestion ask_brk(TapeDraft& tape);
 void save_brk(const BrkQuestion& question, const TapeDraft& tape, pb::AddressSpace* saved);
 
-// Identity of the file at `path`, with its build id when it is an ELF file.
-Result<pb::FileIdentity> identify_file(const std::string& path);
-// Why `path` is not the file it was; empty when it is.
-std::string difference_from(const pb::FileIdentity& identity);
+// Identity of the file at `path` as process `pid` sees it, with its build id when it is an ELF file.
+Result<pb::FileIdentity> identify_file(pid_t pid, const std::string& path);
+// Restart: the file again, `now` what it is by now. Its content is not compared.
+Result<Fd> open_mapped_file(const pb::FileIdentity& identity, int flags, const FileAccess& access, pb::FileIdentity* now);
+// Why it is not the file it was; empty when it is. `now` stays empty when it cannot be opened.
+std::string difference_from(const pb::FileIdentity& identity, const FileAccess& access, pb::FileIdentity* now);
 
 }  // namespace vmckpt

@@ -1,6 +1,7 @@
 #include "memory/captured_files.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -27,6 +28,28 @@ pb::CapturedFile::Kind kind_of(const std::string& name) {
 }
 
 uint64_t round_up(uint64_t bytes) { return (bytes + kPageBytes - 1) / kPageBytes * kPageBytes; }
+
+int64_t to_ns(const timespec& time) { return int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec; }
+
+timespec to_timespec(int64_t ns) {
+  const int64_t seconds = ns >= 0 ? ns / 1'000'000'000 : -((-ns + 999'999'999) / 1'000'000'000);
+  return {seconds, ns - seconds * 1'000'000'000};
+}
+
+// Runs in the image have short gaps of zeros in them: holes stay holes.
+Result<void> write_without_zero_pages(int fd, const uint8_t* content, uint64_t bytes, uint64_t offset, const std::string& name) {
+  static constexpr uint8_t kZeros[kPageBytes] = {};
+  auto page_bytes = [&](uint64_t at) { return std::min(kPageBytes, bytes - at); };
+  auto is_zero = [&](uint64_t at) { return std::memcmp(content + at, kZeros, page_bytes(at)) == 0; };
+  for (uint64_t at = 0; at < bytes;) {
+    uint64_t end = at;
+    while (end < bytes && !is_zero(end)) end += page_bytes(end);
+    if (end > at) VMCKPT_TRY(pwrite_exactly(fd, content + at, end - at, offset + at, name));
+    at = end;
+    while (at < bytes && is_zero(at)) at += page_bytes(at);
+  }
+  return {};
+}
 
 // Copies the data (not the holes) of a file that nobody changes meanwhile.
 Result<void> copy_data(int fd, uint64_t size_bytes, uint64_t id, const std::string& name, ImageWriter& writer) {
@@ -73,26 +96,39 @@ Result<void> CapturedFiles::charge(uint64_t bytes, const std::string& name) {
                "raise it with `vmckpt checkpoint --shared-limit`, or use --stop");
 }
 
-Result<uint64_t> CapturedFiles::capture(int target_fd, const std::string& name) {
-  // An open file description of our own: looking for holes moves the offset, and that of `target_fd` is the target's.
-  Fd own = VMCKPT_TRY(open_file(fmt::format("/proc/self/fd/{}", target_fd), O_RDONLY));
-  const int fd = own.get();
+Result<uint64_t> CapturedFiles::capture(int target_fd, const std::string& name, bool kept) {
+  // An open file description of our own: looking for holes moves the offset, and that of `target_fd` is the target's. Where the
+  // file's permissions forbid another one, the offset is put back.
+  auto own = open_file(fmt::format("/proc/self/fd/{}", target_fd), O_RDONLY);
+  const int flags = ::fcntl(target_fd, F_GETFL);
+  if (!own.ok() && ((flags & O_PATH) != 0 || (flags & O_ACCMODE) == O_WRONLY)) return own.error();
+  const int fd = own.ok() ? own->get() : target_fd;
+  const off_t offset = ::lseek(fd, 0, SEEK_CUR);
   struct stat info {};
   if (::fstat(fd, &info) != 0) return errno_error("examine " + name);
   auto [known, is_new] = id_by_inode_.try_emplace({info.st_dev, info.st_ino}, files_.size() + 1);
-  if (!is_new) return known->second;
   pb::CapturedFile& file = files_[known->second];
+  // What is kept only may turn out to be mapped, or open, under a name that has gone.
+  if (!is_new && !kept && file.kind() == pb::CapturedFile::KEPT) file.set_kind(kind_of(name));
+  if (!is_new) return known->second;
   file.set_id(known->second);
-  file.set_kind(kind_of(name));
+  file.set_kind(kept ? pb::CapturedFile::KEPT : kind_of(name));
   file.set_name(name);
   file.set_size_bytes(static_cast<uint64_t>(info.st_size));
   file.set_mode(info.st_mode & 07777);
   file.set_device(info.st_dev);
   file.set_inode(info.st_ino);
+  file.set_has_owner(true);
+  file.set_uid(info.st_uid);
+  file.set_gid(info.st_gid);
+  file.set_atime_ns(to_ns(info.st_atim));
+  file.set_mtime_ns(to_ns(info.st_mtim));
   int seals = ::fcntl(fd, F_GET_SEALS);
   if (seals > 0) file.set_seals(static_cast<uint32_t>(seals));
   VMCKPT_TRY(charge(std::min<uint64_t>(file.size_bytes(), static_cast<uint64_t>(info.st_blocks) * 512), name));
-  VMCKPT_TRY(copy_data(fd, file.size_bytes(), file.id(), name, writer_));
+  auto copied = copy_data(fd, file.size_bytes(), file.id(), name, writer_);
+  ::lseek(fd, offset, SEEK_SET);
+  VMCKPT_TRY(std::move(copied));
   return file.id();
 }
 
@@ -127,7 +163,10 @@ Result<uint64_t> CapturedFiles::capture_mapping(pid_t pid, uint64_t address, uin
 }
 
 Result<void> RebuiltFiles::rebuild(const pb::AddressSpace& space, const ImageReader& image, int first_fd) {
+  image_ = &image;
   for (const pb::CapturedFile& file : space.captured()) {
+    files_[file.id()] = &file;
+    if (file.kind() == pb::CapturedFile::KEPT) continue;
     if (file.has_segment()) {
       segments_[file.id()] = VMCKPT_TRY(rebuild_segment(file, image));
       continue;
@@ -139,18 +178,34 @@ Result<void> RebuiltFiles::rebuild(const pb::AddressSpace& space, const ImageRea
     Fd low(::memfd_create(name.substr(0, 200).c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
     Fd fd(::fcntl(low.get(), F_DUPFD_CLOEXEC, first_fd));
     if (!fd) return errno_error("make the memory file " + file.name());
+    VMCKPT_TRY(fill(file.id(), fd.get()));
     if (::fchmod(fd.get(), static_cast<mode_t>(file.mode())) != 0) return errno_error("set the mode of " + file.name());
-    if (::ftruncate(fd.get(), static_cast<off_t>(file.size_bytes())) != 0) {
-      return errno_error(fmt::format("give {} its {} bytes", file.name(), file.size_bytes()));
-    }
-    std::vector<uint8_t> buffer(kMaxRecordBytes);
-    for (const PageRecord& record : image.records_of(file.id())) {
-      uint64_t bytes = std::min(record.bytes, file.size_bytes() > record.address ? file.size_bytes() - record.address : 0);
-      VMCKPT_TRY(pread_exactly(image.fd(), buffer.data(), bytes, record.file_offset, image.path()));
-      VMCKPT_TRY(pwrite_exactly(fd.get(), buffer.data(), bytes, record.address, file.name()));
-    }
     fds_[file.id()] = std::move(fd);
   }
+  return {};
+}
+
+Result<void> RebuiltFiles::fill(uint64_t id, int fd) const {
+  auto found = files_.find(id);
+  if (found == files_.end()) return error(fmt::format("the image has no captured file {}", id), "use another image");
+  const pb::CapturedFile& file = *found->second;
+  if (::ftruncate(fd, static_cast<off_t>(file.size_bytes())) != 0) {
+    return errno_error(fmt::format("give {} its {} bytes", file.name(), file.size_bytes()));
+  }
+  std::vector<uint8_t> buffer(kMaxRecordBytes);
+  for (const PageRecord& record : image_->records_of(file.id())) {
+    uint64_t bytes = std::min(record.bytes, file.size_bytes() > record.address ? file.size_bytes() - record.address : 0);
+    VMCKPT_TRY(pread_exactly(image_->fd(), buffer.data(), bytes, record.file_offset, image_->path()));
+    VMCKPT_TRY(write_without_zero_pages(fd, buffer.data(), bytes, record.address, file.name()));
+  }
+  if (!file.has_owner()) return {};
+  // An ordinary user's files are his own, as they were; what may not be given back stays as it is.
+  struct stat now {};
+  if (::fstat(fd, &now) == 0 && (now.st_uid != file.uid() || now.st_gid != file.gid())) {
+    (void)!::fchown(fd, file.uid(), file.gid());
+  }
+  const timespec times[2] = {to_timespec(file.atime_ns()), to_timespec(file.mtime_ns())};
+  ::futimens(fd, times);
   return {};
 }
 

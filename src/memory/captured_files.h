@@ -21,8 +21,9 @@ class CapturedFiles {
   // `limit_bytes` bounds what is copied within the pause; above it the checkpoint is refused with the reason.
   CapturedFiles(ImageWriter& writer, uint64_t limit_bytes) : writer_(writer), limit_bytes_(limit_bytes) {}
 
-  // `target_fd` is any descriptor of the file; `name` is its link in /proc/PID/fd or maps. Returns the object's id.
-  Result<uint64_t> capture(int target_fd, const std::string& name);
+  // `target_fd` is any descriptor of the file; `name` is its link in /proc/PID/fd or maps. Returns the object's id. `kept`: a
+  // path leads to the file, and the copy is for the case that none does at restart.
+  Result<uint64_t> capture(int target_fd, const std::string& name, bool kept = false);
   // The same for memory that can only be read through the mapping at `address` of process `pid`.
   Result<uint64_t> capture_mapping(pid_t pid, uint64_t address, uint64_t bytes, uint64_t file_offset, uint64_t device,
                                    uint64_t inode, const std::string& name);
@@ -47,12 +48,16 @@ class RebuiltFiles {
  public:
   // Descriptors get numbers from `first_fd` on.
   Result<void> rebuild(const pb::AddressSpace& space, const ImageReader& image, int first_fd);
-  // Borrowed; -1 when there is no such object.
+  // Borrowed; -1 when there is no such object, or only a kept one.
   int fd(uint64_t id) const;
+  // Writes the content of a captured file, kept ones included, into an empty file.
+  Result<void> fill(uint64_t id, int fd) const;
   // Its id when the object is a System V segment; otherwise -1.
   int segment(uint64_t id) const;
 
  private:
+  std::map<uint64_t, const pb::CapturedFile*> files_;
+  const ImageReader* image_ = nullptr;
   std::map<uint64_t, Fd> fds_;
   std::map<uint64_t, int> segments_;
 };

@@ -59,6 +59,7 @@ struct SaveContext {
   std::unordered_map<int, const TargetFile*> by_number;
   std::unordered_map<uint64_t, const TargetFile*> by_socket_inode;
   std::map<std::pair<uint64_t, uint64_t>, uint32_t> pipe_ids;  // by device and inode
+  uint64_t kept_bytes = 0;                                     // content of files with a name, regular_file.cc
 
   pid_t pid() const { return save.world.pid(); }
   void note(std::string text) { save.notes.push_back(std::move(text)); }
@@ -72,6 +73,7 @@ struct SaveContext {
 
 struct CheckContext {
   const pb::DescriptorTable& table;
+  const FileAccess& access;
   std::vector<Error>& problems;
   Notes& notes;
 
@@ -130,7 +132,8 @@ bool has_ordinary_content(const TargetFile& file);
 // A file of /proc, /sys and the like, made up by the kernel when it is read.
 bool is_pseudo_file(const TargetFile& file);
 
-// memfd.cc: a file that no path leads to.
+// memfd.cc: a file that no path leads to. `capture_content` alone: its id.
+Result<uint64_t> capture_content(SaveContext& context, const TargetFile& file, int fd, bool kept = false);
 Result<void> save_captured(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved);
 
 // file_status.cc: fcntl state that every kind of file has.
@@ -139,7 +142,8 @@ Result<void> restore_file_status(RestoreContext& context, const pb::OpenFile& fi
 
 // file_locks.cc
 Result<void> save_locks(const TargetFile& file, pb::OpenFile* saved);
-void check_locks(CheckContext& context, const pb::OpenFile& file, const std::string& path);
+// `located`: the file at `path`, opened with O_PATH.
+void check_locks(CheckContext& context, const pb::OpenFile& file, const std::string& path, int located);
 Result<void> restore_locks(const pb::OpenFile& file);
 
 // epoll.cc: the last step, when every file has its numbers.

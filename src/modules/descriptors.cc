@@ -167,7 +167,7 @@ Result<void> place_numbers(RestoreContext& context) {
 Result<void> save_descriptors(DescriptorSave& save, pb::DescriptorTable* table) {
   Fd proc(::open(fmt::format("/proc/{}", save.world.pid()).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!proc) return errno_error(fmt::format("open /proc/{}", save.world.pid()));
-  SaveContext context{save, table, proc.get(), {}, {}, {}, {}, {}};
+  SaveContext context{save, table, proc.get(), {}, {}, {}, {}, {}, 0};
   VMCKPT_TRY(refuse_separate_tables(save.world));
   table->set_checkpoint_realtime_ns(realtime_ns());
   context.files = VMCKPT_TRY(walk_descriptors(save.world, proc.get()));
@@ -180,8 +180,9 @@ Result<void> save_descriptors(DescriptorSave& save, pb::DescriptorTable* table) 
   return {};
 }
 
-void check_descriptors(const pb::DescriptorTable& table, std::vector<Error>& problems, Notes& notes) {
-  CheckContext context{table, problems, notes};
+void check_descriptors(const pb::DescriptorTable& table, const FileAccess& access, std::vector<Error>& problems,
+                       Notes& notes) {
+  CheckContext context{table, access, problems, notes};
   size_t before = problems.size();
   check_numbers(context);
   if (problems.size() != before) return;
@@ -201,7 +202,9 @@ Result<void> restore_descriptors(const pb::DescriptorTable& table, DescriptorRes
   VMCKPT_TRY(place_numbers(context));
   VMCKPT_TRY(restore_epoll_registrations(context));
   context.built.clear();
-  for (const pb::OpenFile& file : table.files()) VMCKPT_TRY(restore_locks(file));
+  for (const pb::OpenFile& file : table.files()) {
+    if (context.shared_with_restart.count(file.id()) == 0) VMCKPT_TRY(restore_locks(file));
+  }
   return {};
 }
 

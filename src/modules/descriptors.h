@@ -12,6 +12,7 @@
 #include "core/result.h"
 #include "image/descriptors.pb.h"
 #include "memory/captured_files.h"
+#include "memory/file_access.h"
 #include "recorder/ledger.h"
 #include "tracer/vcpu_gate.h"
 #include "tracer/stopped_world.h"
@@ -33,6 +34,7 @@ Result<void> save_descriptors(DescriptorSave& save, pb::DescriptorTable* table);
 
 struct DescriptorRestore {
   const RebuiltFiles& captured;
+  const FileAccess& access;
   // What stands for the target's outside world: dups (close-on-exec, at service numbers) of restart's stdin, stdout,
   // stderr.
   std::array<int, 3> stdio;
@@ -46,7 +48,8 @@ struct DescriptorRestore {
 };
 
 // Preflight, in the supervisor, before anything is started: every problem goes to `problems`, surprises to `notes`.
-void check_descriptors(const pb::DescriptorTable& table, std::vector<Error>& problems, Notes& notes);
+void check_descriptors(const pb::DescriptorTable& table, const FileAccess& access, std::vector<Error>& problems,
+                       Notes& notes);
 
 // Restart, in the new process (single-threaded, hosted C++, its PID is already the target's): afterwards exactly the
 // table's numbers are open below first_service_fd.

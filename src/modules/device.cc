@@ -55,7 +55,14 @@ Result<void> restore(RestoreContext& context) {
       return error(describe(file) + " is a device that this vmckpt has no module for");
     }
     int flags = static_cast<int>(file.status_flags() & (O_ACCMODE | O_NONBLOCK | O_APPEND));
-    VMCKPT_TRY(context.put(file, VMCKPT_TRY(open_file(usual_path(file.device().device_number()), flags))));
+    const char* path = usual_path(file.device().device_number());
+    Fd fd = VMCKPT_TRY(open_file(path, flags));
+    struct stat now;
+    if (::fstat(fd.get(), &now) != 0 || !S_ISCHR(now.st_mode) || now.st_rdev != file.device().device_number()) {
+      return error(fmt::format("\"{}\" ({}) is not the device of that name", path, describe(file)),
+                   "make it again with mknod");
+    }
+    VMCKPT_TRY(context.put(file, std::move(fd)));
   }
   return {};
 }

@@ -69,18 +69,19 @@ Result<void> save_locks(const TargetFile& file, pb::OpenFile* saved) {
   return {};
 }
 
-void check_locks(CheckContext& context, const pb::OpenFile& file, const std::string& path) {
+void check_locks(CheckContext& context, const pb::OpenFile& file, const std::string& path, int located) {
+  const std::string link = fmt::format("/proc/self/fd/{}", located);
   for (const pb::FileLock& lock : file.locks()) {
     if (lock.kind() == pb::FileLock::LEASE || lock.kind() == pb::FileLock::FLOCK) {
       if (lock.kind() == pb::FileLock::LEASE) continue;
-      Fd fd(::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC));
+      Fd fd(::open(link.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC));
       if (fd && take(fd.get(), lock) != 0 && errno == EWOULDBLOCK) {
         context.problem(
             error(fmt::format("file \"{}\" ({}) is locked by another process", path, describe(file)), kLockCure));
       }
       continue;
     }
-    Fd fd(::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC));
+    Fd fd(::open(link.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC));
     struct flock range = to_flock(lock);
     if (!fd || ::fcntl(fd.get(), F_OFD_GETLK, &range) != 0 || range.l_type == F_UNLCK) continue;
     std::string holder = range.l_pid > 0 ? fmt::format("process {} ({})", range.l_pid, command_of(range.l_pid))

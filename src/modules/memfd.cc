@@ -1,7 +1,7 @@
 // Files that no path leads to: memfd_create(2), O_TMPFILE, and files whose last name has been removed.
 //
 // The content is a CapturedFile of the image (src/memory/captured_files.h), shared with the mappings of the same file;
-// size and seals belong to it. A descriptor adds access mode, status flags and position. Restored after RebuiltFiles
+// size, owner, times and seals belong to it. A descriptor adds access mode, status flags and position. Restored after RebuiltFiles
 // has made the file again: it is opened once more for every open file description through /proc/self/fd, which works
 // without a path and gives each its own position. Sources: memfd_create(2), proc_pid_fd(5).
 #include <unistd.h>
@@ -26,34 +26,39 @@ Result<void> restore(RestoreContext& context) {
       return error(fmt::format("{}: the image has no content for it", describe(file)), "use another image");
     uint32_t dropped = kTmpfileBit | O_DIRECTORY | O_CREAT | O_EXCL | O_TRUNC | O_NOFOLLOW | O_ASYNC | O_DIRECT;
     Fd fd = VMCKPT_TRY(reopen(whole, static_cast<int>(file.status_flags() & ~dropped)));
-    if (file.captured().position() != 0 && ::lseek(fd.get(), file.captured().position(), SEEK_SET) < 0) {
+    const bool is_place = (file.status_flags() & O_PATH) != 0;
+    if (!is_place && file.captured().position() != 0 && ::lseek(fd.get(), file.captured().position(), SEEK_SET) < 0) {
       return errno_error(fmt::format("{}: go to position {}", describe(file), file.captured().position()));
     }
     VMCKPT_TRY(context.put(file, std::move(fd)));
   }
   // Only now: the permissions may forbid opening the file as its descriptors were.
   for (const pb::OpenFile& file : context.table.files()) {
-    if (!file.has_captured() || ::fchmod(context.fd(file.id()), file.captured().permissions()) == 0) continue;
+    if (!file.has_captured()) continue;
+    const int whole = context.restore.captured.fd(file.captured().captured_id());
+    if (::fchmod(whole, file.captured().permissions()) == 0) continue;
     return errno_error(fmt::format("{}: set its permissions to {:#o}", describe(file), file.captured().permissions()));
   }
   return {};
 }
 
-// Copying moves the position, which a duplicate shares with the running target: an open file of our own is better.
-// Where the file's permissions forbid another one, the position is put back.
-Result<uint64_t> capture(SaveContext& context, const TargetFile& file, int fd) {
-  auto own = reopen(fd, O_RDONLY);
-  if (own.ok()) return context.save.captured.capture(own->get(), file.link);
-  if (!can_read(file.flags)) return own.error();
-  auto id = context.save.captured.capture(fd, file.link);
-  ::lseek(fd, file.position, SEEK_SET);
-  return id;
-}
-
 }  // namespace
 
+Result<uint64_t> capture_content(SaveContext& context, const TargetFile& file, int fd, bool kept) {
+  return context.save.captured.capture(fd, file.link, kept);
+}
+
 Result<void> save_captured(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved) {
-  saved->mutable_captured()->set_captured_id(VMCKPT_TRY(capture(context, file, fd)));
+  auto id = capture_content(context, file, fd);
+  if (!id.ok() && file.stdio() >= 0) {
+    context.note(fmt::format("{} has no name any more and may not be read; after a restart it will be restart's own",
+                             file.describe()));
+    saved->mutable_path_file()->set_mode(file.status.st_mode);
+    saved->mutable_path_file()->set_path(file.link);
+    saved->mutable_path_file()->set_volatile_content(true);
+    return {};
+  }
+  saved->mutable_captured()->set_captured_id(VMCKPT_TRY(std::move(id)));
   saved->mutable_captured()->set_position(file.position);
   saved->mutable_captured()->set_permissions(file.status.st_mode & 07777);
   return {};

@@ -71,7 +71,10 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
     pb::PipeBuffer* pipe = context.table->add_pipes();
     pipe->set_id(known->second);
     pipe->set_inode(file.status.st_ino);
-    if (has_name(file)) pipe->set_path(file.link);
+    if (has_name(file)) {
+      pipe->set_path(file.link);
+      *pipe->mutable_origin() = inode_of(fd);
+    }
     int capacity = ::fcntl(fd, F_GETPIPE_SZ);
     if (capacity < 0) return errno_error("ask for the capacity of " + file.describe());
     pipe->set_capacity_bytes(static_cast<uint32_t>(capacity));
@@ -150,9 +153,12 @@ void check(CheckContext& context) {
   for (const pb::PipeBuffer& pipe : context.table.pipes()) {
     if (pipe.path().empty()) continue;
     struct stat now;
-    if (::stat(pipe.path().c_str(), &now) != 0) {
-      context.problem(errno_error(fmt::format("FIFO \"{}\" is missing", pipe.path()), "make it with mkfifo"));
-    } else if (!S_ISFIFO(now.st_mode)) {
+    auto located = context.access.locate(pipe.path(), 0, pipe.origin());
+    if (!located.ok() && located.error().err == ENOENT) {
+      context.problem(Error{fmt::format("FIFO \"{}\" is missing", pipe.path()), ENOENT, "make it with mkfifo"});
+    } else if (!located.ok()) {
+      context.problem(located.error());
+    } else if (::fstat(located->get(), &now) != 0 || !S_ISFIFO(now.st_mode)) {
       context.problem(error(fmt::format("\"{}\" was a FIFO and is none now", pipe.path()), "make it with mkfifo"));
     }
   }
@@ -196,10 +202,21 @@ struct BothWays {
   Fd keeper;  // opens further ends
 };
 
+// The program may have had the right to one end only: the other is opened for it as the file that it is, through /proc.
+Result<Fd> open_fifo(const FileAccess& access, const pb::PipeBuffer& pipe) {
+  if (!access.is_foreign()) return access.open(pipe.path(), O_RDWR | O_NONBLOCK, pipe.origin());
+  Fd place = VMCKPT_TRY(access.locate(pipe.path(), 0, pipe.origin()));
+  struct stat now;
+  if (::fstat(place.get(), &now) != 0 || !S_ISFIFO(now.st_mode)) return error(fmt::format("\"{}\" is no FIFO", pipe.path()));
+  const bool was_its_own = is_same_inode(pipe.origin(), inode_of(place.get()));
+  if (!was_its_own && !access.permits(place.get(), R_OK | W_OK, pipe.origin())) return errno_error("open " + pipe.path());
+  return reopen(place.get(), O_RDWR | O_NONBLOCK);
+}
+
 Result<BothWays> open_both_ways(RestoreContext& context, const pb::PipeBuffer& pipe) {
   BothWays opened;
   if (!pipe.path().empty()) {
-    opened.keeper = VMCKPT_TRY(open_file(pipe.path(), O_RDWR | O_NONBLOCK));
+    opened.keeper = VMCKPT_TRY(open_fifo(context.restore.access, pipe));
     int unread = 0;
     bool empty = ::ioctl(opened.keeper.get(), FIONREAD, &unread) == 0 && unread == 0;
     if (empty && pipe.readers() == pb::PEER_INSIDE) VMCKPT_TRY(fill(context, pipe, opened.keeper.get()));

@@ -39,6 +39,30 @@ std::string directory_link(pid_t pid, const char* which) {
   return link.ok() ? *link : std::string();
 }
 
+// A removed one comes back as a removed one: relative paths lead nowhere there.
+Result<void> save_working_directory(pid_t pid, pb::Process* process) {
+  const Fd fd = VMCKPT_TRY(open_file(fmt::format("/proc/{}/cwd", pid), O_PATH | O_DIRECTORY));
+  process->set_working_directory(directory_link(pid, "cwd"));
+  *process->mutable_working_directory_origin() = inode_of(fd.get());
+  struct stat now {}, there {};
+  if (::fstat(fd.get(), &now) != 0) return errno_error(fmt::format("look at the working directory of process {}", pid));
+  const std::string path = fmt::format("/proc/{}/root{}", pid, process->working_directory());
+  const bool leads_there = ::stat(path.c_str(), &there) == 0 && there.st_ino == now.st_ino && there.st_dev == now.st_dev;
+  process->set_working_directory_removed(process->working_directory().ends_with(" (deleted)") && !leads_there);
+  return {};
+}
+
+// With the target's rights; the caller's are lent only for the very folder in which it already was.
+Result<void> enter_working_directory(const pb::Process& process, const FileAccess& access) {
+  const pb::Inode& then = process.working_directory_origin();
+  Fd fd = VMCKPT_TRY(process.working_directory_removed()
+                         ? access.make_removed_directory(O_PATH)
+                         : access.locate(process.working_directory(), O_DIRECTORY, then));
+  if (access.as_target([&] { return ::fchdir(fd.get()); }) == 0) return {};
+  if (errno == EACCES && is_same_inode(then, inode_of(fd.get())) && ::fchdir(fd.get()) == 0) return {};
+  return errno_error("enter the working directory " + process.working_directory());
+}
+
 struct NamedLimit {
   std::string name;  // "Max open files"
   rlimit limit;
@@ -142,11 +166,7 @@ Result<void> save_process(const StoppedWorld& world, pb::Process* process) {
     for (const std::string& text : split_nul(*environment)) process->add_environment(text);
   }
   process->set_executable(directory_link(pid, "exe"));
-  process->set_working_directory(directory_link(pid, "cwd"));
-  if (process->working_directory().ends_with(" (deleted)")) {
-    return error(fmt::format("the working directory of process {}, {}, has been removed", pid, process->working_directory()),
-                 "let the program change to another one");
-  }
+  VMCKPT_TRY(save_working_directory(pid, process));
   process->set_root_directory(directory_link(pid, "root"));
   process->set_umask(static_cast<uint32_t>(std::strtoul(std::string(status_field(status, "Umask")).c_str(), nullptr, 8)));
   VMCKPT_TRY(save_limits(pid, process));
@@ -165,11 +185,14 @@ Result<void> save_process(const StoppedWorld& world, pb::Process* process) {
   return {};
 }
 
-void check_process(const pb::Process& process, std::vector<Error>& problems) {
-  struct stat info {};
-  if (::stat(process.working_directory().c_str(), &info) != 0) {
-    problems.push_back(errno_error(fmt::format("the working directory {} cannot be used", process.working_directory()),
-                                   "make it again"));
+void check_process(const pb::Process& process, const FileAccess& access, std::vector<Error>& problems) {
+  auto located = process.working_directory_removed()
+                     ? Result<Fd>(Fd())
+                     : access.locate(process.working_directory(), O_DIRECTORY, process.working_directory_origin());
+  if (!located.ok()) {
+    const Error& why = located.error();
+    problems.push_back(error(fmt::format("the working directory {} cannot be used: {}", process.working_directory(), why.message()),
+                             why.cure.empty() ? "make it again" : ""));
   }
   if (process.root_directory() != "/") {
     problems.push_back(error(fmt::format("the process had the root directory {}", process.root_directory()),
@@ -177,7 +200,7 @@ void check_process(const pb::Process& process, std::vector<Error>& problems) {
   }
 }
 
-Result<void> restore_process(const pb::Process& process) {
+Result<void> restore_process(const pb::Process& process, const FileAccess& access) {
   // A process group or session that the target led is made again; one that it merely joined (its shell's) is restart's own.
   if (process.session() == process.pid() && ::getsid(0) != process.pid()) {
     if (::setsid() < 0) return errno_error("make the session of the process");
@@ -185,9 +208,7 @@ Result<void> restore_process(const pb::Process& process) {
     if (::setpgid(0, 0) != 0) return errno_error("make the process group of the process");
   }
   ::umask(static_cast<mode_t>(process.umask()));
-  if (::chdir(process.working_directory().c_str()) != 0) {
-    return errno_error("enter the working directory " + process.working_directory());
-  }
+  VMCKPT_TRY(enter_working_directory(process, access));
   if (::personality(process.personality()) < 0) return errno_error("set the personality");
   (void)write_file("/proc/self/coredump_filter", fmt::format("{:#x}", process.coredump_filter()));
   (void)write_file("/proc/self/oom_score_adj", fmt::format("{}", process.oom_score_adj()));

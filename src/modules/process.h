@@ -6,6 +6,7 @@
 
 #include "core/result.h"
 #include "image/image.pb.h"
+#include "memory/file_access.h"
 #include "tracer/stopped_world.h"
 #include "tracer/tape_draft.h"
 
@@ -20,9 +21,9 @@ ProcessQuestions ask_process(TapeDraft& tape);
 Result<void> save_process(const StoppedWorld& world, pb::Process* process);
 void save_process_answers(const ProcessQuestions& questions, const TapeDraft& tape, pb::Process* process);
 
-void check_process(const pb::Process& process, std::vector<Error>& problems);
+void check_process(const pb::Process& process, const FileAccess& access, std::vector<Error>& problems);
 // In the new process, before descriptors are rebuilt: directories, umask, personality, session and group.
-Result<void> restore_process(const pb::Process& process);
+Result<void> restore_process(const pb::Process& process, const FileAccess& access);
 // By the leader's tape, when memory is in place and before threads are made.
 void plan_process(const pb::Process& process, TapeDraft& tape);
 // By the leader's tape after its credentials are set.

@@ -1,23 +1,36 @@
 // What a path leads to: regular files, directories, block devices, and anything opened with O_PATH.
 //
 // Made by open(2) and its relatives; changed by lseek, read, write (position) and fcntl (flags, locks). Saved: path,
-// access mode and flags, position, and what the file looked like (type, size, time of change, device and inode), not
-// its content: that stays the user's affair, as with any program that is stopped and started again.
+// access mode and flags, position, and what the file looked like (type, size, time of change, device, inode, birth,
+// owner). Its content stays the user's affair, as with any program that is stopped and started again, with one
+// exception: a small file that is open for writing is copied, in case that it is a temporary one that the program
+// renames or removes before it ends. Where it is missing at restart it is made again from the copy.
 //
-// Preflight: a path that is gone, leads to another type of file or may not be opened is a problem. A file that has
-// changed is a note that says what changed: for a file being written (log, disk image) it is the normal course of
-// things.
+// Preflight, a problem each: a path that is gone, leads to another type of file or over a symbolic link, or may not be
+// opened. Files are opened with the rights that the program had (memory/file_access.h). A file that has changed:
 //
-// A file whose path leads elsewhere by now (removed, or replaced by rename, while another hard link keeps it) is
-// captured with its content like a deleted one; the link to the other name is lost then, and noted. A removed directory
-// comes back as a removed directory. Files under /proc/PID of the target itself are kept as /proc/self, for the PID may
-// be shown otherwise.
+//   written to in place, or locked   a problem (--changed-files=accept: a note): a virtual machine or a database has in
+//                                    memory what it knows of the file, and would destroy it
+//   written to at its end            a note: a log; what came after the checkpoint is written over
+//   opened for appending             nothing, when it only has more in it now; otherwise a note
+//   only read                        a note
+//
+// Numbers 0 to 2 that cannot be opened again are restart's own, as if they had been a pipe (stdio.cc).
+//
+// A file whose path leads elsewhere by now (removed, or replaced by rename, while another hard link keeps it) is opened
+// by the other name, if that is in the same folder; otherwise it is captured with its content like a deleted one, the
+// link to the other name is lost, and that is noted. A removed directory comes back as a removed directory, a removed
+// symbolic link as one. Files under /proc/PID of the target itself are kept as /proc/self, for the PID may be shown
+// otherwise.
 //
 // Flags that act on opening only (O_CREAT, O_EXCL, O_TRUNC) are never repeated. Restore order is free.
 // Sources: open(2), proc_pid_fd(5), Documentation/filesystems/proc.rst.
+#include <climits>
 #include <cstdlib>
 
+#include <dirent.h>
 #include <linux/magic.h>
+#include <sys/mman.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
@@ -39,17 +52,60 @@ bool recognise(const TargetFile& file) {
 
 bool opened_as_link(uint32_t mode) { return S_ISLNK(mode); }
 
-// Whether the path leads to the file, seen from here or from the target's mount namespace.
-bool is_same_file(const SaveContext& context, const std::string& path, const struct stat& status) {
+const char* type_name(uint32_t mode) {
+  switch (mode & S_IFMT) {
+    case S_IFREG: return "a regular file";
+    case S_IFDIR: return "a directory";
+    case S_IFBLK: return "a block device";
+    case S_IFCHR: return "a character device";
+    case S_IFIFO: return "a FIFO";
+    case S_IFSOCK: return "a socket";
+    case S_IFLNK: return "a symbolic link";
+    default: return "something else";
+  }
+}
+
+constexpr std::string_view kDeletedMark = " (deleted)";
+constexpr uint64_t kMaxKeptBytes = 1 << 20, kMaxKeptBytesInAll = 8 << 20;
+constexpr int kMaxNamesLookedAt = 10'000;
+
+enum class Leads { kHere, kElsewhere, kUnknown };
+
+// Where the path leads, seen from here or from the target's mount namespace. Unknown: a folder may not be searched.
+Leads where_path_leads(const SaveContext& context, const std::string& path, const struct stat& status) {
   int flags = opened_as_link(status.st_mode) ? AT_SYMLINK_NOFOLLOW : 0;
+  bool denied = false;
   for (const std::string& seen : {path, "root" + path}) {
     struct stat there;
-    if (::fstatat(context.proc, seen.c_str(), &there, flags) == 0 && there.st_dev == status.st_dev &&
-        there.st_ino == status.st_ino) {
-      return true;
+    if (::fstatat(context.proc, seen.c_str(), &there, flags) != 0) {
+      denied |= errno == EACCES;
+    } else if (there.st_dev == status.st_dev && there.st_ino == status.st_ino) {
+      return Leads::kHere;
     }
   }
-  return false;
+  return denied && !path.ends_with(kDeletedMark) ? Leads::kUnknown : Leads::kElsewhere;
+}
+
+// Another name of the file in the folder in which it was opened; empty when there is none.
+std::string find_other_name(const SaveContext& context, const TargetFile& file) {
+  std::string path = file.link;
+  if (path.ends_with(kDeletedMark)) path.resize(path.size() - kDeletedMark.size());
+  const std::string folder = path.substr(0, path.rfind('/') + 1);
+  int fd = ::openat(context.proc, ("root" + folder).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  DIR* names = fd < 0 ? nullptr : ::fdopendir(fd);
+  if (names == nullptr) return {};
+  std::string found;
+  for (int i = 0; i < kMaxNamesLookedAt && found.empty(); ++i) {
+    const dirent* entry = ::readdir(names);
+    if (entry == nullptr) break;
+    struct stat there;
+    if (entry->d_ino == file.status.st_ino && ::fstatat(fd, entry->d_name, &there, AT_SYMLINK_NOFOLLOW) == 0 &&
+        there.st_dev == file.status.st_dev && there.st_ino == file.status.st_ino) {
+      found = folder + entry->d_name;
+    }
+  }
+  ::closedir(names);
+  return found;
 }
 
 // The number that the target has in the /proc that the file belongs to: a target in a PID namespace has a /proc of its
@@ -75,7 +131,7 @@ std::string portable_path(const SaveContext& context, const TargetFile& file) {
   return fmt::format("{}/task/{}{}", kOwnProc, context.save.world.pid_in_target(), rest.substr(leader.size()));
 }
 
-void save_identity(const TargetFile& file, pb::PathFile* saved) {
+void save_identity(const TargetFile& file, int fd, pb::PathFile* saved) {
   saved->set_mode(file.status.st_mode);
   saved->set_position(file.position);
   saved->set_device(file.status.st_dev);
@@ -84,6 +140,70 @@ void save_identity(const TargetFile& file, pb::PathFile* saved) {
   saved->set_mtime_sec(file.status.st_mtim.tv_sec);
   saved->set_mtime_nsec(file.status.st_mtim.tv_nsec);
   if (S_ISBLK(file.status.st_mode) || S_ISCHR(file.status.st_mode)) saved->set_device_number(file.status.st_rdev);
+  *saved->mutable_origin() = inode_of(fd);
+}
+
+Result<void> save_without_path(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved) {
+  pb::PathFile* path_file = saved->mutable_path_file();
+  if (S_ISDIR(file.status.st_mode)) {
+    path_file->set_deleted_directory(true);
+    return {};
+  }
+  const bool content_matters = S_ISREG(file.status.st_mode) && !path_file->volatile_content();
+  if (std::string other = content_matters ? find_other_name(context, file) : std::string(); !other.empty()) {
+    path_file->set_path(other);
+    return {};
+  }
+  if (S_ISLNK(file.status.st_mode)) {
+    char text[PATH_MAX];
+    ssize_t length = ::readlinkat(fd, "", text, sizeof text);
+    if (length <= 0) return errno_error("read the removed symbolic link " + file.describe());
+    path_file->set_link_text(text, static_cast<size_t>(length));
+    return {};
+  }
+  if (!content_matters) {
+    return error(fmt::format("{} has been removed or replaced, and is {}, which cannot be made again at restart",
+                             file.describe(), type_name(file.status.st_mode)),
+                 "let the program close it before the checkpoint");
+  }
+  if (file.status.st_nlink > 0) {
+    context.note(fmt::format("{} is no longer what its path leads to; its content is saved, its other names are not",
+                             file.describe()));
+  }
+  saved->clear_path_file();
+  return save_captured(context, file, fd, saved);
+}
+
+bool is_in_temporary_folder(const SaveContext& context, const std::string& path) {
+  for (std::string_view folder : {"/tmp/", "/var/tmp/", "/dev/shm/"}) {
+    if (path.starts_with(folder)) return true;
+  }
+  auto environment = read_whole_file(fmt::format("/proc/{}/environ", context.pid()));
+  if (!environment.ok()) return false;
+  for (const std::string& variable : split_nul(*environment)) {
+    if (variable.starts_with("TMPDIR=/") && path.starts_with(variable.substr(7) + "/")) return true;
+  }
+  return false;
+}
+
+// A file that the program is writing may be a temporary one: renamed or removed by the time of the restart.
+void keep_content(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved) {
+  pb::PathFile* path_file = saved->mutable_path_file();
+  if (!S_ISREG(file.status.st_mode) || path_file->volatile_content() || !can_write(file.flags)) return;
+  if ((file.flags & O_PATH) != 0) return;
+  const auto bytes = static_cast<uint64_t>(file.status.st_size);
+  if (bytes > kMaxKeptBytes || context.kept_bytes + bytes > kMaxKeptBytesInAll) {
+    const bool looks_permanent = (file.flags & O_APPEND) != 0 || saved->locks_size() != 0;
+    if (looks_permanent || !is_in_temporary_folder(context, path_file->path())) return;
+    context.note(fmt::format("{} is open for writing in a folder for temporary files, and too large to be saved; once the "
+                             "program has renamed or removed it, a restart needs --missing-files=empty",
+                             file.describe()));
+    return;
+  }
+  auto id = capture_content(context, file, fd, true);
+  if (!id.ok()) return;  // it may be written but not read
+  context.kept_bytes += bytes;
+  path_file->set_content_id(*id);
 }
 
 Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved) {
@@ -93,130 +213,260 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
                  "let the program close it before the checkpoint");
   }
   pb::PathFile* path_file = saved->mutable_path_file();
-  save_identity(file, path_file);
+  save_identity(file, fd, path_file);
   path_file->set_path(path);
   bool own_proc = path != file.link;
   path_file->set_volatile_content(own_proc || is_pseudo_file(file));
-  if (own_proc || file.file_system == PROC_SUPER_MAGIC || is_same_file(context, path, file.status)) return {};
-  if (S_ISDIR(file.status.st_mode)) {
-    path_file->set_deleted_directory(true);
-    return {};
+  if (own_proc || file.file_system == PROC_SUPER_MAGIC) return {};
+  const Leads leads = where_path_leads(context, path, file.status);
+  if (leads == Leads::kElsewhere) return save_without_path(context, file, fd, saved);
+  if (leads == Leads::kUnknown) {
+    context.note(fmt::format("{} lies in a folder that you may not search: {}", file.describe(),
+                             file.stdio() >= 0 ? "after a restart it will be restart's own"
+                                               : "a restart needs the right to open it"));
   }
-  if (!S_ISREG(file.status.st_mode) || (file.flags & O_PATH) != 0 || path_file->volatile_content()) {
-    return error(file.describe() + " is no longer what its path leads to, and cannot be opened again at restart",
-                 "let the program close it before the checkpoint");
-  }
-  context.note(fmt::format("{} is no longer what its path leads to; its content is saved, its other names are not",
-                           file.describe()));
-  saved->clear_path_file();
-  return save_captured(context, file, fd, saved);
+  keep_content(context, file, fd, saved);
+  return {};
 }
 
-const char* type_name(uint32_t mode) {
-  switch (mode & S_IFMT) {
-    case S_IFREG: return "a regular file";
-    case S_IFDIR: return "a directory";
-    case S_IFBLK: return "a block device";
-    case S_IFCHR: return "a character device";
-    case S_IFIFO: return "a FIFO";
-    case S_IFSOCK: return "a socket";
-    case S_IFLNK: return "a symbolic link";
-    default: return "something else";
+// The copy serves all that is open of the same file.
+Result<void> share_kept_content(SaveContext& context) {
+  std::map<std::pair<uint64_t, uint64_t>, uint64_t> kept;
+  for (const pb::OpenFile& file : context.table->files()) {
+    const pb::PathFile& path_file = file.path_file();
+    if (path_file.content_id() != 0) kept[{path_file.device(), path_file.inode()}] = path_file.content_id();
   }
+  for (pb::OpenFile& file : *context.table->mutable_files()) {
+    if (!file.has_path_file()) continue;
+    auto found = kept.find({file.path_file().device(), file.path_file().inode()});
+    if (found != kept.end()) file.mutable_path_file()->set_content_id(found->second);
+  }
+  return {};
 }
 
 bool belongs_to_target(const std::string& path) {
   return path == kOwnProc || path.starts_with(std::string(kOwnProc) + "/");
 }
 
-void check_access(CheckContext& context, const pb::OpenFile& file) {
-  if ((file.status_flags() & O_PATH) != 0) return;
-  int wanted = (can_read(file.status_flags()) ? R_OK : 0) | (can_write(file.status_flags()) ? W_OK : 0);
-  if (::faccessat(AT_FDCWD, file.path_file().path().c_str(), wanted, AT_EACCESS) != 0) {
-    context.problem(
-        errno_error(fmt::format("file \"{}\" ({}) may not be opened again", file.path_file().path(), describe(file)),
-                    "restart as the user who owns it, or change its permissions"));
-  }
+// Standard input, output and error may be restart's own instead: for the two that are written it is as good as any other.
+bool may_be_own(const pb::OpenFile& file, int error) {
+  if (file.id() > 2) return false;
+  return !can_read(file.status_flags()) || error == EACCES || error == EPERM;
 }
 
-// Says what differs from the time of the checkpoint, if anything.
-void note_changes(CheckContext& context, const pb::OpenFile& file, const struct stat& now) {
+bool is_seen_by_path(const pb::OpenFile& file) {
   const pb::PathFile& then = file.path_file();
-  if (!S_ISREG(then.mode()) || then.volatile_content() || (file.status_flags() & O_PATH) != 0) return;
-  bool size_changed = static_cast<uint64_t>(now.st_size) != then.size_bytes();
-  bool time_changed = now.st_mtim.tv_sec != then.mtime_sec() || now.st_mtim.tv_nsec != then.mtime_nsec();
-  if (!size_changed && !time_changed) return;
-  std::string what = now.st_ino != then.inode() ? "has been replaced" : "has been changed";
-  if (size_changed) what += fmt::format(" (size {} bytes, was {})", now.st_size, then.size_bytes());
+  return file.has_path_file() && !then.deleted_directory() && then.link_text().empty() && !belongs_to_target(then.path());
+}
+
+// /proc and /sys give out new inodes as they like.
+FileAccess access_to(const FileAccess& access, const pb::PathFile& file) {
+  return file.volatile_content() ? access.accepting_others() : access;
+}
+
+int located_flags(const pb::PathFile& file) {
+  return opened_as_link(file.mode()) ? O_NOFOLLOW : S_ISDIR(file.mode()) ? O_DIRECTORY : 0;
+}
+
+void check_access(CheckContext& context, const pb::OpenFile& file, int located) {
+  if ((file.status_flags() & O_PATH) != 0) return;
+  int wanted = (can_read(file.status_flags()) ? R_OK : 0) | (can_write(file.status_flags()) ? W_OK : 0);
+  if (context.access.permits(located, wanted, file.path_file().origin()) || may_be_own(file, errno)) return;
+  context.problem(
+      errno_error(fmt::format("file \"{}\" ({}) may not be opened again", file.path_file().path(), describe(file)),
+                  "restart as the user who owns it, or change its permissions"));
+}
+
+// What has become of a regular file since the checkpoint.
+struct Change {
+  bool size = false, time = false, inode = false;
+  bool any() const { return size || time; }
+};
+
+Change change_of(const pb::PathFile& then, const struct stat& now) {
+  return {static_cast<uint64_t>(now.st_size) != then.size_bytes(),
+          now.st_mtim.tv_sec != then.mtime_sec() || now.st_mtim.tv_nsec != then.mtime_nsec(),
+          now.st_ino != then.inode()};
+}
+
+std::string describe_change(const pb::OpenFile& file, const Change& change, const struct stat& now) {
+  const pb::PathFile& then = file.path_file();
+  std::string what = change.inode ? "has been replaced" : "has been changed";
+  if (change.size) what += fmt::format(" (size {} bytes, was {})", now.st_size, then.size_bytes());
   std::string text = fmt::format("file \"{}\" ({}) {} since the checkpoint", then.path(), describe(file), what);
   if (can_read(file.status_flags()) && then.position() > now.st_size) {
     text += fmt::format("; it now ends before the program's position {}", then.position());
   }
-  context.note(text);
+  return text;
+}
+
+// See the head of this file.
+void check_changes(CheckContext& context, const pb::OpenFile& file, const struct stat& now) {
+  const pb::PathFile& then = file.path_file();
+  if (!S_ISREG(then.mode()) || then.volatile_content() || (file.status_flags() & O_PATH) != 0) return;
+  const Change change = change_of(then, now);
+  if (!change.any()) return;
+  const bool writes = can_write(file.status_flags());
+  const bool appends = writes && (file.status_flags() & O_APPEND) != 0;
+  const bool has_grown = !change.inode && static_cast<uint64_t>(now.st_size) >= then.size_bytes();
+  if (appends && has_grown) return;
+  const bool at_its_end = !can_read(file.status_flags()) && static_cast<uint64_t>(then.position()) >= then.size_bytes();
+  const bool is_stream = appends || file.id() <= 2 || (at_its_end && has_grown);
+  const bool guarded = file.locks_size() != 0 || (writes && !is_stream);
+  std::string text = describe_change(file, change, now);
+  if (!guarded || context.access.policy().accept_changed) {
+    if (writes && !appends && has_grown && is_stream) text += "; the program goes on at its old position in it";
+    return context.note(std::move(text));
+  }
+  text += fmt::format("; the program {}, and going on from what it knew could destroy it",
+                      writes ? "was writing to it" : "had it locked");
+  context.problem(error(std::move(text),
+                        "put it back as it was, its time included (cp -p), or pass --changed-files=accept"));
+}
+
+// A file that is gone: whether restart can make another, says what it will do.
+void check_missing(CheckContext& context, const pb::OpenFile& file, const Error& why) {
+  const pb::PathFile& then = file.path_file();
+  const FilePolicy& policy = context.access.policy();
+  const std::string folder = then.path().substr(0, std::max<size_t>(then.path().rfind('/'), 1));
+  const bool has_folder = context.access.accepting_others().locate(folder, O_DIRECTORY, {}).ok();
+  if (S_ISREG(then.mode()) && !then.volatile_content()) {
+    if (has_folder && then.content_id() != 0) {
+      return context.note(fmt::format("file \"{}\" ({}) is missing; it is made again as it was at the checkpoint",
+                                      then.path(), describe(file)));
+    }
+    if (policy.empty_missing) {
+      return context.note(fmt::format("file \"{}\" ({}) is missing; {}", then.path(), describe(file),
+                                      !has_folder              ? "so is its folder, and it has no name now"
+                                      : then.content_id() != 0 ? "it is made again as it was at the checkpoint"
+                                                               : "it is made anew, without its content"));
+    }
+  }
+  if (may_be_own(file, ENOENT)) return;
+  const bool can_be_empty = S_ISREG(then.mode()) && !then.volatile_content();
+  context.problem(Error{fmt::format("file \"{}\" ({}) is missing", then.path(), describe(file)), why.err,
+                        can_be_empty ? "put it back where it was, or pass --missing-files=empty" : "put it back where it was"});
+}
+
+void check_file(CheckContext& context, const pb::OpenFile& file) {
+  const pb::PathFile& then = file.path_file();
+  auto located = access_to(context.access, then).locate(then.path(), located_flags(then), then.origin());
+  struct stat now;
+  if (!located.ok() && located.error().err == ENOENT) return check_missing(context, file, located.error());
+  if (!located.ok() && located.error().err != ENOTDIR) {
+    if (may_be_own(file, located.error().err)) return;
+    Error problem = located.error();
+    problem.what = fmt::format("{}: {}", describe(file), problem.what);
+    if (problem.cure.empty()) problem.cure = "restart as the user who owns it, or put back what was there";
+    return context.problem(std::move(problem));
+  }
+  // With O_DIRECTORY what is no folder is not found: what is it?
+  auto other = located.ok() ? std::move(located) : access_to(context.access, then).locate(then.path(), O_NOFOLLOW, then.origin());
+  if (!other.ok()) return check_missing(context, file, other.error());
+  if (::fstat(other->get(), &now) != 0) return context.problem(errno_error("look at " + describe(file)));
+  if ((now.st_mode & S_IFMT) != (then.mode() & S_IFMT)) {
+    if (may_be_own(file, ENOENT)) return;
+    return context.problem(error(fmt::format("\"{}\" ({}) is {} now and was {}", then.path(), describe(file),
+                                             type_name(now.st_mode), type_name(then.mode())),
+                                 "put back what was there"));
+  }
+  if (then.device_number() != 0 && now.st_rdev != then.device_number()) {
+    context.note(fmt::format("\"{}\" ({}) is device {}:{} now and was {}:{}", then.path(), describe(file),
+                             major(now.st_rdev), minor(now.st_rdev), major(then.device_number()),
+                             minor(then.device_number())));
+  }
+  check_access(context, file, other->get());
+  check_changes(context, file, now);
+  check_locks(context, file, then.path(), other->get());
 }
 
 void check(CheckContext& context) {
   for (const pb::OpenFile& file : context.table.files()) {
-    if (!file.has_path_file()) continue;
+    if (is_seen_by_path(file)) check_file(context, file);
+  }
+}
+
+// Opens files again, and makes those that are missing.
+class Opener {
+ public:
+  explicit Opener(RestoreContext& context) : context_(context) {}
+
+  Result<Fd> open_again(const pb::OpenFile& file) {
     const pb::PathFile& then = file.path_file();
-    if (then.deleted_directory() || belongs_to_target(then.path())) continue;
-    struct stat now;
-    if (::fstatat(AT_FDCWD, then.path().c_str(), &now, opened_as_link(then.mode()) ? AT_SYMLINK_NOFOLLOW : 0) != 0) {
-      context.problem(errno_error(fmt::format("file \"{}\" ({}) is missing", then.path(), describe(file)),
-                                  "put it back where it was"));
-      continue;
+    uint32_t dropped = kTmpfileBit | O_CREAT | O_EXCL | O_TRUNC | O_ASYNC;
+    if (!S_ISDIR(then.mode())) dropped |= O_DIRECTORY;
+    int flags = static_cast<int>(file.status_flags() & ~dropped) | O_NOCTTY;
+    if (then.deleted_directory()) return access().make_removed_directory(flags);
+    if (!then.link_text().empty()) return access().make_removed_link(then.link_text());
+    if (belongs_to_target(then.path())) return open_file(then.path(), flags);
+    auto fd = open(then, flags);
+    if (!fd.ok() && fd.error().err == EPERM && (flags & O_NOATIME) != 0) {
+      context_.note(fmt::format("file \"{}\" ({}) is open without O_NOATIME: it belongs to another user", then.path(),
+                                describe(file)));
+      return open(then, flags & ~O_NOATIME);
     }
-    if ((now.st_mode & S_IFMT) != (then.mode() & S_IFMT)) {
-      context.problem(error(fmt::format("\"{}\" ({}) is {} now and was {}", then.path(), describe(file),
-                                        type_name(now.st_mode), type_name(then.mode())),
-                            "put back what was there"));
-      continue;
+    if (!fd.ok() && fd.error().err == EINVAL && (flags & O_DIRECT) != 0) {
+      context_.note(fmt::format("file \"{}\" ({}) is open without O_DIRECT: its file system has no direct access",
+                                then.path(), describe(file)));
+      return open(then, flags & ~O_DIRECT);
     }
-    if (then.device_number() != 0 && now.st_rdev != then.device_number()) {
-      context.note(fmt::format("\"{}\" ({}) is device {}:{} now and was {}:{}", then.path(), describe(file),
-                               major(now.st_rdev), minor(now.st_rdev), major(then.device_number()),
-                               minor(then.device_number())));
-    }
-    check_access(context, file);
-    note_changes(context, file, now);
-    check_locks(context, file, then.path());
+    return fd;
   }
-}
 
-Result<Fd> open_removed_directory(const pb::OpenFile& file, int flags) {
-  char name[] = "/tmp/vmckpt-removed-XXXXXX";
-  if (::mkdtemp(name) == nullptr) return errno_error("make a folder in place of the removed one of " + describe(file));
-  auto fd = open_file(name, flags);
-  ::rmdir(name);
-  return fd;
-}
+ private:
+  const FileAccess& access() const { return context_.restore.access; }
 
-Result<Fd> open_again(RestoreContext& context, const pb::OpenFile& file) {
-  const std::string& path = file.path_file().path();
-  uint32_t dropped = kTmpfileBit | O_CREAT | O_EXCL | O_TRUNC | O_ASYNC;
-  if (!S_ISDIR(file.path_file().mode())) dropped |= O_DIRECTORY;
-  int flags = static_cast<int>(file.status_flags() & ~dropped) | O_NOCTTY;
-  if (file.path_file().deleted_directory()) return open_removed_directory(file, flags);
-  auto fd = open_file(path, flags);
-  if (!fd.ok() && fd.error().err == EPERM && (flags & O_NOATIME) != 0) {
-    context.note(
-        fmt::format("file \"{}\" ({}) is open without O_NOATIME: it belongs to another user", path, describe(file)));
-    return open_file(path, flags & ~O_NOATIME);
+  Result<Fd> open(const pb::PathFile& then, int flags) {
+    if (auto nameless = nameless_.find(then.path()); nameless != nameless_.end()) {
+      return reopen(nameless->second.get(), flags & ~O_NOFOLLOW);
+    }
+    auto made = made_.find(then.path());
+    if (made != made_.end()) return access().open(then.path(), flags, made->second);
+    auto fd = access_to(access(), then).open(then.path(), flags, then.origin());
+    const bool can_be_made = S_ISREG(then.mode()) && !then.volatile_content() &&
+                             (then.content_id() != 0 || access().policy().empty_missing);
+    if (fd.ok() || fd.error().err != ENOENT || !can_be_made) return fd;
+    auto again = make(then);
+    if (!again.ok() && again.error().err == ENOENT && !access().policy().empty_missing) return fd;
+    VMCKPT_TRY(std::move(again));
+    return open(then, flags);
   }
-  if (!fd.ok() && fd.error().err == EINVAL && (flags & O_DIRECT) != 0) {
-    context.note(fmt::format("file \"{}\" ({}) is open without O_DIRECT: its file system has no direct access", path,
-                             describe(file)));
-    return open_file(path, flags & ~O_DIRECT);
+
+  Result<void> make(const pb::PathFile& then) {
+    auto fd = access().create(then.path(), O_RDWR | O_NOFOLLOW, then.mode() & 07777);
+    const bool has_folder = fd.ok();
+    if (!fd.ok() && fd.error().err == ENOENT && access().policy().empty_missing) {
+      fd = context_.lift(Fd(::memfd_create("missing", MFD_CLOEXEC)));
+    }
+    Fd made = VMCKPT_TRY(std::move(fd));
+    if (then.content_id() != 0) VMCKPT_TRY(context_.restore.captured.fill(then.content_id(), made.get()));
+    if (has_folder) made_[then.path()] = inode_of(made.get());
+    else nameless_[then.path()] = std::move(made);
+    return {};
   }
-  return fd;
+
+  RestoreContext& context_;
+  std::map<std::string, pb::Inode> made_;
+  std::map<std::string, Fd> nameless_;  // whose folder is missing too
+};
+
+Result<Fd> open_or_attach(RestoreContext& context, Opener& opener, const pb::OpenFile& file, bool* attached) {
+  auto fd = opener.open_again(file);
+  if (fd.ok() || !may_be_own(file, fd.error().err)) return fd;
+  *attached = true;
+  context.note(fmt::format("{} cannot be opened again ({}); restart's own takes its place", describe(file),
+                           fd.error().message()));
+  return attach_stdio(context, file, static_cast<int>(file.id()));
 }
 
 Result<void> restore(RestoreContext& context) {
+  Opener opener(context);
   for (const pb::OpenFile& file : context.table.files()) {
     if (!file.has_path_file()) continue;
-    Fd fd = VMCKPT_TRY(open_again(context, file));
+    bool attached = false;
+    Fd fd = VMCKPT_TRY(open_or_attach(context, opener, file, &attached));
     int64_t position = file.path_file().position();
-    if (position != 0 && (file.status_flags() & O_PATH) == 0 && ::lseek(fd.get(), position, SEEK_SET) < 0) {
+    if (!attached && position != 0 && (file.status_flags() & O_PATH) == 0 && ::lseek(fd.get(), position, SEEK_SET) < 0) {
       return errno_error(fmt::format("{}: go to position {}", describe(file), position));
     }
     VMCKPT_TRY(context.put(file, std::move(fd)));
@@ -246,6 +496,6 @@ bool is_pseudo_file(const TargetFile& file) {
   }
 }
 
-const DescriptorModule kRegularFileModule{"regular file", recognise, save, nullptr, check, restore};
+const DescriptorModule kRegularFileModule{"regular file", recognise, save, share_kept_content, check, restore};
 
 }  // namespace vmckpt

@@ -149,7 +149,11 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
   pb::TerminalSide* side = saved->mutable_terminal();
   pb::Terminal* terminal = VMCKPT_TRY(find_terminal(context, file, fd, side, &added));
   side->set_terminal_id(terminal->id());
-  if (added) VMCKPT_TRY(save_settings(file, fd, terminal));
+  if (added) {
+    VMCKPT_TRY(save_settings(file, fd, terminal));
+    *terminal->mutable_origin() = inode_of(fd);
+    terminal->set_device_number(file.status.st_rdev);
+  }
   if (side->side() == pb::TerminalSide::MASTER) {
     VMCKPT_TRY(save_master(file, fd, terminal));
   }
@@ -294,9 +298,12 @@ void check(CheckContext& context) {
   for (const pb::Terminal& terminal : context.table.terminals()) {
     if (terminal.kind() != pb::Terminal::DEVICE) continue;
     struct stat now;
-    if (::stat(terminal.path().c_str(), &now) != 0 || !S_ISCHR(now.st_mode)) {
+    auto located = context.access.locate(terminal.path(), 0, terminal.origin());
+    if (!located.ok() && located.error().err != ENOENT) {
+      context.problem(located.error());
+    } else if (!located.ok() || ::fstat(located->get(), &now) != 0 || now.st_rdev != terminal.device_number()) {
       context.problem(error(fmt::format("terminal line \"{}\" is missing", terminal.path()), "connect the device"));
-    } else if (::access(terminal.path().c_str(), R_OK | W_OK) != 0) {
+    } else if (!context.access.permits(located->get(), R_OK | W_OK, terminal.origin())) {
       context.problem(errno_error(fmt::format("terminal line \"{}\" may not be opened", terminal.path()),
                                   "restart as a user of group dialout"));
     }
@@ -517,7 +524,8 @@ Result<void> restore_other(RestoreContext& context, const pb::Terminal& terminal
 Result<void> restore_device(RestoreContext& context, const pb::Terminal& terminal) {
   for (const pb::OpenFile* file : sides_of(context, terminal, pb::TerminalSide::SLAVE)) {
     // O_NONBLOCK: opening a serial line may wait for a carrier.
-    Fd fd = VMCKPT_TRY(open_file(terminal.path(), open_flags(*file) | O_NONBLOCK | O_NOCTTY));
+    const FileAccess& access = context.restore.access;
+    Fd fd = VMCKPT_TRY(access.open(terminal.path(), open_flags(*file) | O_NONBLOCK | O_NOCTTY, terminal.origin()));
     VMCKPT_TRY(apply_termios(terminal, fd.get()));
     VMCKPT_TRY(context.put(*file, std::move(fd)));
   }

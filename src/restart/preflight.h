@@ -6,10 +6,11 @@
 
 #include "core/result.h"
 #include "image/reader.h"
+#include "memory/file_access.h"
 #include "modules/host.h"
 
 namespace vmckpt {
 
-Result<void> preflight(const ImageReader& image, CpuCheck cpu_check, std::vector<std::string>& notes);
+Result<void> preflight(const ImageReader& image, CpuCheck cpu_check, FilePolicy files, std::vector<std::string>& notes);
 
 }  // namespace vmckpt

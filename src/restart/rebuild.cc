@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "memory/maps.h"
+#include "memory/address_space.h"
 #include "memory/captured_files.h"
 #include "modules/credentials.h"
 #include "modules/descriptors.h"
@@ -79,7 +80,8 @@ class ServiceDescriptors {
 // Files that mappings refer to, each opened once for reading and once for writing where needed.
 class MappedFiles {
  public:
-  MappedFiles(const RebuiltFiles& captured, const ServiceDescriptors& service) : captured_(captured), service_(service) {}
+  MappedFiles(const RebuiltFiles& captured, const FileAccess& access, const ServiceDescriptors& service)
+      : captured_(captured), access_(access), service_(service) {}
 
   // -1 when the mapping is of no System V segment.
   int segment_of(const pb::Mapping& mapping) const {
@@ -91,7 +93,8 @@ class MappedFiles {
     const bool writable = mapping.kind() == pb::Mapping::FILE_SHARED && mapping.writable_file();
     auto [known, is_new] = files_.try_emplace({mapping.file().path(), writable}, -1);
     if (is_new) {
-      Fd fd = VMCKPT_TRY(open_file(mapping.file().path(), writable ? O_RDWR : O_RDONLY));
+      pb::FileIdentity now;
+      Fd fd = VMCKPT_TRY(open_mapped_file(mapping.file(), writable ? O_RDWR : O_RDONLY, access_, &now));
       known->second = ::fcntl(fd.get(), F_DUPFD_CLOEXEC, service_.first());
       if (known->second < 0) return errno_error("keep " + mapping.file().path() + " open");
     }
@@ -100,6 +103,7 @@ class MappedFiles {
 
  private:
   const RebuiltFiles& captured_;
+  const FileAccess& access_;
   const ServiceDescriptors& service_;
   std::map<std::pair<std::string, bool>, int> files_;
 };
@@ -357,19 +361,23 @@ Result<Prepared> rebuild(RebuildInputs& inputs, const Birthplace& birthplace, in
   for (size_t i = 0; i < stdio.size(); ++i) stdio[i] = inputs.stdio[i] < 0 ? -1 : VMCKPT_TRY(service.keep(inputs.stdio[i]));
   ::syscall(SYS_close_range, 0, service.first() - 1, 0);
 
-  VMCKPT_TRY(restore_process(image.process()));
+  const FileAccess access(image.threads(0).credentials(), inputs.files);
+  VMCKPT_TRY(restore_process(image.process(), access));
   int executable_fd = -1;
-  if (auto fd = open_file(image.memory().executable().path(), O_RDONLY); fd.ok()) executable_fd = VMCKPT_TRY(service.keep(fd->get()));
+  pb::FileIdentity executable;
+  if (auto fd = open_mapped_file(image.memory().executable(), O_RDONLY, access, &executable); fd.ok()) {
+    executable_fd = VMCKPT_TRY(service.keep(fd->get()));
+  }
   int kvm_device = -1;
   if (image.kvm().objects_size() != 0) kvm_device = VMCKPT_TRY(service.keep(VMCKPT_TRY(open_file("/dev/kvm", O_RDWR)).get()));
   auto captured = std::make_unique<RebuiltFiles>();
   VMCKPT_TRY(captured->rebuild(image.memory(), inputs.image, service.first()));
-  DescriptorRestore restore{*captured, stdio, service.first(), notes};
+  DescriptorRestore restore{*captured, access, stdio, service.first(), notes};
   VMCKPT_TRY(restore_descriptors(image.descriptors(), restore));
   note_lost_capabilities(image.threads(0), birthplace.own_user_namespace, notes);
   for (const std::string& note : notes) send_message(*channel, ChannelMessage::kNote, note.data(), note.size());
 
-  MappedFiles files(*captured, service);
+  MappedFiles files(*captured, access, service);
   const std::vector<Vma> own_maps = VMCKPT_TRY(read_maps(::getpid()));
   Materials materials{inputs.image,   image,         service,    files, *captured, own_maps,
                       executable_fd, kvm_device, free_helper_numbers(image)};

@@ -8,6 +8,7 @@
 
 #include "core/result.h"
 #include "image/reader.h"
+#include "memory/file_access.h"
 #include "restart/new_process.h"
 
 namespace vmckpt {
@@ -30,6 +31,7 @@ enum class ChannelMessage : char {
 struct RebuildInputs {
   ImageReader& image;
   std::array<int, 3> stdio;  // restart's own, as duplicates
+  FilePolicy files;
 };
 
 [[noreturn]] void rebuild_and_play(RebuildInputs& inputs, const Birthplace& birthplace);

@@ -227,6 +227,7 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
 
   // 1. prepare, target running: everything that can be found out or opened early
   pid_t pid = VMCKPT_TRY(only_process(target, others));
+  VMCKPT_TRY(check_namespaces(pid, target.namespaces));
   ImageDestination destination = VMCKPT_TRY(choose_destination(target, request));
   ImageIdentity identity{random_id(), target.parent_image_id, target.target_id};
   std::unique_ptr<CheckpointInProgress> checkpoint(

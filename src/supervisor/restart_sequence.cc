@@ -229,6 +229,7 @@ Target target_of(const RestartRequest& request, const ImageReader& image, const 
   target.launch_filter = saved.devices_denied();
   target.pid = process.pid;
   target.namespace_init = process.namespace_init;
+  target.namespaces = namespaces_of(process.pid);
   const auto path = read_link(fmt::format("/proc/self/fd/{}", image.fd()));
   target.backing = find_backing(process.pid, path.ok() ? *path : image.path());
   target.ledger_address = saved.ledger_address();
@@ -247,7 +248,7 @@ Result<MadeTarget> make_target(const RestartRequest& request, ImageReader& image
 
   // 3. create the process with its old number
   std::array<int, 3> stdio = {0, 1, 2};
-  RebuildInputs inputs{image, stdio};
+  RebuildInputs inputs{image, stdio, request.files};
   NewProcess process = VMCKPT_TRY(make_process(metadata, surroundings, result.notes, [&](const Birthplace& birthplace) {
     rebuild_and_play(inputs, birthplace);
   }));
@@ -289,7 +290,7 @@ Result<RestartResult> restart_target(const RestartRequest& request) {
   clock.mark("verify");
 
   // 2. preflight: all problems at once, nothing started yet
-  VMCKPT_TRY(preflight(image, request.cpu_check, result.notes));
+  VMCKPT_TRY(preflight(image, request.cpu_check, request.files, result.notes));
   if (request.claim_name) VMCKPT_TRY(request.claim_name(metadata.target().name()));
   clock.mark("preflight");
 

@@ -9,6 +9,7 @@
 
 #include "core/fd.h"
 #include "core/result.h"
+#include "memory/file_access.h"
 #include "modules/host.h"
 #include "supervisor/target.h"
 
@@ -22,6 +23,7 @@ struct RestartRequest {
   // Called with the notes right before the target runs, so that its own output comes after them.
   std::function<void(const std::vector<std::string>&)> tell_notes;
   CpuCheck cpu_check = CpuCheck::kStrict;
+  FilePolicy files;
   bool detached = false;
   int64_t started_us = 0;  // CLOCK_MONOTONIC when the command started
 };

@@ -10,6 +10,7 @@
 
 #include "image/writer.h"
 #include "memory/address_space.h"
+#include "modules/namespaces.h"
 #include "tracer/interrupted_calls.h"
 
 namespace vmckpt {
@@ -26,6 +27,7 @@ struct Target {
   bool launch_filter = true;  // launch's system call filter is in force
   pid_t pid = 0;              // its first process, as the supervisor sees it
   pid_t namespace_init = 0;   // PID 1 of its own PID namespace, when restart made one
+  Namespaces namespaces;      // that it was started in; empty: the supervisor's
   BackingImage backing;       // where its memory lies after a restart
   InterruptedCalls interrupted;  // calls that earlier checkpoints made threads begin anew
   std::shared_ptr<KvmHost> kvm;  // this host's KVM, once the target has used it

@@ -305,12 +305,12 @@ class LinuxGuest(KvmGuest):
     def keep_disks(self):
         """Remembers the disks as they are now, for the image that was just made of a VM that has ended."""
         for disk in self._disk_files():
-            run_checked(["cp", "--sparse=always", "--preserve=ownership", str(disk), f"{disk}.kept"])
+            run_checked(["cp", "--sparse=always", "--preserve=ownership,timestamps", str(disk), f"{disk}.kept"])
 
     def put_disks_back(self):
         # Written in place: an image knows the file, and not only its name.
         for disk in self._disk_files():
-            run_checked(["cp", "--sparse=always", "--no-preserve=all", f"{disk}.kept", str(disk)])
+            run_checked(["cp", "--sparse=always", "--preserve=timestamps", f"{disk}.kept", str(disk)])
 
     def _disk_files(self):
         return [self.raw_disk, self.qcow2_disk] if self.disks else []

@@ -297,6 +297,24 @@ def test_a_vm_paused_through_qmp_comes_back_paused_and_goes_on_when_told(make_gu
 
 
 @needs_vmckpt
+def test_a_disk_that_the_vm_itself_wrote_to_after_the_checkpoint_is_refused(make_guest, user):
+    """What the guest has of it in memory would destroy its file system."""
+    guest = make_guest(user, disks=True)
+    guest.launch()
+    image = guest.checkpoint()["image"]
+    changed_at = [disk.stat().st_mtime_ns for disk in (guest.raw_disk, guest.qcow2_disk)]
+    wait_until(lambda: all(disk.stat().st_mtime_ns != before
+                           for disk, before in zip((guest.raw_disk, guest.qcow2_disk), changed_at)),
+               "both disks have been written to", PATIENCE_S)
+    guest.kill_9()
+    refused = guest.vmckpt("restart", image, "--detach", check=False)
+    assert refused.returncode == 1
+    for disk in (guest.raw_disk, guest.qcow2_disk):
+        assert f'"{disk}"' in refused.stderr
+    assert "--changed-files=accept" in refused.stderr
+
+
+@needs_vmckpt
 def test_memory_that_is_rewritten_all_the_time_is_of_one_moment_in_the_image(make_guest, user):
     guest = make_guest(user, processors=2, memory_mib=256,
                        options={"fill_mib": 96, "rewrite_mib_per_s": "max"})

@@ -339,12 +339,12 @@ class Target:
         status = self.wait_for_end()
         assert self.daemonises or status == 128 + signal.SIGKILL, f"ended with {status}; {self.report()}"
 
-    def restart(self, image, name=None):
+    def restart(self, image, name=None, options=()):
         self.name = name or self.name
         self.restarts += 1
         stdout = self.stage.file(f"{self.name}.restart-{self.restarts}.stdout")
         stderr = self.stage.file(f"{self.name}.restart-{self.restarts}.stderr")
-        words = [VMCKPT, "restart", image, "-n", self.name, "--json"]
+        words = [VMCKPT, "restart", image, "-n", self.name, "--json", *options]
         with open(stdout, "ab") as out, open(stderr, "ab") as err:
             self.supervisor = self.stage.start(words, stdout=out, stderr=err)
 

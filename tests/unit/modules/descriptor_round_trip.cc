@@ -158,7 +158,7 @@ Result<void> RoundTrip::save_process(pid_t pid, pb::DescriptorTable* into, Notes
 
 std::vector<Error> RoundTrip::check() {
   std::vector<Error> problems;
-  check_descriptors(table, problems, notes);
+  check_descriptors(table, FileAccess(), problems, notes);
   return problems;
 }
 
@@ -190,7 +190,8 @@ void restore_in_child(const std::string& image_path, const std::array<int, 3>& r
   auto rebuilt = files.rebuild(image->metadata().memory(), *image, kFirstServiceFd);
   if (!rebuilt.ok()) throw std::runtime_error("captured files: " + rebuilt.error().message());
   Notes notes;
-  DescriptorRestore restore{files, stdio, kFirstServiceFd, notes};
+  const FileAccess access;
+  DescriptorRestore restore{files, access, stdio, kFirstServiceFd, notes};
   auto restored = restore_descriptors(image->metadata().descriptors(), restore);
   std::string text;
   for (const std::string& note : notes) text += note + "\n";

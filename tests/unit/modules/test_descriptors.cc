@@ -128,12 +128,13 @@ TEST_CASE("directories, O_PATH files and files of the program's own /proc folder
   }) == "");
 }
 
-TEST_CASE("missing files are problems before anything starts, changed ones are notes") {
+TEST_CASE("missing files and changed ones that are written are problems before anything starts") {
   TemporaryFolder folder;
-  for (const char* name : {"missing", "shrunk", "same", "turned"}) make_file(folder / name, "0123456789");
+  for (const char* name : {"missing", "shrunk", "read", "same", "turned"}) make_file(folder / name, "0123456789");
   RoundTrip trip([&] {
-    for (const char* name : {"missing", "shrunk", "same", "turned"}) {
-      int fd = ::open((folder / name).c_str(), O_RDWR);
+    for (const char* name : {"missing", "shrunk", "read", "same", "turned"}) {
+      const bool read_only = name == std::string("missing") || name == std::string("read");
+      int fd = ::open((folder / name).c_str(), read_only ? O_RDONLY : O_RDWR);
       ::lseek(fd, 8, SEEK_SET);
     }
   });
@@ -141,12 +142,13 @@ TEST_CASE("missing files are problems before anything starts, changed ones are n
   ::unlink((folder / "missing").c_str());
   ::unlink((folder / "turned").c_str());
   ::mkdir((folder / "turned").c_str(), 0700);
-  REQUIRE(::truncate((folder / "shrunk").c_str(), 3) == 0);
+  for (const char* name : {"shrunk", "read"}) REQUIRE(::truncate((folder / name).c_str(), 3) == 0);
   std::vector<Error> problems = trip.check();
-  REQUIRE(problems.size() == 2);
+  REQUIRE(problems.size() == 3);
   CHECK(problems[0].message().find(folder / "missing") != std::string::npos);
   CHECK(problems[0].message().find("ENOENT") != std::string::npos);
-  CHECK(problems[1].message().find("is a directory now and was a regular file") != std::string::npos);
+  CHECK(problems[1].message().find("was writing to it") != std::string::npos);
+  CHECK(problems[2].message().find("is a directory now and was a regular file") != std::string::npos);
   REQUIRE(trip.notes.size() == 1);
   CHECK(mentions(trip.notes, "size 3 bytes, was 10"));
   CHECK(mentions(trip.notes, "position 8"));
