@@ -161,7 +161,7 @@ void print_process(const pb::Image& image) {
       "oom_score_adj {}, xstate permission {:#x}",
       process.personality(), process.dumpable(), process.child_subreaper(), process.thp_disabled(),
       process.coredump_filter(), process.oom_score_adj(), process.xstate_permission());
-  line("  filter      {}", image.target().devices_denied() ? "io_uring and Linux AIO are denied" : "none of launch's");
+  line("  filter      {}", image.target().devices_denied() ? "io_uring, and Linux AIO that is not counted, are denied" : "none of launch's");
   if (process.group_stopped()) line("  stopped     by {}", signal_text(static_cast<uint32_t>(process.stop_signal())));
   for (const auto& limit : process.limits()) {
     const char* name = limit.resource() < std::size(kLimitNames) ? kLimitNames[limit.resource()] : "?";

@@ -43,6 +43,17 @@ Result<std::string> image_directory(const po::variables_map& values) {
   return path.string();
 }
 
+// A program that was told to use io_uring may end instead of falling back, with a message of its own that does not name us.
+void warn_of_io_uring(const std::vector<std::string>& command) {
+  for (const std::string& word : command) {
+    if (word.find("io_uring") == std::string::npos) continue;
+    std::fputs("vmckpt: note: io_uring cannot be checkpointed and is denied to the program, whose arguments ask for it; "
+               "tell it to use something else (QEMU: aio=threads or aio=native; fio: --ioengine=libaio)\n",
+               stderr);
+    return;
+  }
+}
+
 }  // namespace
 
 int cmd_launch(int argc, char** argv) {
@@ -51,7 +62,7 @@ int cmd_launch(int argc, char** argv) {
       ("name,n", po::value<std::string>(), "the target's name (default: the command's)")
       ("image-dir,d", po::value<std::string>(), "where its images go (default: the current folder)")
       ("detach", "return when it runs; prints NAME PID")
-      ("allow-io-uring", "do not deny io_uring and Linux AIO; while a ring exists checkpoints are refused")
+      ("allow-io-uring", "do not deny io_uring; while a ring exists checkpoints are refused")
       ("allow-devices", "do not hide vhost, VFIO and their kind; while one is open checkpoints are refused");
   int command_word = first_command_word(argc, argv);
   bool separator = command_word > 1 && command_word <= argc && std::string(argv[command_word - 1]) == "--";
@@ -75,6 +86,7 @@ int cmd_launch(int argc, char** argv) {
   if (!directory.ok()) return fail(kVerb, directory.error());
   target.image_dir = *directory;
   if (auto checked = check_program(launch.command[0]); !checked.ok()) return fail(kVerb, checked.error());
+  if (launch.filter) warn_of_io_uring(launch.command);
   auto sockets = runtime_directory();
   if (!sockets.ok()) return fail(kVerb, sockets.error());
   target.name = values.count("name") ? values["name"].as<std::string>() : free_name(*sockets, launch.command[0]);

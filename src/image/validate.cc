@@ -214,6 +214,7 @@ Result<void> check_mapping(const pb::Mapping& mapping, const CapturedById& captu
   }
   switch (mapping.kind()) {
     case pb::Mapping::ANONYMOUS:
+    case pb::Mapping::AIO_RING:
     case pb::Mapping::VCPU_RUN:
     case pb::Mapping::VDSO: return {};
     case pb::Mapping::FILE_PRIVATE:
@@ -245,6 +246,22 @@ Result<CapturedById> index_captured(const pb::AddressSpace& memory) {
   return captured;
 }
 
+// Each ring of Linux AIO fits to its mapping and to itself (modules/aio.cc).
+Result<void> check_aio_rings(const pb::AddressSpace& memory) {
+  constexpr uint64_t kHeaderBytes = 32, kEventBytes = 32;
+  auto ring = memory.aio_rings().begin();
+  for (const pb::Mapping& mapping : memory.mappings()) {
+    if (mapping.kind() != pb::Mapping::AIO_RING) continue;
+    const bool fits = ring != memory.aio_rings().end() && ring->address() == mapping.start() &&
+                      kHeaderBytes + ring->slots() * kEventBytes == mapping.end() - mapping.start() && ring->head() < ring->slots() &&
+                      ring->pending().size() % kEventBytes == 0 && ring->pending().size() / kEventBytes < ring->slots();
+    if (!fits) return error(fmt::format("the AIO ring at {:#x} is not what its mapping says", mapping.start()));
+    ++ring;
+  }
+  if (ring != memory.aio_rings().end()) return error(fmt::format("the AIO ring at {:#x} is not mapped", ring->address()));
+  return {};
+}
+
 Result<void> check_memory(const pb::AddressSpace& memory) {
   const CapturedById captured = VMCKPT_TRY(index_captured(memory));
   uint64_t previous_end = 0;
@@ -256,6 +273,7 @@ Result<void> check_memory(const pb::AddressSpace& memory) {
     }
     previous_end = mapping.end();
   }
+  VMCKPT_TRY(check_aio_rings(memory));
   if (memory.auxv().size() > kMaxAuxvBytes || memory.auxv().size() % 16 != 0) {
     return error(fmt::format("the auxiliary vector has {} bytes", memory.auxv().size()));
   }

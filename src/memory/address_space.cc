@@ -62,6 +62,10 @@ class Saver {
       mapping.set_kind(pb::Mapping::VCPU_RUN);
       return append(std::move(mapping));
     }
+    if (vma.name.starts_with("/[aio]") && vma.shared) {
+      mapping.set_kind(pb::Mapping::AIO_RING);  // modules/aio.cc looks at it
+      return append(std::move(mapping));
+    }
     VMCKPT_TRY(refuse_what_cannot_be_saved(vma, flags));
     if (vma.shared) return add_shared(vma, flags, std::move(mapping));
     if (has_flag(flags, "dc")) save_.not_forked.push_back(vma);
@@ -78,8 +82,11 @@ class Saver {
     if (has_flag(flags, "ht") || vma.name.starts_with("/anon_hugepage")) {
       return refuse("is in huge pages (hugetlb), which cannot be saved yet", "use transparent huge pages instead");
     }
-    if (vma.name.starts_with("/[aio]")) return refuse("is an AIO ring", "launch without --allow-aio");
-    if (vma.name.find("[io_uring]") != std::string::npos) return refuse("is an io_uring", "launch without --allow-io-uring");
+    if (vma.name.find("[io_uring]") != std::string::npos) {
+      return refuse("is an io_uring, which cannot be saved",
+                    "tell the program to use something else (QEMU: aio=threads or aio=native; fio: --ioengine=libaio), or launch it "
+                    "without --allow-io-uring");
+    }
     if (has_flag(flags, "pf") || has_flag(flags, "io")) {
       return refuse("belongs to a device that no module saves", "start the program without that device");
     }

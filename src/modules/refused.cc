@@ -14,7 +14,7 @@ struct RefusedObject {
 
 constexpr RefusedObject kRefused[] = {
     {"anon_inode:[io_uring]", "an io_uring ring",
-     "launch the program without allowing io_uring, so that it falls back"},
+     "tell the program to use something else (QEMU: aio=threads or aio=native), or launch it without --allow-io-uring"},
     {"anon_inode:[userfaultfd]", "a userfaultfd", "end the migration or snapshot that uses it first"},
     {"anon_inode:[perf_event]", "a performance counter", "stop the profiling first"},
     {"anon_inode:bpf", "a BPF program, map or link", "let the program close it before the checkpoint"},

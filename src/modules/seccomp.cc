@@ -155,8 +155,12 @@ Result<FilterProgram> make_launch_filter() {
   if (context == nullptr) return error("make launch's system call filter: libseccomp failed");
   int failed = 0;
   // ENOSYS, as a kernel without the feature answers: QEMU, libuv, MariaDB and others fall back to threads.
-  for (int number : {SCMP_SYS(io_uring_setup), SCMP_SYS(io_uring_enter), SCMP_SYS(io_uring_register), SCMP_SYS(io_setup)}) {
+  for (int number : {SCMP_SYS(io_uring_setup), SCMP_SYS(io_uring_enter), SCMP_SYS(io_uring_register)}) {
     failed |= ::seccomp_rule_add(context, SCMP_ACT_ERRNO(ENOSYS), number, 0);
+  }
+  // Linux AIO only where the recorder counts (recorder/aio_recorder.cc).
+  for (int number : {SCMP_SYS(io_setup), SCMP_SYS(io_submit)}) {
+    failed |= ::seccomp_rule_add(context, SCMP_ACT_ERRNO(ENOSYS), number, 1, SCMP_A5(SCMP_CMP_NE, kAioMark));
   }
   int pipe_ends[2];
   if (failed != 0 || ::pipe2(pipe_ends, O_CLOEXEC) != 0) {

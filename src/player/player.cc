@@ -155,6 +155,48 @@ PLAYER_CODE int64_t use_tiles(const TapeCall* call) {
   return 0;
 }
 
+PLAYER_CODE int64_t submit_requests(AioRingOrder* order, uint32_t count, bool take) {
+  while (count > 0) {
+    const uint64_t batch = count < kAioBatch ? count : kAioBatch;
+    const int64_t submitted = system_call(SYS_io_submit, order->address, batch, reinterpret_cast<uint64_t>(order->requests));
+    if (submitted <= 0) return submitted == 0 ? -kErrorIo : submitted;
+    const auto done = static_cast<uint64_t>(submitted);
+    if (take) {
+      const int64_t taken = system_call(SYS_io_getevents, order->address, done, done, reinterpret_cast<uint64_t>(order->scratch), 0);
+      if (taken != submitted) return taken < 0 ? taken : -kErrorIo;
+    }
+    count -= static_cast<uint32_t>(done);
+  }
+  return 0;
+}
+
+// The kernel counts a ring's positions and slots by itself, so it is brought to where it was by requests that end at once: as many as the
+// program had taken events for (modulo the ring), and as many as wait to be taken. Then these get their old content.
+PLAYER_CODE int64_t make_aio_ring(const TapeCall* call) {
+  constexpr uint64_t kMayMoveToFixed = 3;  // MREMAP_MAYMOVE | MREMAP_FIXED
+  constexpr int64_t kErrorInvalid = 22;
+  auto* order = reinterpret_cast<AioRingOrder*>(call->args[0]);
+  order->context = 0;
+  int64_t result = system_call(SYS_io_setup, order->wanted, reinterpret_cast<uint64_t>(&order->context));
+  if (is_error(result)) return result;
+  if (reinterpret_cast<volatile uint32_t*>(order->context)[1] != order->slots) return -kErrorInvalid;
+  result = system_call(SYS_mremap, order->context, order->bytes, order->bytes, kMayMoveToFixed, order->address);
+  if (is_error(result)) return result;
+  result = submit_requests(order, order->head, true);
+  if (result != 0) return result;
+  result = submit_requests(order, order->pending, false);
+  if (result != 0) return result;
+  auto* ring = reinterpret_cast<volatile uint64_t*>(order->address + kAioRingHeaderBytes);
+  auto* event = reinterpret_cast<volatile uint64_t*>(order->events);
+  for (uint32_t i = 0; i < order->pending; ++i) {
+    const uint64_t slot = (uint64_t{order->head} + i) % order->slots;
+    for (uint32_t word = 0; word < 4; ++word) ring[slot * 4 + word] = event[i * 4 + word];
+  }
+  auto* header = reinterpret_cast<volatile uint32_t*>(order->address);
+  const uint32_t tail = static_cast<uint32_t>((uint64_t{order->head} + order->pending) % order->slots);
+  return header[2] == order->head && header[3] == tail ? 0 : -kErrorIo;
+}
+
 struct Msr {  // kvm_msr_entry
   uint32_t index;
   uint32_t reserved;
@@ -205,6 +247,7 @@ PLAYER_CODE int64_t play(TapeCall* call) {
   if (call->number == kOpJoin) return join(call);
   if (call->number == kOpCopyBytes) return copy_bytes(call);
   if (call->number == kOpSetMsrs) return set_msrs(call);
+  if (call->number == kOpMakeAioRing) return make_aio_ring(call);
   if (call->number == kOpUseTiles) return use_tiles(call);
   if (call->number == kOpMakeDescriptor) return make_descriptor(call);
   return -38;  // ENOSYS

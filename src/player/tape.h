@@ -22,6 +22,7 @@ enum TapeOp : int64_t {
   kOpThread,               // clone3 with args {clone_args*, its size, stack top, Tape*}: the new thread plays that tape
   kOpCopyBytes,            // {to, from, bytes} within the process
   kOpSetMsrs,              // KVM_SET_MSRS {fd, kvm_msrs*, 0, 0, 0, index of the MSR that was refused}
+  kOpMakeAioRing,          // {AioRingOrder*}: a context of Linux AIO with its ring where it was
   kOpUseTiles,             // touch AMX: the kernel makes room for the thread's tile registers; {tile configuration, 64 bytes}
   kOpReadList,             // the runs of a list that several threads share: arguments as in ReadListArgument
   kOpJoin,                 // {word, Tape*}: waits until the kernel has cleared the word of a thread; answers what its tape did
@@ -48,6 +49,23 @@ struct TapeCall {
   uint32_t text;  // where in the tape what the call is for stands, for messages; 0: nowhere. The player does not read it.
 };
 constexpr uint32_t kTapeTextBytes = 400;  // at most, with the NUL
+
+// A context of Linux AIO, to be made again. Ring positions count events; an event is 32 bytes (struct io_event, linux/aio_abi.h).
+struct AioRingOrder {
+  uint64_t address;  // of the ring, which is also the context's name
+  uint64_t bytes;
+  uint32_t wanted;   // what io_setup must be asked for, to get `slots`
+  uint32_t slots;    // the ring's own count (`nr`)
+  uint32_t head;     // the next event that the program will take
+  uint32_t pending;  // events from there on, which it has not taken yet
+  uint64_t events;   // address of these
+  uint64_t context;  // room for io_setup's answer
+  uint64_t request[8];     // struct iocb of a request that ends at once
+  uint64_t requests[16];   // addresses, all of that one
+  uint64_t scratch[16 * 4];  // room for as many events
+};
+constexpr uint32_t kAioBatch = 16;
+constexpr uint64_t kAioRingHeaderBytes = 32, kAioEventBytes = 32;
 
 struct Tape {
   uint32_t magic;

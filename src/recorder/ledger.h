@@ -11,7 +11,7 @@ namespace vmckpt {
 
 constexpr uint64_t kLedgerMagic0 = 0x4c54504b434d5631ull;  // found by scanning libvmckpt.so's writable pages
 constexpr uint64_t kLedgerMagic1 = 0x9d1c3f5a7e2b6840ull;
-constexpr uint32_t kLedgerVersion = 2;
+constexpr uint32_t kLedgerVersion = 3;
 
 constexpr uint32_t kLedgerNotes = 1024;         // notes of any kind
 constexpr uint32_t kLedgerNoteTextBytes = 240;  // longest path kept with a note
@@ -39,6 +39,15 @@ struct LedgerFilter {  // one seccomp filter, in order of installation
   uint32_t instructions;
   int32_t tid;  // thread that installed it (filters without TSYNC belong to one thread)
 };
+
+struct LedgerAioContext {  // one context of Linux AIO
+  uint64_t id;             // its ring's address; 0 when this entry is free
+  uint64_t submitted;      // requests that io_submit has accepted
+};
+
+constexpr uint32_t kLedgerAioContexts = 256;
+// In the sixth argument of io_setup and io_submit, which take two and three: the recorder made this call and counts it.
+constexpr uint64_t kAioMark = 0x76'6d63'6b70'742d;
 
 // The arena is where the supervisor places tapes and signal frames while the world is stopped; the player runs on its
 // stacks. One slot per thread, reused in batches.
@@ -68,6 +77,9 @@ struct Ledger {
   uint32_t filters_lost;
   uint32_t mlockall_flags;
   uint32_t notes_used;  // notes at or beyond this index have never been used
+  uint32_t aio_submitters;  // threads inside io_submit
+  uint32_t reserved;
+  LedgerAioContext aio_contexts[kLedgerAioContexts];
 
   LedgerFilter filters[kLedgerFilters];
   uint64_t filter_instructions[kLedgerFilterInstructions];  // struct sock_filter, 8 bytes each

@@ -41,6 +41,7 @@ extern "C" int __register_atfork(void (*prepare)(), void (*parent)(), void (*chi
 // A child forked while another thread was inside an update has no such thread.
 static void forget_writers() {
   __atomic_store_n(&g_ledger.writers, 0, __ATOMIC_RELEASE);
+  __atomic_store_n(&g_ledger.aio_submitters, 0, __ATOMIC_RELEASE);
   forget_kvm_lock();
 }
 
@@ -280,6 +281,9 @@ EXPORT long syscall(long number, ...) noexcept {
   const bool installs_filter = number == SYS_seccomp && a[0] == SECCOMP_SET_MODE_FILTER;
   const int32_t tid = installs_filter ? static_cast<int32_t>(raw_call(SYS_gettid)) : 0;
   if (number == SYS_ioctl) return ioctl(static_cast<int>(a[0]), static_cast<unsigned long>(a[1]), a[2]);
+  if (number == SYS_io_setup) return libc_result(aio_setup(a[0], reinterpret_cast<unsigned long*>(a[1])));
+  if (number == SYS_io_destroy) return libc_result(aio_destroy(a[0]));
+  if (number == SYS_io_submit) return libc_result(aio_submit(a[0], a[1], a[2]));
   const long result = raw_call(number, a[0], a[1], a[2], a[3], a[4], a[5]);
   if (result < 0 && result >= -4095) {
     errno = static_cast<int>(-result);

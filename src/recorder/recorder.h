@@ -42,6 +42,11 @@ bool devices_are_allowed();  // launch --allow-devices
 uint64_t kvm_ledger_address();
 void forget_kvm_lock();  // in a forked child
 
+// aio_recorder.cc: the calls of Linux AIO, made and noted. They return what the kernel does.
+long aio_setup(long events, unsigned long* context);
+long aio_destroy(long id);
+long aio_submit(long id, long count, long requests);
+
 // The next definition of a wrapped function: libc's.
 void* real_function(const char* name);
 

@@ -37,7 +37,9 @@ class MemoryPlanner {
 
   // The mapping, empty, and writable where content is to come.
   Result<void> add(const pb::Mapping& mapping) {
-    if (mapping.kind() == pb::Mapping::VDSO || mapping.kind() == pb::Mapping::VCPU_RUN) return {};
+    if (mapping.kind() == pb::Mapping::VDSO || mapping.kind() == pb::Mapping::VCPU_RUN || mapping.kind() == pb::Mapping::AIO_RING) {
+      return {};
+    }
     const std::vector<PageRun> runs = take_runs(mapping);
     const uint64_t protection = runs.empty() ? mapping.protection() : mapping.protection() | PROT_READ | PROT_WRITE;
     VMCKPT_TRY(map(mapping, protection));

@@ -4,6 +4,7 @@
 
 #include "image/trust.h"
 #include "memory/address_space.h"
+#include "modules/aio.h"
 #include "modules/descriptors.h"
 #include "modules/kvm.h"
 #include "modules/process.h"
@@ -51,6 +52,7 @@ Result<void> preflight(const ImageReader& image, CpuCheck cpu_check, FilePolicy 
   check_process(metadata.process(), access, problems);
   keep_problem(check_timers(metadata.process()), problems);
   check_mapped_files(metadata.memory(), access, problems);
+  check_aio(metadata.memory(), problems);
   check_kvm(metadata, cpu_check, problems, notes);
   check_descriptors(metadata.descriptors(), access, problems, notes);
   if (problems.empty()) return {};

@@ -19,6 +19,7 @@
 #include "memory/maps.h"
 #include "memory/address_space.h"
 #include "memory/captured_files.h"
+#include "modules/aio.h"
 #include "modules/credentials.h"
 #include "modules/descriptors.h"
 #include "modules/kvm.h"
@@ -271,6 +272,7 @@ Result<Tapes> draft_tapes(const Materials& materials, const Arena& arena, const 
                          {[&](const pb::Mapping& mapping) { return materials.files.open_for(mapping); },
                           [&](const pb::Mapping& mapping) { return materials.files.segment_of(mapping); }},
                          materials.helper_numbers, leader));
+  plan_aio(image.memory(), materials.image.fd(), leader);
   plan_segment_removal(materials, leader);
   plan_layout(image.memory(), materials.executable_fd, leader);
   plan_seals(materials, leader);

@@ -16,6 +16,7 @@
 #include "core/proc.h"
 #include "core/random.h"
 #include "image/reader.h"
+#include "modules/aio.h"
 #include "modules/clocks.h"
 #include "modules/descriptors.h"
 #include "modules/host.h"
@@ -34,6 +35,7 @@
 namespace vmckpt {
 namespace {
 
+constexpr int64_t kAioPatienceUs = 2'000'000;  // for requests in flight to end, while the target stands still
 constexpr int kFreezeTries = 50;  // a ledger update lasts microseconds; each try lets the target run for 200 us
 
 Result<std::vector<pid_t>> processes_of(const Target& target) {
@@ -126,12 +128,19 @@ Result<ImageDestination> choose_destination(const Target& target, const Checkpoi
 Result<StoppedWorld> freeze_with_ledger(pid_t pid, const CheckpointRequest& request, uint64_t ledger_address,
                                         const std::optional<VcpuGate>& gate, InterruptedCalls& interrupted,
                                         std::unique_ptr<Ledger>* ledger) {
+  const int64_t deadline_us = monotonic_us() + request.freeze_timeout_us;
   for (int tries = 1;; ++tries) {
     StoppedWorld world = VMCKPT_TRY(freeze(pid, request.freeze_timeout_us, interrupted));
     *ledger = VMCKPT_TRY(read_ledger(pid, ledger_address));
     const bool at_rest = !gate || VMCKPT_TRY(gate->all_at_rest());
-    if ((*ledger)->writers == 0 && at_rest) return world;
+    const bool submitting = (*ledger)->aio_submitters != 0;
+    if ((*ledger)->writers == 0 && !submitting && at_rest) return world;
+    // Submitting may mean waiting for a disk.
+    if (submitting && monotonic_us() < deadline_us) tries = std::min(tries, kFreezeTries - 1);
     if (tries == kFreezeTries && !at_rest) return error(fmt::format("a vCPU of process {} does not come to rest", pid), "try again");
+    if (tries == kFreezeTries && submitting) {
+      return error(fmt::format("process {} is submitting asynchronous I/O without end", pid), "try again when its disks are less busy");
+    }
     if (tries == kFreezeTries) {
       return error(fmt::format("process {} stays inside an update of its ledger", pid), "try again");
     }
@@ -253,6 +262,7 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   if (kvm_objects != 0) gate.emplace(VMCKPT_TRY(VcpuGate::close(pid, early_ledger->kvm, request.freeze_timeout_us, target.interrupted)));
   StoppedWorld world = VMCKPT_TRY(freeze_with_ledger(pid, request, target.ledger_address, gate, target.interrupted, &ledger));
   VMCKPT_TRY(still_only_process(target, pid, others));
+  VMCKPT_TRY(wait_for_aio(world, *ledger, std::min(request.freeze_timeout_us, kAioPatienceUs)));
   clock.mark("freeze");
   fault_point("freeze");
 
@@ -265,6 +275,7 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   clock.mark("threads");
   AddressSpaceSave space = VMCKPT_TRY(save_address_space(world, *ledger, preview, target.backing,
                                                          {request.self_contained}, captured, image.mutable_memory()));
+  VMCKPT_TRY(save_aio(world, *ledger, target.launch_filter, image.mutable_memory()));
   clock.mark("maps");
   std::unique_ptr<KvmNotes> kvm_notes;
   if (gate) {

@@ -48,7 +48,7 @@ Probe probe_seccomp() {
     return {};
   });
   if (!result) {
-    return missing(why(result.error()) + ": launch cannot make programs fall back from io_uring and Linux AIO",
+    return missing(why(result.error()) + ": launch cannot make programs fall back from io_uring",
                    "allow seccomp in this container, and run a kernel with CONFIG_SECCOMP_FILTER; or launch with --allow-io-uring");
   }
   const bool privileged = has_capability(CAP_SYS_ADMIN);

@@ -48,7 +48,7 @@ class Guest:
     patience_s = PATIENCE_S
 
     def __init__(self, directory, *, user=None, processors=1, memory_mib=192, serial="socket", disks=False,
-                 network=True, options=None, qemu_arguments=(), name="guest"):
+                 network=True, options=None, qemu_arguments=(), name="guest", drive_options=""):
         assert serial in ("socket", "terminal")
         self.directory = pathlib.Path(directory)
         self.user = user or (ROOT if os.getuid() == 0 else ORDINARY_USER)
@@ -56,6 +56,7 @@ class Guest:
         self.memory_mib = memory_mib
         self.serial = serial
         self.disks = disks
+        self.drive_options = drive_options
         self.network = network
         self.options = {"tick_ms": 20, **(options or {})}
         self.qemu_arguments = list(qemu_arguments)
@@ -118,8 +119,8 @@ class Guest:
         else:
             command += ["-serial", f"unix:{self.directory}/serial.sock,server=on,wait=off"]
         if self.disks:
-            command += ["-drive", f"file={self.raw_disk},if=virtio,format=raw",
-                        "-drive", f"file={self.qcow2_disk},if=virtio,format=qcow2"]
+            command += ["-drive", f"file={self.raw_disk},if=virtio,format=raw{self.drive_options}",
+                        "-drive", f"file={self.qcow2_disk},if=virtio,format=qcow2{self.drive_options}"]
         if self.network:
             forwarded = f"hostfwd=tcp:127.0.0.1:{self.http_port}-:80,hostfwd=tcp:127.0.0.1:{self.echo_port}-:7"
             command += ["-netdev", f"user,id=net,{forwarded}", "-device", "virtio-net-pci,netdev=net"]

@@ -466,6 +466,17 @@ TEST_CASE("metadata that cannot be restarted is refused") {
   refused("not an absolute one",
           [](pb::Image& i) { i.mutable_memory()->mutable_mappings(0)->mutable_file()->set_path("bin/tiny"); });
   refused("which is not there", [](pb::Image& i) { i.mutable_memory()->mutable_mappings(2)->set_captured_id(5); });
+  refused("is not mapped", [](pb::Image& i) { i.mutable_memory()->add_aio_rings()->set_address(0x7000000); });
+  refused("not what its mapping says", [](pb::Image& i) {
+    auto& mapping = *i.mutable_memory()->add_mappings();
+    mapping.set_kind(pb::Mapping::AIO_RING);
+    mapping.set_start(0x7ffffff00000);
+    mapping.set_end(0x7ffffff01000);
+    auto& ring = *i.mutable_memory()->add_aio_rings();
+    ring.set_address(mapping.start());
+    ring.set_slots(127);
+    ring.set_head(127);  // one too far
+  });
   refused("protection 0xff", [](pb::Image& i) { i.mutable_memory()->mutable_mappings(0)->set_protection(0xff); });
   refused("captured file id 1 is zero or there twice",
           [](pb::Image& i) { *i.mutable_memory()->add_captured() = i.memory().captured(0); });
