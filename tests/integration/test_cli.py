@@ -21,7 +21,10 @@ import pytest
 from vmckpt_harness import (ORDINARY_USER, ROOT, VMCKPT, Target, process_is_alive, processes_marked, signal_process,
                             wait_until)
 
-pytestmark = pytest.mark.skipif(not os.access(VMCKPT, os.X_OK), reason=f"{VMCKPT} is not built")
+pytestmark = [
+    pytest.mark.skipif(not os.access(VMCKPT, os.X_OK), reason=f"{VMCKPT} is not built"),
+    pytest.mark.same_on_every_debian,
+]
 
 VERBS = ["launch", "checkpoint", "restart", "list", "inspect", "verify", "doctor"]
 
