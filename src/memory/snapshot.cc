@@ -61,14 +61,19 @@ void offer_to_the_memory_killer(pid_t snapshot) {
 
 }  // namespace
 
+bool was_forked(const SnapshotQuestion& question, const TapeDraft& tape) {
+  if (tape.succeeded(question.call)) return true;
+  errno = static_cast<int>(-tape.result(question.call));
+  return false;
+}
+
 Result<void> settle_snapshot(const SnapshotQuestion& question, const TapeDraft& tape, const SnapshotChild& snapshot) {
   for (size_t call : question.lifted) {
     if (tape.succeeded(call)) continue;
     errno = static_cast<int>(-tape.result(call));
     return errno_error(fmt::format("let the snapshot have the memory at {:#x}", tape.all_calls()[call].args[0]), "try again");
   }
-  if (!tape.succeeded(question.call)) {
-    errno = static_cast<int>(-tape.result(question.call));
+  if (!was_forked(question, tape)) {
     return errno_error("fork the snapshot", "free memory, raise vm.overcommit or RLIMIT_NPROC, or checkpoint with --stop");
   }
   const pid_t child = snapshot.pid();

@@ -37,7 +37,9 @@ struct SnapshotQuestion {
 // `parent_in_target` is the target's parent as the target sees it (0 from inside a PID namespace).
 SnapshotQuestion ask_snapshot(const AddressSpaceSave& space, pid_t parent_in_target, TapeDraft& tape);
 
-// After the tape was played: lets the copy, which has just been made, run to its waiting place.
+// After the tape was played: whether the kernel made the copy; otherwise its reason in errno (limits of processes and memory).
+bool was_forked(const SnapshotQuestion& question, const TapeDraft& tape);
+// Then: lets the copy, which has just been made, run to its waiting place.
 Result<void> settle_snapshot(const SnapshotQuestion& question, const TapeDraft& tape, const SnapshotChild& snapshot);
 
 // A range that fork left out would be lost silently: this looks. May come after the target has gone on.

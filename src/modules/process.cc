@@ -7,6 +7,7 @@
 #include <asm/prctl.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <linux/seccomp.h>
 #include <signal.h>
 #include <sys/personality.h>
 #include <sys/prctl.h>
@@ -18,6 +19,7 @@
 #include "core/fd.h"
 #include "core/proc.h"
 #include "modules/credentials.h"
+#include "modules/seccomp.h"
 
 #ifndef ARCH_GET_XCOMP_PERM
 #define ARCH_GET_XCOMP_PERM 0x1022
@@ -61,6 +63,46 @@ Result<void> enter_working_directory(const pb::Process& process, const FileAcces
   if (access.as_target([&] { return ::fchdir(fd.get()); }) == 0) return {};
   if (errno == EACCES && is_same_inode(then, inode_of(fd.get())) && ::fchdir(fd.get()) == 0) return {};
   return errno_error("enter the working directory " + process.working_directory());
+}
+
+// linux/membarrier.h; the first since Linux 6.3.
+constexpr uint64_t kMembarrierGetRegistrations = 1 << 9;
+constexpr uint32_t kMembarrierRegistrations[] = {1 << 2 /* global */, 1 << 4 /* private */, 1 << 6 /* sync core */, 1 << 8 /* rseq */};
+
+// "4:memory:/path", "0::/path" (cgroups(7)).
+struct Cgroup {
+  std::string controllers;  // empty: version 2
+  std::string path;
+};
+
+std::optional<Cgroup> parse_cgroup(std::string_view line) {
+  const size_t first = line.find(':'), second = line.find(':', first + 1);
+  if (first == std::string_view::npos || second == std::string_view::npos) return std::nullopt;
+  return Cgroup{std::string(line.substr(first + 1, second - first - 1)), std::string(line.substr(second + 1))};
+}
+
+// Where the hierarchy is mounted; empty: nowhere.
+std::string mount_point_of(const Cgroup& cgroup, const std::string& mountinfo) {
+  for (std::string_view line : split_lines(mountinfo)) {
+    const size_t separator = line.find(" - ");
+    if (separator == std::string_view::npos) continue;
+    const auto mount = split_words(line.substr(0, separator)), kind = split_words(line.substr(separator + 3));
+    if (mount.size() < 5 || kind.size() < 3) continue;
+    const bool version_2 = kind[0] == "cgroup2" && cgroup.controllers.empty();
+    const bool version_1 = kind[0] == "cgroup" && !cgroup.controllers.empty() && kind[2].ends_with("," + cgroup.controllers);
+    if (version_1 || version_2) return std::string(mount[4]);
+  }
+  return {};
+}
+
+std::string cgroup_path_now(pid_t pid, const Cgroup& wanted) {
+  auto text = read_whole_file(fmt::format("/proc/{}/cgroup", pid));
+  if (!text.ok()) return {};
+  for (std::string_view line : split_lines(*text)) {
+    auto cgroup = parse_cgroup(line);
+    if (cgroup && cgroup->controllers == wanted.controllers) return cgroup->path;
+  }
+  return {};
 }
 
 struct NamedLimit {
@@ -122,7 +164,7 @@ bool had_other_ids(const pb::Credentials& saved) {
 
 }  // namespace
 
-ProcessQuestions ask_process(TapeDraft& tape) {
+ProcessQuestions ask_process(const pb::Thread& leader, TapeDraft& tape) {
   ProcessQuestions questions{};
   questions.dumpable = tape.call(SYS_prctl, {PR_GET_DUMPABLE, 0, 0, 0, 0});
   questions.subreaper_answer = tape.room(sizeof(int));
@@ -133,6 +175,10 @@ ProcessQuestions ask_process(TapeDraft& tape) {
   questions.xstate_guest_permission_answer = tape.room(sizeof(uint64_t));
   questions.xstate_guest_permission =
       tape.call(SYS_arch_prctl, {ARCH_GET_XCOMP_GUEST_PERM, questions.xstate_guest_permission_answer});
+  const uint64_t membarrier[6] = {kMembarrierGetRegistrations};
+  if (evaluate_filters(leader, SYS_membarrier, membarrier, 0) == SECCOMP_RET_ALLOW) {
+    questions.membarrier = tape.call(SYS_membarrier, {kMembarrierGetRegistrations, 0, 0});
+  }
   return questions;
 }
 
@@ -140,6 +186,9 @@ void save_process_answers(const ProcessQuestions& questions, const TapeDraft& ta
   process->set_dumpable(static_cast<int32_t>(tape.result(questions.dumpable)));
   process->set_child_subreaper(tape.as<int>(questions.subreaper_answer) != 0);
   process->set_thp_disabled(tape.result(questions.thp_disabled) == 1);
+  if (questions.membarrier && tape.succeeded(*questions.membarrier)) {
+    process->set_membarrier(static_cast<uint32_t>(tape.result(*questions.membarrier)));
+  }
   if (tape.succeeded(questions.xstate_permission)) {
     process->set_xstate_permission(tape.as<uint64_t>(questions.xstate_permission_answer));
   }
@@ -179,6 +228,12 @@ Result<void> save_process(const StoppedWorld& world, pb::Process* process) {
   if (auto text = read_whole_file(fmt::format("/proc/{}/oom_score_adj", pid)); text.ok()) {
     process->set_oom_score_adj(static_cast<int32_t>(parse_number(*text)));
   }
+  if (auto text = read_whole_file(fmt::format("/proc/{}/cgroup", pid)); text.ok()) {
+    for (std::string_view line : split_lines(*text)) process->add_cgroups(std::string(line));
+  }
+  if (auto text = read_whole_file(fmt::format("/proc/{}/loginuid", pid)); text.ok()) {
+    process->set_login_uid(static_cast<uint32_t>(parse_number(*text)));
+  }
   const StoppedThread& leader = world.threads().front();
   process->set_group_stopped(leader.group_stopped);
   process->set_stop_signal(leader.stop_signal);
@@ -212,10 +267,17 @@ Result<void> restore_process(const pb::Process& process, const FileAccess& acces
   if (::personality(process.personality()) < 0) return errno_error("set the personality");
   (void)write_file("/proc/self/coredump_filter", fmt::format("{:#x}", process.coredump_filter()));
   (void)write_file("/proc/self/oom_score_adj", fmt::format("{}", process.oom_score_adj()));
+  // Everybody may give one to a process that has none, and CAP_AUDIT_CONTROL another one; only the process itself.
+  if (process.has_login_uid()) (void)write_file("/proc/self/loginuid", fmt::format("{}", process.login_uid()));
   return {};
 }
 
 void plan_process(const pb::Process& process, TapeDraft& tape) {
+  // Before there are threads, when it costs nothing. A registration too many only costs a little, one too few makes barriers fail,
+  // or not reach this process: so where the kernel could not tell, all of them.
+  for (uint32_t registration : kMembarrierRegistrations) {
+    if (!process.has_membarrier() || (process.membarrier() & registration)) tape.call(SYS_membarrier, {registration, 0, 0});
+  }
   if (process.child_subreaper()) tape.call(SYS_prctl, {PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0});
   if (process.thp_disabled()) tape.call(SYS_prctl, {PR_SET_THP_DISABLE, 1, 0, 0, 0});
   if (process.xstate_permission() >> kAmxTileData & 1) {
@@ -263,6 +325,28 @@ void restore_limits(const pb::Process& process, pid_t pid, std::vector<std::stri
     notes.push_back(fmt::format("the resource limit \"{}\" was {} (hard {}), now it is {} (hard {})", name, limit_text(saved.soft()),
                                 limit_text(saved.hard()), limit_text(now.rlim_cur), limit_text(now.rlim_max)));
   }
+}
+
+void restore_surroundings(const pb::Process& process, pid_t pid, std::vector<std::string>& notes) {
+  std::string lost;
+  auto mountinfo = read_whole_file("/proc/self/mountinfo");
+  for (const std::string& line : process.cgroups()) {
+    auto cgroup = parse_cgroup(line);
+    if (!cgroup) continue;
+    const std::string now = cgroup_path_now(pid, *cgroup);
+    if (now.empty() || now == cgroup->path) continue;  // this host has no such hierarchy, or it is there already
+    const std::string folder = mountinfo.ok() ? mount_point_of(*cgroup, *mountinfo) : std::string();
+    if (!folder.empty()) (void)write_file(folder + cgroup->path + "/cgroup.procs", fmt::format("{}", pid));
+    if (cgroup_path_now(pid, *cgroup) == cgroup->path) continue;
+    lost += fmt::format("{}{}{}", lost.empty() ? "" : ", ", cgroup->controllers.empty() ? "" : cgroup->controllers + ":", cgroup->path);
+  }
+  if (!lost.empty()) notes.push_back("the process is in restart's cgroups, not in those it had, which are gone or may not be entered: " + lost);
+  auto login = read_whole_file(fmt::format("/proc/{}/loginuid", pid));
+  if (!process.has_login_uid() || !login.ok()) return;
+  const auto now = static_cast<uint32_t>(parse_number(*login));
+  if (now == process.login_uid()) return;
+  auto name = [](uint32_t uid) { return uid == ~uint32_t{0} ? "none" : fmt::format("{}", uid); };
+  notes.push_back(fmt::format("the login user id (of audit records) was {}, now it is {}", name(process.login_uid()), name(now)));
 }
 
 }  // namespace vmckpt

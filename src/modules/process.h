@@ -1,6 +1,7 @@
 // What belongs to the process as a whole and is no resource of its own: identity, names, directories, limits, prctl settings.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,10 +15,11 @@ namespace vmckpt {
 
 struct ProcessQuestions {
   size_t dumpable, subreaper, thp_disabled, xstate_permission, xstate_guest_permission;
+  std::optional<size_t> membarrier;  // unless a seccomp filter forbids to ask
   uint64_t subreaper_answer, xstate_permission_answer, xstate_guest_permission_answer;
 };
 
-ProcessQuestions ask_process(TapeDraft& tape);
+ProcessQuestions ask_process(const pb::Thread& leader, TapeDraft& tape);
 Result<void> save_process(const StoppedWorld& world, pb::Process* process);
 void save_process_answers(const ProcessQuestions& questions, const TapeDraft& tape, pb::Process* process);
 
@@ -32,5 +34,7 @@ void plan_process_end(const pb::Process& process, TapeDraft& tape);
 void plan_limits(const pb::Process& process, const pb::Credentials& credentials, TapeDraft& tape);
 // From the supervisor, when all else is done: the new process itself might not be able to open its last files otherwise.
 void restore_limits(const pb::Process& process, pid_t pid, std::vector<std::string>& notes);
+// From the supervisor: its cgroups where they are and may be entered; they and another login uid are noted otherwise.
+void restore_surroundings(const pb::Process& process, pid_t pid, std::vector<std::string>& notes);
 
 }  // namespace vmckpt

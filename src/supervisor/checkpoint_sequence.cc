@@ -171,14 +171,14 @@ struct Questions {
   std::optional<SnapshotQuestion> snapshot;
 };
 
-Result<Questions> ask(const StoppedWorld& world, const AddressSpaceSave& space, bool snapshot) {
+Result<Questions> ask(const StoppedWorld& world, const AddressSpaceSave& space, const pb::Thread& first_thread, bool snapshot) {
   Questions questions;
   questions.tapes.resize(world.threads().size());
   for (TapeDraft& tape : questions.tapes) questions.threads.push_back(ask_thread(tape));
   TapeDraft& leader = questions.tapes.front();
   questions.actions = ask_signal_actions(leader);
   questions.timers = VMCKPT_TRY(ask_timers(world, leader));
-  questions.process = ask_process(leader);
+  questions.process = ask_process(first_thread, leader);
   questions.brk = ask_brk(leader);
   questions.clocks = ask_clocks(leader);
   if (snapshot) {
@@ -291,13 +291,19 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   auto descriptors_saved = std::async(std::launch::async, [&] {
     return save_descriptors(descriptors, image.mutable_descriptors());
   });
-  Questions questions = VMCKPT_TRY(ask(world, space, !request.stop));
+  Questions questions = VMCKPT_TRY(ask(world, space, image.threads(0), !request.stop));
   bool fork_forbidden = !VMCKPT_TRY(may_fork(image, questions)) && !request.stop;
-  if (fork_forbidden) questions = VMCKPT_TRY(ask(world, space, false));
+  if (fork_forbidden) questions = VMCKPT_TRY(ask(world, space, image.threads(0), false));
   std::vector<ThreadTape> tapes;
   for (size_t i = 0; i < world.threads().size(); ++i) tapes.push_back({&world.threads()[i], &questions.tapes[i]});
   const int64_t asked_us = monotonic_us();
   VMCKPT_TRY(play_tapes(world, *ledger, tapes, checkpoint->snapshot_.to_be_set()));
+  // Limits of processes (RLIMIT_NPROC, pids.max) and of memory: no snapshot then, and a longer pause.
+  std::string not_forked = fork_forbidden ? "the target's seccomp filter forbids forking" : "";
+  if (questions.snapshot && !was_forked(*questions.snapshot, questions.tapes.front())) {
+    not_forked = errno_error("the target could not be forked").message();
+    questions.snapshot.reset();
+  }
   if (questions.snapshot) VMCKPT_TRY(settle_snapshot(*questions.snapshot, questions.tapes.front(), checkpoint->snapshot_));
   clock.mark("snapshot");
   VMCKPT_TRY(descriptors_saved.get());
@@ -305,7 +311,7 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   // Timers were looked at up to now: clocks that were read earlier than they would let them go off early after a restart.
   const int64_t clocks_late_ns = (monotonic_us() - asked_us) * 1000;
   for (const auto& [id, file] : captured.files()) *image.mutable_memory()->add_captured() = file;
-  if (fork_forbidden) notes.push_back("the target's seccomp filter forbids forking: its memory was copied while it was stopped");
+  if (!not_forked.empty()) notes.push_back(not_forked + ": its memory was copied while it was stopped");
   clock.mark("descriptors");
   fault_point("snapshot");
 

@@ -6,6 +6,7 @@
 
 #include <elf.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <sys/stat.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -43,10 +44,22 @@ Result<void> check_elf(const std::string& path, int fd, const Elf64_Ehdr& header
     return error(path + " is no 64-bit x86 program: only those can be checkpointed");
   }
   bool dynamic = false;
+  std::string interpreter;
   for (unsigned i = 0; i < header.e_phnum; ++i) {
     Elf64_Phdr segment{};
     VMCKPT_TRY(pread_exactly(fd, &segment, sizeof segment, header.e_phoff + uint64_t{i} * header.e_phentsize, path));
-    dynamic |= segment.p_type == PT_INTERP;
+    if (segment.p_type != PT_INTERP) continue;
+    dynamic = true;
+    interpreter.resize(std::min<size_t>(segment.p_filesz, PATH_MAX));
+    VMCKPT_TRY(pread_exactly(fd, interpreter.data(), interpreter.size(), segment.p_offset, path));
+    interpreter.resize(std::strlen(interpreter.c_str()));
+  }
+  // The recorder is linked against glibc and loaded by its dynamic linker.
+  for (const char* other : {"ld-musl", "linker64", "ld-uClibc"}) {
+    if (interpreter.find(other) == std::string::npos) continue;
+    return error(fmt::format("{} is linked against another C library than glibc (its interpreter is {}): the recorder cannot be "
+                             "loaded into it", path, interpreter),
+                 "use a build of it for glibc");
   }
   if (!dynamic) {
     return error(path + " is statically linked: the recorder, a preloaded library, cannot be in it",

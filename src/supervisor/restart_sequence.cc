@@ -273,6 +273,7 @@ Result<MadeTarget> make_target(const RestartRequest& request, ImageReader& image
   result.target = target_of(request, image, process);
   VMCKPT_TRY(set_thread_states(metadata, made.tids));
   restore_limits(metadata.process(), process.pid, result.notes);
+  restore_surroundings(metadata.process(), process.pid, result.notes);
   give_terminal_back(metadata.process(), process.pid);
   clock.mark("take over");
   return made;
@@ -312,11 +313,10 @@ Result<RestartResult> restart_target(const RestartRequest& request) {
   if (result.group_stopped) ::kill(pid, SIGSTOP);
   for (const auto& [tid_in_target, tid] : made->tids) ::ptrace(PTRACE_DETACH, tid, 0, 0);
   made->guard->release();
-  // Its screen may be another one now: full-screen programs draw anew.
-  if (metadata.process().has_terminal()) ::kill(pid, SIGWINCH);
   result.restart_us = monotonic_us() - request.started_us;
   clock.mark("run");
   result.phases = std::move(clock.phases);
+  ask_to_draw_anew(metadata.process(), pid);
   return result;
 }
 

@@ -1,6 +1,7 @@
 #include "supervisor/terminal_control.h"
 
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 namespace vmckpt {
@@ -52,6 +53,37 @@ void give_terminal_back(const pb::Process& process, pid_t pid) {
   const int terminal = controlling_terminal();
   if (terminal < 0 || !process.foreground() || process.process_group() != process.pid()) return;
   if (::tcgetpgrp(terminal) == ::getpgrp()) set_foreground(terminal, ::getpgid(pid));
+}
+
+namespace {
+
+// The terminal in which `process` runs a full-screen program now, and its size; -1 when it does not.
+int full_screen_terminal(const pb::Process& process, winsize* size) {
+  const int terminal = process.foreground() ? controlling_terminal() : -1;
+  termios modes{};
+  if (terminal < 0 || ::tcgetattr(terminal, &modes) != 0 || (modes.c_lflag & ICANON)) return -1;
+  return ::ioctl(terminal, TIOCGWINSZ, size) == 0 && size->ws_row > 1 ? terminal : -1;
+}
+
+}  // namespace
+
+void ask_to_draw_anew(const pb::Process& process, pid_t pid) {
+  if (!process.has_terminal()) return;
+  winsize size{};
+  const int terminal = full_screen_terminal(process, &size);
+  winsize smaller = size;
+  --smaller.ws_row;
+  if (terminal < 0 || ::ioctl(terminal, TIOCSWINSZ, &smaller) != 0) {
+    ::kill(pid, SIGWINCH);
+    return;
+  }
+  constexpr useconds_t kTimeToLookUs = 100'000;
+  ::usleep(kTimeToLookUs);
+  winsize now{};
+  // Not if its window has been resized meanwhile.
+  if (::ioctl(terminal, TIOCGWINSZ, &now) == 0 && now.ws_row == smaller.ws_row && now.ws_col == size.ws_col) {
+    (void)::ioctl(terminal, TIOCSWINSZ, &size);
+  }
 }
 
 }  // namespace vmckpt

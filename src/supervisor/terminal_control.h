@@ -30,4 +30,8 @@ class TerminalControl {
 // Restart: makes the target's process group the terminal's foreground group again if it was and we are in the foreground.
 void give_terminal_back(const pb::Process& process, pid_t pid);
 
+// Restart: the target's screen may show something else by now. Programs that fill it draw it anew when its size has changed, and
+// only then (curses compares): so it is changed for a moment. Others get a SIGWINCH.
+void ask_to_draw_anew(const pb::Process& process, pid_t pid);
+
 }  // namespace vmckpt

@@ -43,6 +43,7 @@ PROCESS_ACTS = [
     Act("identity"),
     Act("capabilities"),
     Act("prctls"),
+    Act("membarrier"),
     Act("seccomp", "prctl"),
     Act("seccomp", "syscall"),
     Act("seccomp", "tsync"),
