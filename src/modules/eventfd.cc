@@ -19,8 +19,6 @@ Result<void> save(SaveContext& context, const TargetFile& file, int, pb::OpenFil
   if (count.empty()) return error(file.describe() + " has no counter in /proc/PID/fdinfo");
   std::string_view semaphore = fdinfo_field(file.fdinfo, "eventfd-semaphore");
   saved->mutable_eventfd()->set_count(parse_hex(count));
-  std::string_view id = fdinfo_field(file.fdinfo, "eventfd-id");
-  saved->mutable_eventfd()->set_kernel_id(id.empty() ? -1 : parse_number(id));
   saved->mutable_eventfd()->set_semaphore(
       semaphore.empty() ? context.find_ledger_note(NoteKind::kEventfdSemaphore, file, -1) != nullptr
                         : semaphore == "1");

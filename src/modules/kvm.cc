@@ -5,6 +5,7 @@
 #include <cstring>
 #include <functional>
 #include <map>
+#include <set>
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -13,6 +14,7 @@
 #include "core/clock.h"
 #include "core/fd.h"
 #include "core/proc.h"
+#include "modules/seccomp.h"
 #include "recorder/kvm_calls.h"
 #include "tracer/remote_tape.h"
 
@@ -23,6 +25,10 @@ namespace {
 
 Result<void> refuse_what_was_lost(const KvmNotes& notes) {
   if (notes.overflows != 0) return error("the virtual machine has more KVM objects than the recorder has room for");
+  if (notes.foreign_runs != 0) {
+    return error("the VMM runs a vCPU through a descriptor that it got in a way the recorder has not seen",
+                 "a VMM that gets its vCPUs from another process, or makes its own system calls, cannot be saved");
+  }
   if (notes.unknown_request == 0) return {};
   return error(fmt::format("the VMM has used {}, whose effect cannot be restored", kvm_call_name(notes.unknown_request)),
                "configure the VMM without it, or launch with --allow-devices if its loss does no harm");
@@ -36,12 +42,22 @@ class ObjectDescriptors {
       const uint16_t object = notes.fd_objects[fd];
       if (object == 0 || object >= fds_.size() || fds_[object] >= 0) continue;
       auto link = read_link(fmt::format("/proc/{}/fd/{}", pid, fd));
-      if (link.ok() && link->starts_with("anon_inode:kvm-")) fds_[object] = static_cast<int>(fd);
+      if (link.ok() && is_link_of(notes.objects[object], *link)) fds_[object] = static_cast<int>(fd);
     }
   }
   int of(uint32_t object) const { return fds_[object]; }
 
  private:
+  // The number may have been closed, and be another object's now.
+  static bool is_link_of(const KvmObject& object, const std::string& link) {
+    const std::string vcpu = fmt::format("anon_inode:kvm-vcpu:{}", object.number);
+    switch (object.kind) {
+      case KvmKind::kVm: return link == "anon_inode:kvm-vm";
+      case KvmKind::kVcpu: return link == "anon_inode:kvm-vcpu" || link == vcpu;
+      default: return link.starts_with("anon_inode:kvm-");
+    }
+  }
+
   std::vector<int> fds_;
 };
 
@@ -80,10 +96,11 @@ Result<bool> take_answers(Job& job, KvmHost& host) {
 }
 
 // As many at the same time as the target has threads.
-Result<void> play(StoppedWorld& world, const Ledger& ledger, KvmHost& host, std::vector<Job>& jobs) {
+Result<void> play(StoppedWorld& world, const Ledger& ledger, const pb::Image& image, KvmHost& host, std::vector<Job>& jobs) {
   for (size_t next = 0; next < jobs.size();) {
     std::vector<ThreadTape> tapes;
     const size_t first = next;
+    int index = 0;
     for (StoppedThread& thread : world.threads()) {
       if (next == jobs.size()) break;
       Job& job = jobs[next++];
@@ -95,6 +112,7 @@ Result<void> play(StoppedWorld& world, const Ledger& ledger, KvmHost& host, std:
       } else {
         ask_vcpu(fd, job.has_irqchip, host, job.tape, job.questions);
       }
+      VMCKPT_TRY(check_tape_against_filters(image.threads(index++), job.tape, false));
       tapes.push_back({&thread, &job.tape});
     }
     VMCKPT_TRY(play_tapes(world, ledger, tapes));
@@ -115,7 +133,7 @@ pb::KvmObject::Kind kind_of(KvmKind kind) {
   }
 }
 
-void save_records(const KvmNotes& notes, uint64_t kvm_ledger, pb::Kvm* saved) {
+void save_records(const KvmNotes& notes, pb::Kvm* saved) {
   std::vector<const KvmRecord*> records;
   for (const KvmRecord& record : notes.records) {
     if (record.valid != 0 && find_kvm_object(*saved, record.object) != nullptr) records.push_back(&record);
@@ -127,8 +145,6 @@ void save_records(const KvmNotes& notes, uint64_t kvm_ledger, pb::Kvm* saved) {
     entry->set_request(record->request);
     entry->set_order(record->order);
     entry->set_argument(record->argument);
-    const auto index = static_cast<uint64_t>(record - notes.records.data());
-    entry->set_ledger_address(kvm_ledger + offsetof(KvmLedger, records) + index * sizeof(KvmRecord));
     if (record->payload_bytes == 0) continue;
     entry->set_has_payload(true);
     entry->set_payload(notes.heap.data() + record->payload, record->payload_bytes);
@@ -137,7 +153,8 @@ void save_records(const KvmNotes& notes, uint64_t kvm_ledger, pb::Kvm* saved) {
 
 }  // namespace
 
-Result<void> save_kvm(StoppedWorld& world, const Ledger& ledger, const KvmNotes& notes, KvmHost& host, pb::Kvm* saved) {
+Result<void> save_kvm(StoppedWorld& world, const Ledger& ledger, const KvmNotes& notes, KvmHost& host, pb::Image& image) {
+  pb::Kvm* saved = image.mutable_kvm();
   VMCKPT_TRY(refuse_what_was_lost(notes));
   const ObjectDescriptors descriptors(world.pid(), notes);
   std::vector<Job> jobs;
@@ -171,22 +188,27 @@ Result<void> save_kvm(StoppedWorld& world, const Ledger& ledger, const KvmNotes&
     entry->mutable_vcpu()->mutable_run()->resize(host.run_bytes);
     VMCKPT_TRY(read_memory(world.pid(), object.run, entry->mutable_vcpu()->mutable_run()->data(), host.run_bytes));
   }
-  VMCKPT_TRY(play(world, ledger, host, jobs));
-  save_records(notes, ledger.kvm, saved);
-  saved->set_gate_address(ledger.kvm + offsetof(KvmLedger, gate));
-  saved->set_gate(notes.gate + 1);
+  VMCKPT_TRY(play(world, ledger, image, host, jobs));
+  save_records(notes, saved);
   for (const kvm_cpuid_entry2& entry : host.cpuid) saved->add_host_cpuid(&entry, sizeof entry);
   return {};
 }
 
 Result<void> link_kvm_events(const KvmNotes& notes, const pb::DescriptorTable& table, pb::Kvm* saved) {
-  std::map<int64_t, int> by_id;
-  std::map<int, int64_t> by_number;
+  std::set<int> numbers;
   for (const pb::OpenFile& file : table.files()) {
     if (!file.has_eventfd()) continue;
-    by_id[file.eventfd().kernel_id()] = file.numbers(0).number();
-    for (const pb::DescriptorNumber& number : file.numbers()) by_number[number.number()] = file.eventfd().kernel_id();
+    for (const pb::DescriptorNumber& number : file.numbers()) numbers.insert(number.number());
   }
+  auto name_of = [&](int number) {
+    return static_cast<size_t>(number) < notes.event_names.size() ? notes.event_names[static_cast<size_t>(number)] : 0;
+  };
+  // The number that it had then, or another one of the same name. Numbers beyond the recorder's table have no names.
+  auto find = [&](int then, uint32_t name) {
+    if (numbers.count(then) != 0 && name_of(then) == name) return then;
+    auto found = std::find_if(numbers.begin(), numbers.end(), [&](int number) { return name != 0 && name_of(number) == name; });
+    return found == numbers.end() ? -1 : *found;
+  };
   std::map<uint32_t, const KvmRecord*> noted;
   for (const KvmRecord& record : notes.records) {
     if (record.valid != 0) noted[record.order] = &record;
@@ -197,9 +219,7 @@ Result<void> link_kvm_events(const KvmNotes& notes, const pb::DescriptorTable& t
     for (int i = 0; i < 2; ++i) {
       int number = -1;
       if (record.event_fds[i] >= 0) {
-        auto by_identity = by_id.find(record.event_ids[i]);
-        const bool same_number = record.event_ids[i] < 0 && by_number.count(record.event_fds[i]) != 0;
-        number = by_identity != by_id.end() && record.event_ids[i] >= 0 ? by_identity->second : same_number ? record.event_fds[i] : -1;
+        number = find(record.event_fds[i], record.event_names[i]);
         if (number < 0) {
           return error(fmt::format("the VMM has closed the eventfd (once descriptor {}) that it gave to {}", record.event_fds[i],
                                    kvm_call_name(entry.request())),
@@ -299,25 +319,6 @@ TscGap tsc_gap(const pb::Image& image, const pb::KvmObject& vcpu) {
   return gap;
 }
 
-// The kernel numbers eventfds anew: the recorder's record, restored with the memory, has the numbers of old.
-void plan_event_names(const pb::KvmRecord& record, TapeDraft& tape) {
-  struct {
-    int32_t fds[2] = {-1, -1};
-    int64_t ids[2] = {-1, -1};
-  } names;
-  static_assert(offsetof(KvmRecord, event_ids) - offsetof(KvmRecord, event_fds) == sizeof names.fds);
-  for (int i = 0; i < 2; ++i) {
-    names.fds[i] = record.events(i);
-    if (names.fds[i] < 0) continue;
-    auto info = read_whole_file(fmt::format("/proc/self/fdinfo/{}", names.fds[i]));
-    if (!info.ok()) continue;
-    for (std::string_view line : split_lines(*info)) {
-      if (line.starts_with("eventfd-id:")) names.ids[i] = parse_number(split_words(line).back());
-    }
-  }
-  tape.call(kOpCopyBytes, {record.ledger_address() + offsetof(KvmRecord, event_fds), tape.data_of(names), sizeof names});
-}
-
 }  // namespace
 
 Result<void> plan_kvm(const pb::Image& image, int device, int first_service_fd, TapeDraft& tape) {
@@ -353,7 +354,6 @@ Result<void> plan_kvm(const pb::Image& image, int device, int first_service_fd, 
   for (const pb::KvmRecord& record : kvm.records()) {
     if (!kvm_call_refers_to_events(record.request())) continue;
     plan_record(record, descriptors, tape);
-    plan_event_names(record, tape);
   }
   // 5. what the VMM reads in kvm_run: the ioctls above have changed it
   for (const pb::KvmObject& object : kvm.objects()) {
@@ -361,8 +361,6 @@ Result<void> plan_kvm(const pb::Image& image, int device, int first_service_fd, 
     const std::string& run = object.vcpu().run();
     tape.call(kOpCopyBytes, {object.run_address(), tape.data(run.data(), run.size()), run.size()}, true, "fill kvm_run");
   }
-  const uint32_t gate = kvm.gate();
-  tape.call(kOpCopyBytes, {kvm.gate_address(), tape.data_of(gate), sizeof gate}, true, "open the gate at KVM_RUN");
   return {};
 }
 

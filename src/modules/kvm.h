@@ -44,8 +44,8 @@ struct KvmHost {
 // depends on what the process that asks may give its guests (AMX), and the one that asks is not the VMM.
 size_t most_xsave_bytes();
 
-// Checkpoint, world stopped, every vCPU at rest.
-Result<void> save_kvm(StoppedWorld& world, const Ledger& ledger, const KvmNotes& notes, KvmHost& host, pb::Kvm* saved);
+// Checkpoint, world stopped, every vCPU at rest. `image` has the threads, whose filters may forbid what they are to ask.
+Result<void> save_kvm(StoppedWorld& world, const Ledger& ledger, const KvmNotes& notes, KvmHost& host, pb::Image& image);
 // ... and the descriptors saved: which of them are the eventfds of irqfds and ioeventfds.
 Result<void> link_kvm_events(const KvmNotes& notes, const pb::DescriptorTable& table, pb::Kvm* saved);
 

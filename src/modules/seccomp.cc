@@ -119,10 +119,11 @@ void add_filter(pb::Thread* saved, uint32_t flags, const sock_filter* program, s
   filter->set_program(program, instructions * sizeof(sock_filter));
 }
 
-// Exact, but needs CAP_SYS_ADMIN in the initial user namespace. Index 0 is the newest filter.
+// Exact, but needs CAP_SYS_ADMIN in the initial user namespace. Index 0 is the oldest filter (kernel/seccomp.c,
+// get_nth_filter; ptrace(2) has it the other way round). A later one may forbid seccomp(2), so the order matters.
 bool read_filters_by_ptrace(pid_t tid, int64_t count, pb::Thread* saved) {
   std::vector<FilterProgram> programs;
-  for (int64_t i = count - 1; i >= 0; --i) {
+  for (int64_t i = 0; i < count; ++i) {
     long instructions = ::ptrace(PTRACE_SECCOMP_GET_FILTER, tid, i, nullptr);
     if (instructions <= 0) return false;
     FilterProgram program(static_cast<size_t>(instructions));

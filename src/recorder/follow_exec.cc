@@ -1,5 +1,6 @@
 // Keeps the recorder in programs that the target executes: where the new environment lacks LD_PRELOAD with this library, it
-// is added (env -i, sudo-like cleaners, explicit envp). fork, vfork and posix_spawn children inherit the environment.
+// is added (env -i, sudo-like cleaners, explicit envp). fork, vfork and posix_spawn children inherit the environment. So they do
+// system call filters, which is told by another variable (kLockedIn).
 //
 // No allocation: the new environment lives on the stack of the wrapper until the exec.
 #include <cerrno>
@@ -48,25 +49,35 @@ static bool contains(const char* text, const char* part) {
 struct EnvironmentNeed {
   size_t entries = 0;
   char* const* preload = nullptr;  // an LD_PRELOAD entry without this library
-  bool complete = false;
+  bool has_library = false;
+  bool tells_lock = false;
+
+  bool complete() const { return has_library && tells_lock; }
 };
 
 static EnvironmentNeed examine(char* const* environment) {
   EnvironmentNeed need;
-  need.complete = g_library == nullptr;
+  need.has_library = g_library == nullptr;
+  need.tells_lock = !is_locked_in();
   for (; environment != nullptr && environment[need.entries] != nullptr; ++need.entries) {
+    if (starts_with(environment[need.entries], kLockedIn)) need.tells_lock = true;
     if (!starts_with(environment[need.entries], "LD_PRELOAD=")) continue;
-    if (g_library != nullptr && contains(environment[need.entries], g_library)) need.complete = true;
+    if (g_library != nullptr && contains(environment[need.entries], g_library)) need.has_library = true;
     else need.preload = &environment[need.entries];
   }
   return need;
 }
 
-// `to` has room for entries + 2 pointers, `text` for the joined LD_PRELOAD.
+// `to` has room for entries + 3 pointers, `text` for the joined LD_PRELOAD.
 static void complete_environment(char* const* from, const EnvironmentNeed& need, char** to, char* text) {
   size_t used = 0;
   for (size_t i = 0; i < need.entries; ++i) {
-    if (&from[i] != need.preload) to[used++] = from[i];
+    if (need.has_library || &from[i] != need.preload) to[used++] = from[i];
+  }
+  if (!need.tells_lock) to[used++] = const_cast<char*>(kLockedIn);
+  if (need.has_library) {
+    to[used] = nullptr;
+    return;
   }
   size_t length = length_of(g_preload);
   __builtin_memcpy(text, g_preload, length + 1);
@@ -83,17 +94,12 @@ static void complete_environment(char* const* from, const EnvironmentNeed& need,
 
 using namespace vmckpt;
 
-#define EXPORT extern "C" __attribute__((visibility("default")))
-#define REAL(name) \
-  static decltype(&::name) real; \
-  if (real == nullptr) real = reinterpret_cast<decltype(&::name)>(real_function(#name))
-
 // Declares `complete`, an environment in which the recorder is preloaded, on the calling function's stack.
 #define COMPLETE_ENVIRONMENT(environment)                                                                          \
   EnvironmentNeed need = examine(environment);                                                                     \
   char* const* complete = environment;                                                                             \
-  if (!need.complete) {                                                                                            \
-    char** entries = static_cast<char**>(alloca((need.entries + 2) * sizeof(char*)));                              \
+  if (!need.complete()) {                                                                                          \
+    char** entries = static_cast<char**>(alloca((need.entries + 3) * sizeof(char*)));                              \
     char* text = static_cast<char*>(                                                                               \
         alloca(length_of(g_preload) + 2 + (need.preload != nullptr ? length_of(*need.preload) : 0)));              \
     complete_environment(environment, need, entries, text);                                                        \

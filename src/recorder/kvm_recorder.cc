@@ -3,12 +3,10 @@
 #include <cstdarg>
 
 #include <fcntl.h>
-#include <linux/futex.h>
 #include <linux/kcmp.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "recorder/kvm_calls.h"
@@ -19,23 +17,87 @@ namespace vmckpt {
 
 alignas(4096) static KvmLedger g_kvm;
 
+static_assert(KVM_RUN == 0xae80 && SYS_ioctl == 16);
+
+// vmckpt_kvm_run(fd, vcpu): the one place at which KVM_RUN is entered. vmckpt_kvm_wait(fd, vcpu, gate, closed value, kick, last
+// TSC): returns when the gate has another value, *kick is not 0 or the TSC has come so far. No stack, and the vCPU in r8: the
+// supervisor moves a thread from one to the other's end (kvm_ledger.h).
+asm(R"(
+    .pushsection .text
+    .p2align 4
+    .hidden vmckpt_kvm_run, vmckpt_kvm_run_returns, vmckpt_kvm_wait, vmckpt_kvm_wait_begin, vmckpt_kvm_wait_end
+    .globl vmckpt_kvm_run, vmckpt_kvm_run_returns, vmckpt_kvm_wait, vmckpt_kvm_wait_begin, vmckpt_kvm_wait_end
+    .type vmckpt_kvm_run, @function
+vmckpt_kvm_run:
+    movq %rsi, %r8
+    movl $0xae80, %esi
+    xorl %edx, %edx
+    movl $16, %eax
+    syscall
+vmckpt_kvm_run_returns:
+    xchgw %ax, %ax
+    ret
+    .size vmckpt_kvm_run, . - vmckpt_kvm_run
+    .p2align 4
+    .type vmckpt_kvm_wait, @function
+vmckpt_kvm_wait:
+    movq %rdx, %r10
+    xchgq %rsi, %r8
+vmckpt_kvm_wait_begin:
+    pause
+    cmpl %ecx, (%r10)
+    jne 1f
+    cmpb $0, (%rsi)
+    jne 1f
+    rdtsc
+    shlq $32, %rdx
+    orq %rdx, %rax
+    cmpq %r9, %rax
+    jb vmckpt_kvm_wait_begin
+1:  movl $16, %eax
+    ret
+vmckpt_kvm_wait_end:
+    .size vmckpt_kvm_wait, . - vmckpt_kvm_wait
+    .popsection
+)");
+
+extern "C" {
+__attribute__((visibility("hidden"))) long vmckpt_kvm_run(int fd, KvmObject* vcpu);
+__attribute__((visibility("hidden"))) long vmckpt_kvm_wait(int fd, KvmObject* vcpu, const uint32_t* gate, uint32_t closed_value,
+                                                          const uint8_t* kick, uint64_t last_tsc);
+__attribute__((visibility("hidden"))) extern const char vmckpt_kvm_run_returns[], vmckpt_kvm_wait_begin[], vmckpt_kvm_wait_end[];
+}
+
 uint64_t kvm_ledger_address() {
   g_kvm.tolerated = devices_are_allowed();
+  g_kvm.run_returns = reinterpret_cast<uint64_t>(vmckpt_kvm_run_returns);
+  g_kvm.wait_begin = reinterpret_cast<uint64_t>(vmckpt_kvm_wait_begin);
+  g_kvm.wait_end = reinterpret_cast<uint64_t>(vmckpt_kvm_wait_end);
   return reinterpret_cast<uint64_t>(&g_kvm);
 }
 
-// Asking the kernel each time would cost more than all the rest of the wrapper.
-static thread_local int32_t t_tid __attribute__((tls_model("initial-exec"))) = 0;
+void forget_kvm_lock() { __atomic_store_n(&g_kvm.lock, 0, __ATOMIC_RELEASE); }
 
-void forget_kvm_lock() {
-  __atomic_store_n(&g_kvm.lock, 0, __ATOMIC_RELEASE);
-  t_tid = 0;
+void name_eventfd(int fd) {
+  if (fd < 0 || static_cast<uint32_t>(fd) >= kKvmKnownFds) return;
+  __atomic_store_n(&g_kvm.event_names[fd], __atomic_add_fetch(&g_kvm.next_event_name, 1, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
+}
+
+// dup(2) and its kin. The number may have been another object's before.
+int note_duplicate(int fd, int duplicate) {
+  if (duplicate < 0 || duplicate == fd || static_cast<uint32_t>(duplicate) >= kKvmKnownFds) return duplicate;
+  const bool known = fd >= 0 && static_cast<uint32_t>(fd) < kKvmKnownFds;
+  g_kvm.by_fd[duplicate] = known ? g_kvm.by_fd[fd] : uint16_t{0};
+  g_kvm.event_names[duplicate] = known ? g_kvm.event_names[fd] : 0;
+  return duplicate;
 }
 
 namespace {
 
-constexpr uint32_t kMaxWaits = 1000;  // of a millisecond: by then the supervisor is dead
+constexpr uint64_t kLeaseTicks = uint64_t{1} << 33;      // of a value of the gate: two to four seconds
+constexpr uint64_t kPatienceTicks = uint64_t{1} << 22;   // of a vCPU that can be kicked in KVM_RUN only: a millisecond or two
 constexpr uint8_t kOurImmediateExit = 2;  // any value but 0 counts (kvm_run.immediate_exit); VMMs write 1
+constexpr long kLookAgain = SYS_ioctl;    // what the supervisor gives for an answer; KVM_RUN gives 0 or an error
 
 // Configuration is rare and its notes are short. A thread that cannot get the lock says that a note was lost.
 class KvmLock {
@@ -66,10 +128,12 @@ void remember_fd(int fd, uint32_t object) {
   if (fd >= 0 && static_cast<uint32_t>(fd) < kKvmKnownFds) g_kvm.by_fd[fd] = static_cast<uint16_t>(object);
 }
 
-// A descriptor that came in a way that is not wrapped (from another process): the object is found by comparing open files.
+// A descriptor that came in a way that is not wrapped (from another process): the object is found by comparing open files, as
+// long as the program has not locked itself in.
 uint32_t find_duplicate(int fd) {
+  if (g_kvm.objects_used == 0 || is_locked_in()) return 0;
   const long self = raw_call(SYS_getpid);
-  for (uint32_t known = 0; g_kvm.objects_used != 0 && known < kKvmKnownFds; ++known) {
+  for (uint32_t known = 0; known < kKvmKnownFds; ++known) {
     if (g_kvm.by_fd[known] == 0 || raw_call(SYS_kcmp, self, self, KCMP_FILE, known, fd) != 0) continue;
     remember_fd(fd, g_kvm.by_fd[known]);
     return g_kvm.by_fd[known];
@@ -80,86 +144,94 @@ uint32_t find_duplicate(int fd) {
 uint32_t object_of(int fd) {
   if (fd < 0) return 0;
   const uint32_t known = static_cast<uint32_t>(fd) < kKvmKnownFds ? g_kvm.by_fd[fd] : 0;
-  return known != 0 ? known : find_duplicate(fd);
+  return __builtin_expect(known != 0, 1) ? known : find_duplicate(fd);
 }
 
 // ---- the gate ------------------------------------------------------------------------------------------------------
-
-void wait_at_gate(KvmObject& vcpu, uint32_t gate) {
-  timespec millisecond{0, 1'000'000};
-  raw_call(SYS_futex, reinterpret_cast<long>(&g_kvm.gate), FUTEX_WAIT_PRIVATE, gate, reinterpret_cast<long>(&millisecond));
-  vcpu.waits = vcpu.waited_gate == gate ? vcpu.waits + 1 : 0;
-  vcpu.waited_gate = gate;
-  if (vcpu.waits < kMaxWaits) return;
-  __atomic_compare_exchange_n(&g_kvm.gate, &gate, gate + 1, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
-}
-
-uint8_t* immediate_exit_of(const KvmObject& vcpu) { return &reinterpret_cast<kvm_run*>(vcpu.run)->immediate_exit; }
 
 void set_state(KvmObject& vcpu, VcpuState state) { __atomic_store(&vcpu.state, &state, __ATOMIC_RELEASE); }
 
 VcpuState state_after(long result) { return result < 0 ? VcpuState::kQuiet : VcpuState::kExited; }
 
-// The gate is closed: whatever is half-finished is finished, the guest is not entered.
-__attribute__((noinline)) long run_at_closed_gate(int fd, KvmObject& vcpu, VcpuState before, uint32_t gate) {
-  if (before != VcpuState::kExited || vcpu.run == 0) {
-    set_state(vcpu, before);
-    wait_at_gate(vcpu, gate);
-    return -EINTR;
-  }
+kvm_run* run_of(const KvmObject& vcpu) { return reinterpret_cast<kvm_run*>(vcpu.run); }
+
+long enter(int fd, KvmObject& vcpu) {
+  set_state(vcpu, VcpuState::kRunning);
+  const long result = vmckpt_kvm_run(fd, &vcpu);
+  // A thread that was stopped came out of KVM_RUN with EINTR: whatever was half-finished has been finished on the way in.
+  set_state(vcpu, result == kLookAgain ? VcpuState::kQuiet : state_after(result));
+  return result;
+}
+
+// KVM completes the I/O and does not enter the guest.
+long finish_io(int fd, KvmObject& vcpu) {
   // Whoever kicks this vCPU meanwhile writes 1, and that stays.
-  uint8_t* immediate_exit = immediate_exit_of(vcpu);
+  uint8_t* immediate_exit = &run_of(vcpu)->immediate_exit;
   uint8_t expected = 0;
   __atomic_compare_exchange_n(immediate_exit, &expected, kOurImmediateExit, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
-  const long result = ioctl_raw(fd, KVM_RUN, 0);
+  const long result = enter(fd, vcpu);
   expected = kOurImmediateExit;
-  __atomic_compare_exchange_n(immediate_exit, &expected, 0, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
-  set_state(vcpu, state_after(result));
-  return result;  // 0: the I/O has another part, which the VMM handles before it comes back here
+  const bool was_ours =
+      __atomic_compare_exchange_n(immediate_exit, &expected, 0, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+  return result == -EINTR && was_ours ? kLookAgain : result;  // 0: the I/O has another part, which the VMM handles first
+}
+
+// As the kernel does when a signal ends KVM_RUN: some VMMs look at nothing else.
+long interrupted(KvmObject& vcpu) {
+  if (vcpu.run != 0) run_of(vcpu)->exit_reason = KVM_EXIT_INTR;
+  return -EINTR;
+}
+
+long wait_at_gate(int fd, KvmObject& vcpu, uint32_t gate) {
+  static constexpr uint8_t kNobody = 0;
+  const uint64_t now = __builtin_ia32_rdtsc();
+  if (vcpu.waited_gate != gate) {
+    vcpu.waited_gate = gate;
+    vcpu.waits_since = now;
+  }
+  const uint64_t lease_ends = vcpu.waits_since + kLeaseTicks;
+  const uint64_t until = vcpu.has_signal_mask != 0 ? now + kPatienceTicks : lease_ends;
+  const uint8_t* kick = vcpu.run != 0 ? &run_of(vcpu)->immediate_exit : &kNobody;
+  const long result = vmckpt_kvm_wait(fd, &vcpu, &g_kvm.gate, gate, kick, until);
+  if (result != kLookAgain) return interrupted(vcpu);
+  const uint64_t then = __builtin_ia32_rdtsc();
+  // Fails when the gate has got another value, also if this thread was stopped for long until here.
+  if (then >= lease_ends) __atomic_compare_exchange_n(&g_kvm.gate, &gate, gate + 1, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+  const bool still_closed = __atomic_load_n(&g_kvm.gate, __ATOMIC_RELAXED) == gate;
+  return still_closed && vcpu.has_signal_mask != 0 && then >= until ? interrupted(vcpu) : kLookAgain;
+}
+
+__attribute__((noinline)) long run_at_closed_gate(int fd, KvmObject& vcpu, uint32_t gate) {
+  if (vcpu.run != 0) {
+    // The VMM wants KVM_RUN to come back at once, and so it does.
+    if (__atomic_load_n(&run_of(vcpu)->immediate_exit, __ATOMIC_ACQUIRE) != 0) return enter(fd, vcpu);
+    if (vcpu.state == VcpuState::kExited) return finish_io(fd, vcpu);
+  }
+  return wait_at_gate(fd, vcpu, gate);
 }
 
 long run_vcpu(int fd) {
-  const uint32_t object = object_of(fd);
-  KvmObject& vcpu = g_kvm.objects[object];
-  if (object == 0 || vcpu.kind != KvmKind::kVcpu) return ioctl_raw(fd, KVM_RUN, 0);
-  if (__builtin_expect(t_tid == 0, 0)) t_tid = static_cast<int32_t>(raw_call(SYS_gettid));
-  vcpu.tid = t_tid;
-  const VcpuState before = vcpu.state;
-  // Plain stores: the supervisor looks again once every thread is stopped.
-  set_state(vcpu, VcpuState::kRunning);
-  const uint32_t gate = __atomic_load_n(&g_kvm.gate, __ATOMIC_RELAXED);
-  if (__builtin_expect(gate & 1, 0)) return run_at_closed_gate(fd, vcpu, before, gate);
-  const long result = ioctl_raw(fd, KVM_RUN, 0);
-  set_state(vcpu, state_after(result));
-  return result;
+  for (;;) {
+    const uint32_t object = object_of(fd);
+    KvmObject& vcpu = g_kvm.objects[object];
+    if (__builtin_expect(vcpu.kind != KvmKind::kVcpu, 0)) {
+      if (object == 0) __atomic_store_n(&g_kvm.foreign_runs, 1, __ATOMIC_RELAXED);
+      return ioctl_raw(fd, KVM_RUN, 0);
+    }
+    const uint32_t gate = __atomic_load_n(&g_kvm.gate, __ATOMIC_RELAXED);
+    // One that has seen the gate open and comes into the guest after it was closed is stopped with all others.
+    const long result = __builtin_expect(gate & 1, 0) ? run_at_closed_gate(fd, vcpu, gate) : enter(fd, vcpu);
+    if (__builtin_expect(result != kLookAgain, 1)) return result;
+  }
 }
 
 // ---- notes ---------------------------------------------------------------------------------------------------------
 
-// fdinfo's eventfd-id (Linux 5.2): which eventfd it is, whatever becomes of the number. -1: not to be had.
-int64_t eventfd_id(int fd) {
-  char path[] = "/proc/self/fdinfo/0000000000";
-  char* end = path + sizeof "/proc/self/fdinfo/" - 1;
-  char digits[12];
-  int count = 0;
-  for (int left = fd; count == 0 || left > 0; left /= 10) digits[count++] = static_cast<char>('0' + left % 10);
-  while (count > 0) *end++ = digits[--count];
-  *end = '\0';
-  const long file = raw_call(SYS_openat, AT_FDCWD, reinterpret_cast<long>(path), O_RDONLY | O_CLOEXEC);
-  if (file < 0) return -1;
-  char text[512];
-  const long got = raw_call(SYS_read, file, reinterpret_cast<long>(text), sizeof text - 1);
-  raw_call(SYS_close, file);
-  static constexpr char kKey[] = "eventfd-id:";
-  for (long i = 0; i + static_cast<long>(sizeof kKey) < got; ++i) {
-    if (__builtin_memcmp(text + i, kKey, sizeof kKey - 1) != 0) continue;
-    int64_t id = 0;
-    for (i += static_cast<long>(sizeof kKey) - 1; i < got && text[i] != '\n'; ++i) {
-      if (text[i] >= '0' && text[i] <= '9') id = id * 10 + (text[i] - '0');
-    }
-    return id;
-  }
-  return -1;
+// Which eventfd it is, whatever becomes of the number. One that was made by a call that is not wrapped gets its name now.
+uint32_t event_name(int fd) {
+  if (static_cast<uint32_t>(fd) >= kKvmKnownFds) return 0;
+  if (g_kvm.event_names[fd] == 0) name_eventfd(fd);
+  return g_kvm.event_names[fd];
 }
 
 uint32_t payload_bytes_of(const KvmCall& call, const void* payload) {
@@ -203,7 +275,7 @@ struct Note {
   const void* payload;
   uint32_t payload_bytes;
   int32_t event_fds[2] = {-1, -1};
-  int64_t event_ids[2] = {-1, -1};
+  uint32_t event_names[2] = {0, 0};
 
   template <class T>
   const T& as() const { return *static_cast<const T*>(payload); }
@@ -217,7 +289,7 @@ const T& payload_of(const KvmRecord& record) {
 bool is_slot(uint32_t request) { return request == KVM_SET_USER_MEMORY_REGION || request == KVM_SET_USER_MEMORY_REGION2; }
 
 bool same_event(const KvmRecord& record, const Note& note) {
-  if (record.event_ids[0] >= 0 && note.event_ids[0] >= 0) return record.event_ids[0] == note.event_ids[0];
+  if (record.event_names[0] != 0 && note.event_names[0] != 0) return record.event_names[0] == note.event_names[0];
   return record.event_fds[0] == note.event_fds[0];
 }
 
@@ -308,7 +380,7 @@ void write_down(const Note& note) {
   record->payload_bytes = note.payload_bytes;
   for (int i = 0; i < 2; ++i) {
     record->event_fds[i] = note.event_fds[i];
-    record->event_ids[i] = note.event_ids[i];
+    record->event_names[i] = note.event_names[i];
   }
   if (note.payload_bytes != 0) copy_payload(*note.call, note.payload, note.payload_bytes, g_kvm.heap + record->payload);
   record->valid = 1;
@@ -329,7 +401,7 @@ void note_events(Note& note) {
     note.event_fds[0] = note.as<kvm_ioeventfd>().fd;
   }
   for (int i = 0; i < 2; ++i) {
-    if (note.event_fds[i] >= 0) note.event_ids[i] = eventfd_id(note.event_fds[i]);
+    if (note.event_fds[i] >= 0) note.event_names[i] = event_name(note.event_fds[i]);
   }
 }
 
@@ -358,7 +430,9 @@ void note_object(int fd, const KvmCall& call, uint64_t argument, int made) {
   object.request = call.request;
   object.number = argument;
   object.run = 0;
+  object.mapped = 0;
   object.state = VcpuState::kQuiet;
+  object.has_signal_mask = 0;
   object.order = ++g_kvm.next_order;
   __atomic_store_n(&g_kvm.objects_used, index, __ATOMIC_RELEASE);
   remember_fd(made, index);
@@ -370,6 +444,7 @@ void note_call(int fd, uint32_t request, const KvmCall* call, uint64_t argument,
   if (call != nullptr && call->action == KvmAction::kCreate) return note_object(fd, *call, argument, static_cast<int>(result));
   const uint32_t object = object_of(fd);
   if (call == nullptr || call->action == KvmAction::kRefuse || object == 0) return refuse_later(request, object);
+  if (request == KVM_SET_SIGNAL_MASK) g_kvm.objects[object].has_signal_mask = argument != 0;
   Note note{call, object, argument, nullptr, 0};
   if (call->payload != KvmPayload::kValue && argument != 0) {
     note.payload = reinterpret_cast<const void*>(argument);
@@ -396,18 +471,11 @@ __attribute__((noinline)) long configure(int fd, uint32_t request, uint64_t argu
   return result;
 }
 
-// dup(2) and its kin. The number may have been another object's before.
-int note_duplicate(int fd, int duplicate) {
-  if (duplicate < 0 || fd < 0 || g_kvm.objects_used == 0) return duplicate;
-  const uint32_t object = static_cast<uint32_t>(fd) < kKvmKnownFds ? g_kvm.by_fd[fd] : 0;
-  if (duplicate != fd) remember_fd(duplicate, object);
-  return duplicate;
-}
-
+// A hint and no more: the number may be another file's by now.
 void note_mapping(int fd, int flags, off64_t offset, long address) {
   if (address < 0 || fd < 0 || offset != 0 || !(flags & MAP_SHARED) || static_cast<uint32_t>(fd) >= kKvmKnownFds) return;
   const uint32_t object = g_kvm.by_fd[fd];
-  if (object != 0 && g_kvm.objects[object].kind == KvmKind::kVcpu) g_kvm.objects[object].run = static_cast<uint64_t>(address);
+  if (object != 0 && g_kvm.objects[object].kind == KvmKind::kVcpu) g_kvm.objects[object].mapped = static_cast<uint64_t>(address);
 }
 
 }  // namespace
@@ -415,7 +483,6 @@ void note_mapping(int fd, int flags, off64_t offset, long address) {
 
 using namespace vmckpt;
 
-#define EXPORT extern "C" __attribute__((visibility("default")))
 
 EXPORT int ioctl(int fd, unsigned long request, ...) noexcept {
   va_list list;
@@ -455,8 +522,7 @@ EXPORT int dup3(int fd, int number, int flags) noexcept {
     va_start(list, command);                                                              \
     void* argument = va_arg(list, void*);                                                 \
     va_end(list);                                                                         \
-    static decltype(&::name) real;                                                        \
-    if (real == nullptr) real = reinterpret_cast<decltype(&::name)>(real_function(#name)); \
+    REAL(name);                                                                           \
     const int result = real(fd, command, argument);                                       \
     return command == F_DUPFD || command == F_DUPFD_CLOEXEC ? note_duplicate(fd, result) : result; \
   }

@@ -11,7 +11,7 @@ namespace vmckpt {
 
 constexpr uint64_t kLedgerMagic0 = 0x4c54504b434d5631ull;  // found by scanning libvmckpt.so's writable pages
 constexpr uint64_t kLedgerMagic1 = 0x9d1c3f5a7e2b6840ull;
-constexpr uint32_t kLedgerVersion = 3;
+constexpr uint32_t kLedgerVersion = 4;
 
 constexpr uint32_t kLedgerNotes = 1024;         // notes of any kind
 constexpr uint32_t kLedgerNoteTextBytes = 240;  // longest path kept with a note
@@ -21,9 +21,9 @@ constexpr uint32_t kLedgerFilterInstructions = 4096;
 enum class NoteKind : uint32_t {
   kFree = 0,
   kClaimed = 0xffff,      // being written
-  kInotifyWatch = 1,      // fd, value = watch descriptor, text = absolute path watched
+  kInotifyWatch = 1,      // fd, value = watch descriptor, text = path watched, absolute where the recorder could tell
   kEventfdSemaphore = 2,  // fd: created with EFD_SEMAPHORE (fdinfo shows it only on newer kernels)
-  kUnixBind = 3,          // fd, text = absolute path of a Unix socket bound by a relative path
+  kUnixBind = 3,          // fd, text = path of a Unix socket bound by a relative path, made absolute where the recorder could
 };
 
 struct LedgerNote {

@@ -38,6 +38,59 @@ extern const unsigned int __rseq_size __attribute__((weak));
 // libc's own registration; pthread_atfork would need the start files, which this library does without.
 extern "C" int __register_atfork(void (*prepare)(), void (*parent)(), void (*child)(), void* library);
 
+extern "C" {
+// All uses of REAL: the linker collects them.
+extern RealFunction __start_vmckpt_real[] __attribute__((visibility("hidden")));
+extern RealFunction __stop_vmckpt_real[] __attribute__((visibility("hidden")));
+}
+
+static void find_real_functions() {
+  for (RealFunction* function = __start_vmckpt_real; function != __stop_vmckpt_real; ++function) {
+    *function->address = real_function(function->name);
+  }
+}
+
+// Where in its thread control block a thread's number stands: glibc tells debuggers (libthread_db) the field's size in bits, count
+// and offset. 0: not known.
+static uint32_t g_tid_offset;
+
+static void find_tid_offset() {
+  const auto* field = static_cast<const uint32_t*>(dlsym(RTLD_DEFAULT, "_thread_db_pthread_tid"));
+  constexpr uint32_t kMost = 4096;
+  if (field != nullptr && field[0] == 32 && field[2] < kMost) g_tid_offset = field[2];
+}
+
+// gettid(2) without the system call. 0: not known, which save_seccomp notices.
+static int32_t own_tid() {
+  if (g_tid_offset == 0) return is_locked_in() ? 0 : static_cast<int32_t>(raw_call(SYS_gettid));
+  return *reinterpret_cast<const int32_t*>(static_cast<const char*>(__builtin_thread_pointer()) + g_tid_offset);
+}
+
+// ---- locked in -------------------------------------------------------------------------------------------------------
+
+static bool g_locked_in;
+// Where relative paths start then; empty: not known, and the supervisor takes the directory of the checkpoint (ledger_reader.cc).
+static char g_directory[kLedgerNoteTextBytes];
+static bool g_directory_is_known;
+
+bool is_locked_in() { return __atomic_load_n(&g_locked_in, __ATOMIC_RELAXED); }
+
+static bool environment_has(const char* entry) {
+  for (char** known = environ; known != nullptr && *known != nullptr; ++known) {
+    if (__builtin_strcmp(*known, entry) == 0) return true;
+  }
+  return false;
+}
+
+// Before the program installs its first filter: what the recorder may have to know later.
+static void prepare_for_lock() {
+  if (is_locked_in()) return;
+  // The raw call: glibc's getcwd may allocate. It returns the length with the final NUL.
+  g_directory_is_known = raw_call(SYS_getcwd, reinterpret_cast<long>(g_directory), sizeof g_directory) > 0;
+}
+
+static void note_lock() { __atomic_store_n(&g_locked_in, true, __ATOMIC_RELAXED); }
+
 // A child forked while another thread was inside an update has no such thread.
 static void forget_writers() {
   __atomic_store_n(&g_ledger.writers, 0, __ATOMIC_RELEASE);
@@ -60,6 +113,9 @@ __attribute__((constructor(101))) static void open_ledger() {
     ledger.rseq_offset = static_cast<int32_t>(__rseq_offset);
     ledger.rseq_bytes = __rseq_size;
   }
+  if (environment_has(kLockedIn)) note_lock();
+  find_real_functions();
+  find_tid_offset();
   ledger.magic1 = kLedgerMagic1;
   __atomic_store_n(&ledger.magic0, kLedgerMagic0, __ATOMIC_RELEASE);
 }
@@ -113,17 +169,17 @@ void note_path(NoteKind kind, int fd, int64_t value, const char* path) {
   note->fd = fd;
   note->value = value;
   size_t used = 0;
-  if (path[0] != '/') {
-    // The raw call: glibc's getcwd may allocate. It returns the length with the final NUL.
+  if (path[0] != '/' && !is_locked_in()) {
     long length = raw_call(SYS_getcwd, reinterpret_cast<long>(note->text), sizeof note->text);
     used = length > 0 ? static_cast<size_t>(length) - 1 : 0;
-    if (used + 1 < sizeof note->text) note->text[used++] = '/';
+  } else if (path[0] != '/' && g_directory_is_known) {
+    used = copy_text(note->text, sizeof note->text, g_directory);
   }
+  if (used != 0 && used + 1 < sizeof note->text) note->text[used++] = '/';
   copy_text(note->text + used, sizeof note->text - used, path);
   set_kind(*note, kind);
 }
 
-// `tid` was asked before the filter, which may forbid even that, was installed.
 void note_seccomp_filter(unsigned int flags, const void* program, int32_t tid) {
   LedgerUpdate update;
   const sock_fprog* filter = static_cast<const sock_fprog*>(program);
@@ -141,12 +197,7 @@ void note_seccomp_filter(unsigned int flags, const void* program, int32_t tid) {
   __builtin_memcpy(&g_ledger.filter_instructions[first], filter->filter, size_t{filter->len} * sizeof(sock_filter));
 }
 
-bool devices_are_allowed() {
-  for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
-    if (__builtin_strcmp(*entry, "VMCKPT_ALLOW_DEVICES=1") == 0) return true;
-  }
-  return false;
-}
+bool devices_are_allowed() { return environment_has("VMCKPT_ALLOW_DEVICES=1"); }
 
 // Devices that have kernel state no checkpoint can read: opening them fails as if they were not there, and programs fall
 // back (QEMU: vhost-net to user-space virtio). VMCKPT_ALLOW_DEVICES=1, set by launch --allow-devices, lifts it.
@@ -159,7 +210,7 @@ bool device_is_denied(const char* path) {
     if (prefix[i] != '\0') continue;
     if (devices_are_allowed()) return false;
     static bool told;
-    if (!__atomic_exchange_n(&told, true, __ATOMIC_RELAXED)) {
+    if (!is_locked_in() && !__atomic_exchange_n(&told, true, __ATOMIC_RELAXED)) {
       static constexpr char kText[] =
           "vmckpt: opening a device that cannot be checkpointed was denied (vhost, VFIO or their kind); "
           "`vmckpt launch --allow-devices` allows it\n";
@@ -175,12 +226,6 @@ void* real_function(const char* name) { return dlsym(RTLD_NEXT, name); }
 }  // namespace vmckpt
 
 using namespace vmckpt;
-
-#define EXPORT extern "C" __attribute__((visibility("default")))
-// Resolved at the first call; racing threads store the same value.
-#define REAL(name) \
-  static decltype(&::name) real; \
-  if (real == nullptr) real = reinterpret_cast<decltype(&::name)>(real_function(#name))
 
 EXPORT int madvise(void* address, size_t bytes, int advice) noexcept {
   REAL(madvise);
@@ -220,21 +265,39 @@ EXPORT int inotify_rm_watch(int fd, int watch) noexcept {
   return result;
 }
 
-EXPORT int inotify_init1(int flags) noexcept {
-  REAL(inotify_init1);
-  int fd = real(flags);
+static int note_inotify(int fd) {
   LedgerUpdate update;
   if (fd >= 0) forget_notes(NoteKind::kInotifyWatch, fd, 0, true);
   return fd;
 }
 
-EXPORT int inotify_init() noexcept { return inotify_init1(0); }
+EXPORT int inotify_init1(int flags) noexcept {
+  REAL(inotify_init1);
+  return note_inotify(real(flags));
+}
 
-EXPORT int eventfd(unsigned int count, int flags) noexcept {
-  REAL(eventfd);
-  int fd = real(count, flags);
-  if (fd < 0) return fd;
+// A system call of its own, which a filter may allow when it allows no other.
+EXPORT int inotify_init() noexcept {
+  REAL(inotify_init);
+  return note_inotify(real());
+}
+
+// After a lock; before it, the kernel is asked when it matters.
+static void note_directory(const char* path) {
+  size_t used = 0;
+  if (path[0] != '/') {
+    if (!g_directory_is_known) return;
+    used = __builtin_strlen(g_directory);
+    if (used + 1 < sizeof g_directory) g_directory[used++] = '/';
+  }
+  copy_text(g_directory + used, sizeof g_directory - used, path);
+  g_directory_is_known = true;
+}
+
+static void note_eventfd(int fd, int flags) {
+  if (fd < 0) return;
   LedgerUpdate update;
+  name_eventfd(fd);
   forget_notes(NoteKind::kEventfdSemaphore, fd, 0, true);
   if (flags & EFD_SEMAPHORE) {
     if (LedgerNote* note = claim_note()) {
@@ -243,6 +306,12 @@ EXPORT int eventfd(unsigned int count, int flags) noexcept {
       set_kind(*note, NoteKind::kEventfdSemaphore);
     }
   }
+}
+
+EXPORT int eventfd(unsigned int count, int flags) noexcept {
+  REAL(eventfd);
+  int fd = real(count, flags);
+  note_eventfd(fd, flags);
   return fd;
 }
 
@@ -264,10 +333,26 @@ EXPORT int prctl(int option, ...) noexcept {
                 a5 = va_arg(list, unsigned long);
   va_end(list);
   REAL(prctl);
-  const bool installs_filter = option == PR_SET_SECCOMP && a2 == SECCOMP_MODE_FILTER;
-  const int32_t tid = installs_filter ? static_cast<int32_t>(raw_call(SYS_gettid)) : 0;
+  const bool locks_in = option == PR_SET_SECCOMP;
+  const bool installs_filter = locks_in && a2 == SECCOMP_MODE_FILTER;
+  if (locks_in) prepare_for_lock();
   int result = real(option, a2, a3, a4, a5);
-  if (result == 0 && installs_filter) note_seccomp_filter(0, reinterpret_cast<const void*>(a3), tid);
+  if (result == 0 && locks_in) note_lock();
+  if (result == 0 && installs_filter) note_seccomp_filter(0, reinterpret_cast<const void*>(a3), own_tid());
+  return result;
+}
+
+EXPORT int chdir(const char* path) noexcept {
+  REAL(chdir);
+  const int result = real(path);
+  if (result == 0 && is_locked_in()) note_directory(path);
+  return result;
+}
+
+EXPORT int fchdir(int fd) noexcept {
+  REAL(fchdir);
+  const int result = real(fd);
+  if (result == 0) g_directory_is_known = false;
   return result;
 }
 
@@ -278,23 +363,35 @@ EXPORT long syscall(long number, ...) noexcept {
   long a[6];
   for (long& argument : a) argument = va_arg(list, long);
   va_end(list);
-  const bool installs_filter = number == SYS_seccomp && a[0] == SECCOMP_SET_MODE_FILTER;
-  const int32_t tid = installs_filter ? static_cast<int32_t>(raw_call(SYS_gettid)) : 0;
+  const bool locks_in = number == SYS_seccomp && (a[0] == SECCOMP_SET_MODE_FILTER || a[0] == SECCOMP_SET_MODE_STRICT);
   if (number == SYS_ioctl) return ioctl(static_cast<int>(a[0]), static_cast<unsigned long>(a[1]), a[2]);
   if (number == SYS_io_setup) return libc_result(aio_setup(a[0], reinterpret_cast<unsigned long*>(a[1])));
   if (number == SYS_io_destroy) return libc_result(aio_destroy(a[0]));
   if (number == SYS_io_submit) return libc_result(aio_submit(a[0], a[1], a[2]));
+  if (locks_in) prepare_for_lock();
   const long result = raw_call(number, a[0], a[1], a[2], a[3], a[4], a[5]);
   if (result < 0 && result >= -4095) {
     errno = static_cast<int>(-result);
     return -1;
   }
-  if (installs_filter) {
-    note_seccomp_filter(static_cast<unsigned int>(a[1]), reinterpret_cast<const void*>(a[2]), tid);
+  const int fd = static_cast<int>(a[0]);
+  // seccomp(2): with TSYNC and no listener, the number of a thread that stands in the way.
+  constexpr long kListenerOrThread = SECCOMP_FILTER_FLAG_TSYNC | SECCOMP_FILTER_FLAG_NEW_LISTENER;
+  if (locks_in && result > 0 && (a[1] & kListenerOrThread) == SECCOMP_FILTER_FLAG_TSYNC) return result;
+  if (locks_in) {
+    note_lock();
+    if (a[0] == SECCOMP_SET_MODE_FILTER) {
+      note_seccomp_filter(static_cast<unsigned int>(a[1]), reinterpret_cast<const void*>(a[2]), own_tid());
+    }
   } else if (number == SYS_madvise) {
     __atomic_add_fetch(&g_ledger.madvise_generation, 1, __ATOMIC_RELEASE);
   } else if (number == SYS_inotify_add_watch) {
-    note_path(NoteKind::kInotifyWatch, static_cast<int>(a[0]), result, reinterpret_cast<const char*>(a[1]));
+    note_path(NoteKind::kInotifyWatch, fd, result, reinterpret_cast<const char*>(a[1]));
+  } else if (number == SYS_eventfd || number == SYS_eventfd2) {
+    note_eventfd(static_cast<int>(result), number == SYS_eventfd2 ? static_cast<int>(a[1]) : 0);
+  } else if (number == SYS_dup || number == SYS_dup2 || number == SYS_dup3 ||
+             (number == SYS_fcntl && (a[1] == F_DUPFD || a[1] == F_DUPFD_CLOEXEC))) {
+    note_duplicate(fd, static_cast<int>(result));
   }
   return result;
 }

@@ -38,9 +38,16 @@ inline long libc_result(long result) {
 
 bool devices_are_allowed();  // launch --allow-devices
 
+// Whether the program has installed a system call filter, or strict mode. From then on a system call of the recorder's own, which
+// the filter may not know, could kill it: wrappers make the call that the program has made, and no other.
+bool is_locked_in();
+inline constexpr char kLockedIn[] = "VMCKPT_LOCKED_IN=1";  // in the environment of a program that was executed after that
+
 // kvm_recorder.cc
 uint64_t kvm_ledger_address();
 void forget_kvm_lock();  // in a forked child
+void name_eventfd(int fd);                   // a new one has this number
+int note_duplicate(int fd, int duplicate);   // dup(2) and its kin; returns `duplicate`
 
 // aio_recorder.cc: the calls of Linux AIO, made and noted. They return what the kernel does.
 long aio_setup(long events, unsigned long* context);
@@ -49,5 +56,19 @@ long aio_submit(long id, long count, long requests);
 
 // The next definition of a wrapped function: libc's.
 void* real_function(const char* name);
+struct RealFunction {
+  const char* name;
+  void** address;
+};
 
 }  // namespace vmckpt
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+// Declares `real`, the wrapped function. All are looked up at start (find_real_functions): dlsym may make system calls. Whoever
+// calls a wrapper before that looks it up himself; racing threads store the same value.
+#define REAL(name)                                                                                            \
+  static void* real_address;                                                                                  \
+  static ::vmckpt::RealFunction real_entry __attribute__((section("vmckpt_real"), used)) = {#name, &real_address}; \
+  if (real_address == nullptr) real_address = ::vmckpt::real_function(#name);                                 \
+  const auto real = reinterpret_cast<decltype(&::name)>(real_address)

@@ -36,7 +36,8 @@ namespace vmckpt {
 namespace {
 
 constexpr int64_t kAioPatienceUs = 2'000'000;  // for requests in flight to end, while the target stands still
-constexpr int kFreezeTries = 50;  // a ledger update lasts microseconds; each try lets the target run for 200 us
+constexpr int kFreezeTries = 50;  // a ledger update lasts microseconds
+constexpr int kLedgerUpdateUs = 200;  // between two of them
 
 Result<std::vector<pid_t>> processes_of(const Target& target) {
   std::vector<pid_t> processes = VMCKPT_TRY(list_descendants(::getpid()));
@@ -126,26 +127,42 @@ Result<ImageDestination> choose_destination(const Target& target, const Checkpoi
 
 // Stops the target while no thread is writing into the ledger and every vCPU is at rest.
 Result<StoppedWorld> freeze_with_ledger(pid_t pid, const CheckpointRequest& request, uint64_t ledger_address,
-                                        const std::optional<VcpuGate>& gate, InterruptedCalls& interrupted,
+                                        std::optional<VcpuGate>& gate, InterruptedCalls& interrupted,
                                         std::unique_ptr<Ledger>* ledger) {
   const int64_t deadline_us = monotonic_us() + request.freeze_timeout_us;
+  std::optional<StoppedWorld> world;
+  world.emplace(VMCKPT_TRY(freeze(pid, request.freeze_timeout_us, interrupted)));
   for (int tries = 1;; ++tries) {
-    StoppedWorld world = VMCKPT_TRY(freeze(pid, request.freeze_timeout_us, interrupted));
     *ledger = VMCKPT_TRY(read_ledger(pid, ledger_address));
-    const bool at_rest = !gate || VMCKPT_TRY(gate->all_at_rest());
+    std::optional<VcpuGate::Busy> busy;
+    if (gate) busy = VMCKPT_TRY(gate->find_busy(*world));
     const bool submitting = (*ledger)->aio_submitters != 0;
-    if ((*ledger)->writers == 0 && !submitting && at_rest) return world;
-    // Submitting may mean waiting for a disk.
-    if (submitting && monotonic_us() < deadline_us) tries = std::min(tries, kFreezeTries - 1);
-    if (tries == kFreezeTries && !at_rest) return error(fmt::format("a vCPU of process {} does not come to rest", pid), "try again");
-    if (tries == kFreezeTries && submitting) {
+    if ((*ledger)->writers == 0 && !submitting && !busy) return std::move(*world);
+    // Submitting may mean waiting for a disk, as answering an access may.
+    if ((submitting || busy) && monotonic_us() < deadline_us) tries = std::min(tries, kFreezeTries - 1);
+    if (tries >= kFreezeTries && busy) return error(busy->describe(pid), "try again, or with a longer --freeze-timeout");
+    if (tries >= kFreezeTries && submitting) {
       return error(fmt::format("process {} is submitting asynchronous I/O without end", pid), "try again when its disks are less busy");
     }
-    if (tries == kFreezeTries) {
+    if (tries >= kFreezeTries) {
       return error(fmt::format("process {} stays inside an update of its ledger", pid), "try again");
     }
-    world.resume();
-    ::usleep(200);
+    auto wait = [&](int64_t until_us) -> Result<bool> {
+      if (busy) return gate->wait_for(*busy, std::min(deadline_us, until_us));
+      ::usleep(kLedgerUpdateUs);
+      return true;
+    };
+    if (world->is_stopped_by_job_control()) {
+      constexpr int64_t kSliceUs = 500;
+      const int64_t left_us = std::max<int64_t>(deadline_us - monotonic_us(), kSliceUs);
+      StoppedWorld later = VMCKPT_TRY(
+          freeze_later(std::move(*world), [&] { return wait(monotonic_us() + kSliceUs); }, left_us, interrupted));
+      world.emplace(std::move(later));
+    } else {
+      world->resume();
+      VMCKPT_TRY(wait(deadline_us));
+      world.emplace(VMCKPT_TRY(freeze(pid, request.freeze_timeout_us, interrupted)));
+    }
   }
 }
 
@@ -218,6 +235,14 @@ Result<bool> may_fork(const pb::Image& image, const Questions& questions) {
   return check_tape_against_filters(image.threads(0), questions.tapes.front(), true).ok();
 }
 
+std::vector<RunMapping> run_mappings_of(const pb::AddressSpace& memory) {
+  std::vector<RunMapping> mappings;
+  for (const pb::Mapping& mapping : memory.mappings()) {
+    if (mapping.kind() == pb::Mapping::VCPU_RUN) mappings.push_back({mapping.start(), mapping.name()});
+  }
+  return mappings;
+}
+
 }  // namespace
 
 Result<std::unique_ptr<CheckpointInProgress>> begin_checkpoint(Target& target, const CheckpointRequest& request) {
@@ -259,8 +284,11 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   std::unique_ptr<Ledger> ledger;
   checkpoint->frozen_us_ = monotonic_us();
   std::optional<VcpuGate> gate;
-  if (kvm_objects != 0) gate.emplace(VMCKPT_TRY(VcpuGate::close(pid, early_ledger->kvm, request.freeze_timeout_us, target.interrupted)));
+  if (early_ledger->kvm != 0) target.interrupted.set_kvm_run_code(VMCKPT_TRY(find_kvm_run_code(pid, early_ledger->kvm)));
+  if (kvm_objects != 0) gate.emplace(VMCKPT_TRY(VcpuGate::close(pid, early_ledger->kvm)));
   StoppedWorld world = VMCKPT_TRY(freeze_with_ledger(pid, request, target.ledger_address, gate, target.interrupted, &ledger));
+  // From now on nothing moves but what tapes do, and no image has a closed gate.
+  if (gate) gate->open();
   VMCKPT_TRY(still_only_process(target, pid, others));
   VMCKPT_TRY(wait_for_aio(world, *ledger, std::min(request.freeze_timeout_us, kAioPatienceUs)));
   clock.mark("freeze");
@@ -278,9 +306,10 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   VMCKPT_TRY(save_aio(world, *ledger, target.launch_filter, image.mutable_memory()));
   clock.mark("maps");
   std::unique_ptr<KvmNotes> kvm_notes;
-  if (gate) {
+  if (kvm_objects != 0) {
     kvm_notes = VMCKPT_TRY(read_kvm_notes(pid, ledger->kvm));
-    VMCKPT_TRY(save_kvm(world, *ledger, *kvm_notes, *target.kvm, image.mutable_kvm()));
+    find_runs(run_mappings_of(image.memory()), kvm_notes->objects);
+    VMCKPT_TRY(save_kvm(world, *ledger, *kvm_notes, *target.kvm, image));
     clock.mark("kvm");
   }
   fault_point("save");
@@ -317,7 +346,6 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
 
   // 5. resume: the pause ends here
   checkpoint->source_ = questions.snapshot ? checkpoint->snapshot_.pid() : pid;
-  if (gate) gate->open();
   if (questions.snapshot) {
     world.resume();
     checkpoint->result_.pause_us = monotonic_us() - checkpoint->frozen_us_;

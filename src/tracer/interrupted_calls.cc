@@ -11,6 +11,7 @@
 namespace vmckpt {
 namespace {
 
+constexpr uint64_t kKvmRun = 0xae80;     // what frames of signal handlers are known by (vcpu_gate.cc)
 constexpr uint64_t kMark = 0x766d'6370;  // in the upper half of r10: this call was begun anew by us
 
 bool is_epoll_wait(const user_regs_struct& regs) {
@@ -32,7 +33,24 @@ void InterruptedCalls::remember_repeated_call(StoppedThread& thread) {
   }
 }
 
+// With a handler the kernel makes EINTR of it; without one it goes back by an instruction, to where KVM_RUN returns, with the
+// number of the call for an answer. What a thread has that waits at the gate in user mode is the same as inside the call.
+bool InterruptedCalls::hide_stop_in_kvm_run(StoppedThread& thread) const {
+  constexpr int64_t kRestartNoHand = 514;  // include/linux/errno.h
+  user_regs_struct& regs = thread.regs;
+  const bool waits = regs.rip >= kvm_.wait_begin && regs.rip < kvm_.wait_end;
+  const bool came_out = regs.rip == kvm_.returns && regs.orig_rax == SYS_ioctl && static_cast<int64_t>(regs.rax) == -EINTR;
+  if (kvm_.returns == 0 || !(waits || came_out)) return false;
+  regs.orig_rax = SYS_ioctl;
+  regs.rax = static_cast<uint64_t>(-kRestartNoHand);
+  regs.rip = kvm_.returns + kSyscallInstructionBytes;
+  regs.rsi = kKvmRun;
+  thread.disturbed = true;
+  return true;
+}
+
 bool InterruptedCalls::after_stop(StoppedThread& thread) {
+  if (hide_stop_in_kvm_run(thread)) return true;
   remember_repeated_call(thread);
   const bool hidden = hide_interruption(thread);
   int64_t timeout_ms = static_cast<int32_t>(thread.regs.r10);

@@ -15,8 +15,16 @@
 
 namespace vmckpt {
 
+inline constexpr uint64_t kSyscallInstructionBytes = 2;
+
+// Where the recorder enters KVM_RUN and waits at its gate (recorder/kvm_ledger.h). Zeros: the target does not use KVM.
+struct KvmRunCode {
+  uint64_t returns, wait_begin, wait_end;
+};
+
 class InterruptedCalls {
  public:
+  void set_kvm_run_code(const KvmRunCode& code) { kvm_ = code; }
   // When a thread has stopped and its registers were read: calls hide_interruption(), and shortens the timeout of a call that
   // was seen before. True when registers are others now.
   bool after_stop(StoppedThread& thread);
@@ -26,10 +34,12 @@ class InterruptedCalls {
  private:
   // A call that the kernel continues as restart_syscall no longer shows its number: this remembers it.
   void remember_repeated_call(StoppedThread& thread);
+  bool hide_stop_in_kvm_run(StoppedThread& thread) const;
   struct Repeated {
     uint64_t rsp, rip, number;
   };
 
+  KvmRunCode kvm_{};
   std::map<pid_t, int64_t> deadlines_us_;  // by thread, CLOCK_MONOTONIC of the supervisor
   std::map<pid_t, Repeated> repeated_;
 };

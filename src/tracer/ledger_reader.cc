@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstring>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -47,6 +48,18 @@ bool is_ledger(pid_t pid, uint64_t address, const ExecutableRanges& code) {
          head.magic1 == kLedgerMagic1 && head.self == address && code.contain(head.player_entry);
 }
 
+// A program that has locked itself in cannot be asked for its directory: where nothing else is known, it is that of the checkpoint.
+// Modules look whether the path leads to what was meant.
+void make_absolute(pid_t pid, LedgerNote& note) {
+  const bool has_path = note.kind == NoteKind::kInotifyWatch || note.kind == NoteKind::kUnixBind;
+  if (!has_path || note.text[0] == '/' || note.text[0] == '\0') return;
+  auto directory = read_link(fmt::format("/proc/{}/cwd", pid));
+  if (!directory.ok()) return;
+  note.text[sizeof note.text - 1] = '\0';
+  const std::string path = *directory + "/" + note.text;
+  if (path.size() < sizeof note.text) std::memcpy(note.text, path.c_str(), path.size() + 1);
+}
+
 }  // namespace
 
 Result<uint64_t> find_ledger(pid_t pid, const std::string& maps, uint64_t hint) {
@@ -80,6 +93,7 @@ Result<std::unique_ptr<Ledger>> read_ledger(pid_t pid, uint64_t address) {
   uint32_t used = ledger->notes_used < kLedgerNotes ? ledger->notes_used : kLedgerNotes;
   ledger->notes_used = used;
   VMCKPT_TRY(read_memory(pid, address + offsetof(Ledger, notes), ledger->notes, used * sizeof(LedgerNote)));
+  for (uint32_t i = 0; i < used; ++i) make_absolute(pid, ledger->notes[i]);
   return ledger;
 }
 

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <map>
 #include <set>
+#include <utility>
 
 #include <dirent.h>
 #include <elf.h>
@@ -155,6 +156,35 @@ class FreezeInProgress {
                  "programs that end their main thread alone cannot be checkpointed");
   }
 
+  // Threads that are stopped and traced by us already run on, and are part of this freeze.
+  Result<void> let_run(std::vector<StoppedThread>& threads) {
+    for (const StoppedThread& thread : threads) seized_.insert(thread.tid);
+    const std::vector<StoppedThread> running = std::exchange(threads, {});
+    for (const StoppedThread& thread : running) {
+      if (::ptrace(PTRACE_CONT, thread.tid, 0, 0) != 0 && errno != ESRCH) return errno_error(fmt::format("continue thread {}", thread.tid));
+    }
+    return {};
+  }
+
+  // Signals that they get meanwhile, and ends.
+  Result<void> serve_running() {
+    for (pid_t tid : std::set<pid_t>(seized_)) {
+      int status = 0;
+      if (take_stop(tid, &status) != tid) continue;
+      if (!WIFSTOPPED(status)) {
+        seized_.erase(tid);
+        continue;
+      }
+      const int signal = status >> 16 == 0 ? WSTOPSIG(status) : 0;
+      if (::ptrace(PTRACE_CONT, tid, 0, signal) != 0 && errno != ESRCH) return errno_error(fmt::format("continue thread {}", tid));
+    }
+    return {};
+  }
+
+  void interrupt_running() {
+    for (pid_t tid : seized_) ::ptrace(PTRACE_INTERRUPT, tid, 0, 0);
+  }
+
   std::vector<StoppedThread> take() {
     std::vector<StoppedThread> threads;
     threads.reserve(stopped_.size());
@@ -281,6 +311,20 @@ Result<StoppedWorld> freeze(pid_t pid, int64_t timeout_us, InterruptedCalls& int
   world.threads_ = progress.take();
   interrupted.keep_only(world.threads_);
   VMCKPT_TRY(number_threads_as_the_target_does(pid, world.threads_));
+  return world;
+}
+
+Result<StoppedWorld> freeze_later(StoppedWorld world, const std::function<Result<bool>()>& is_enough, int64_t timeout_us,
+                                  InterruptedCalls& interrupted) {
+  const int64_t deadline_us = monotonic_us() + timeout_us;
+  FreezeInProgress progress(world.pid_, deadline_us, interrupted);
+  VMCKPT_TRY(progress.let_run(world.threads_));
+  while (monotonic_us() < deadline_us && !VMCKPT_TRY(is_enough())) VMCKPT_TRY(progress.serve_running());
+  progress.interrupt_running();
+  VMCKPT_TRY(progress.stop_all());
+  world.threads_ = progress.take();
+  interrupted.keep_only(world.threads_);
+  VMCKPT_TRY(number_threads_as_the_target_does(world.pid_, world.threads_));
   return world;
 }
 

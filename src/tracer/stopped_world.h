@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -43,6 +44,8 @@ class StoppedWorld {
   std::vector<StoppedThread>& threads() { return threads_; }
   const std::vector<StoppedThread>& threads() const { return threads_; }
 
+  bool is_stopped_by_job_control() const { return threads_.front().group_stopped; }
+
   // A duplicate of the target's descriptor (pidfd_getfd): same open file description.
   Result<Fd> duplicate_fd(int target_fd) const;
 
@@ -54,6 +57,7 @@ class StoppedWorld {
 
  private:
   friend Result<StoppedWorld> freeze(pid_t, int64_t, InterruptedCalls&);
+  friend Result<StoppedWorld> freeze_later(StoppedWorld, const std::function<Result<bool>()>&, int64_t, InterruptedCalls&);
   StoppedWorld() = default;
   pid_t pid_ = 0;
   Fd pidfd_;
@@ -64,6 +68,12 @@ class StoppedWorld {
 // that was stopped runs on. Calls that a stop makes answer EINTR are repaired in each thread as soon as it has stopped, so
 // that none comes to light however the checkpoint, or this process, may end.
 Result<StoppedWorld> freeze(pid_t pid, int64_t timeout_us, InterruptedCalls& interrupted);
+
+// A target that job control has stopped goes on standing when a freeze ends. This lets its threads run on under ptrace, until
+// `is_enough` (which is asked again and again, and should take some time) or the end of `timeout_us`, and stops them again. For
+// everybody else the target is stopped all the time: no SIGCONT, no word to its parent.
+Result<StoppedWorld> freeze_later(StoppedWorld world, const std::function<Result<bool>()>& is_enough, int64_t timeout_us,
+                                  InterruptedCalls& interrupted);
 
 // For a thread that stopped after its freeze had been given up, and whose stop somebody else has waited for: lets go of it as
 // the freeze would have done. False when it is not traced by this process.

@@ -4,25 +4,29 @@
 #include <cstddef>
 #include <cstring>
 #include <map>
+#include <set>
 
-#include <sys/ptrace.h>
-#include <sys/wait.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "core/clock.h"
+#include "core/fd.h"
 #include "core/kvm_api.h"
 #include "core/proc.h"
 
 namespace vmckpt {
 namespace {
 
-constexpr int64_t kKickAgainUs = 2'000;
 constexpr int64_t kLookAgainUs = 30;
+constexpr int64_t kKeepClosedUs = 1'000;
+constexpr int64_t kOnItsWayUs = 200;
 
 struct Head {
-  uint32_t gate, objects_used, records_used, heap_used, next_order, lock, overflows, unknown_request, unknown_object, tolerated;
+  uint32_t gate, objects_used, records_used, heap_used, next_order, lock, overflows, unknown_request, unknown_object, tolerated,
+      foreign_runs, next_event_name;
+  KvmRunCode code;
 };
-static_assert(sizeof(Head) == offsetof(KvmLedger, by_fd));
+static_assert(sizeof(Head) == offsetof(KvmLedger, event_names));
 
 Result<Head> read_head(pid_t pid, uint64_t ledger) {
   Head head{};
@@ -31,6 +35,13 @@ Result<Head> read_head(pid_t pid, uint64_t ledger) {
     return error(fmt::format("the KVM notes of process {} are damaged", pid));
   }
   return head;
+}
+
+constexpr std::string_view kRunName = "anon_inode:kvm-vcpu";
+
+bool may_be_of(const RunMapping& mapping, const KvmObject& vcpu) {
+  const std::string_view rest = std::string_view(mapping.name).substr(kRunName.size());
+  return rest.empty() || rest == ":" + std::to_string(vcpu.number);
 }
 
 // Exits that leave nothing to finish: KVM has no completion for them (arch/x86/kvm, complete_userspace_io). A VMM may keep a
@@ -46,35 +57,67 @@ bool leaves_nothing_to_finish(uint32_t exit_reason) {
   }
 }
 
-// A stop and nothing more: KVM_RUN comes back with EINTR, and the thread goes on to the gate.
-void kick(pid_t tid, int64_t deadline_us, InterruptedCalls& interrupted) {
-  if (::ptrace(PTRACE_SEIZE, tid, 0, 0) != 0) return;  // ended, or a debugger has it, which the freeze will tell
-  bool is_interrupted = false;
-  for (int round = 0; monotonic_us() < deadline_us; ++round) {
-    // A thread that runs takes it; one that is seized and never interrupted would stay so.
-    if (!is_interrupted) is_interrupted = ::ptrace(PTRACE_INTERRUPT, tid, 0, 0) == 0;
-    int status = 0;
-    pid_t got = ::waitpid(tid, &status, __WALL | WNOHANG);
-    if (got == tid && WIFSTOPPED(status)) {
-      release_late(tid, status, interrupted);  // it may have got as far as another call by then
-      return;
-    }
-    if (got == tid || (got < 0 && errno != EINTR)) return;
-    wait_for_child_signal(round);
-  }
-}
+// ---- what threads are doing -------------------------------------------------------------------------------------------
 
-// Threads by the numbers they have in the target's own PID namespace.
-std::map<int32_t, pid_t> threads_by_own_number(pid_t pid) {
-  std::map<int32_t, pid_t> threads;
-  auto tids = list_threads(pid);
-  if (!tids.ok()) return threads;
-  for (pid_t tid : *tids) {
-    auto status = read_status(pid, tid);
-    if (status.ok()) threads[static_cast<int32_t>(status_innermost(*status, "NSpid"))] = tid;
+enum class Whereabouts { kOut, kOutWithExit, kOnItsWay };
+
+// Where the thread that runs a vCPU stands, and what KVM_RUN has answered.
+class Threads {
+ public:
+  Threads(const StoppedWorld& world, const KvmRunCode& code, uint64_t first_object) : world_(world), code_(code), first_object_(first_object) {}
+
+  Whereabouts of(uint32_t object) {
+    const uint64_t vcpu = first_object_ + object * sizeof(KvmObject);
+    for (const StoppedThread& thread : world_.threads()) {
+      if (thread.regs.r8 != vcpu || !is_behind_run(thread.regs.rip)) continue;
+      return by_answer(static_cast<int64_t>(thread.regs.rax));
+    }
+    // In a signal handler that has interrupted KVM_RUN: some VMMs keep vCPUs there for as long as they are paused.
+    if (!looked_at_stacks_) look_at_stacks();
+    auto frame = answers_.find(vcpu);
+    return frame == answers_.end() ? Whereabouts::kOnItsWay : by_answer(frame->second);
   }
-  return threads;
-}
+
+ private:
+  // The instruction behind KVM_RUN, or for a thread whose EINTR is hidden the one after it.
+  bool is_behind_run(uint64_t rip) const { return rip == code_.returns || rip == code_.returns + kSyscallInstructionBytes; }
+
+  // The number of the call: it was stopped before, and has not looked at the gate again yet.
+  static Whereabouts by_answer(int64_t answer) { return answer < 0 || answer == SYS_ioctl ? Whereabouts::kOut : Whereabouts::kOutWithExit; }
+
+  // Finds the registers that the kernel keeps below a handler, struct sigcontext (arch/x86/include/uapi/asm/sigcontext.h): r8 and
+  // fifteen more, then rip.
+  void look_at_stacks() {
+    looked_at_stacks_ = true;
+    constexpr size_t kRip = 16, kRax = 13, kRsi = 9;  // words behind r8
+    constexpr uint64_t kPageBytes = 4096, kMostBytes = 256 * 1024;
+    for (const StoppedThread& thread : world_.threads()) {
+      std::vector<uint64_t> words;
+      uint64_t next = thread.regs.rsp & ~uint64_t{7};
+      while (words.size() * 8 < kMostBytes) {
+        const uint64_t bytes = kPageBytes - next % kPageBytes;
+        const size_t had = words.size();
+        words.resize(had + bytes / 8);
+        if (!read_memory(world_.pid(), next, words.data() + had, bytes).ok()) {
+          words.resize(had);
+          break;
+        }
+        next += bytes;
+      }
+      for (size_t i = 0; i + kRip < words.size(); ++i) {
+        const uint64_t* saved = words.data() + i;
+        if (!is_behind_run(saved[kRip]) || saved[kRsi] != KVM_RUN) continue;
+        answers_.emplace(saved[0], static_cast<int64_t>(saved[kRax]));
+      }
+    }
+  }
+
+  const StoppedWorld& world_;
+  const KvmRunCode& code_;
+  uint64_t first_object_;
+  bool looked_at_stacks_ = false;
+  std::map<uint64_t, int64_t> answers_;  // by the vCPU's address
+};
 
 }  // namespace
 
@@ -83,13 +126,16 @@ Result<uint32_t> count_kvm_objects(pid_t pid, uint64_t kvm_ledger) {
   return VMCKPT_TRY(read_head(pid, kvm_ledger)).objects_used;
 }
 
+Result<KvmRunCode> find_kvm_run_code(pid_t pid, uint64_t kvm_ledger) { return VMCKPT_TRY(read_head(pid, kvm_ledger)).code; }
+
 Result<std::unique_ptr<KvmNotes>> read_kvm_notes(pid_t pid, uint64_t kvm_ledger) {
   const Head head = VMCKPT_TRY(read_head(pid, kvm_ledger));
   auto notes = std::make_unique<KvmNotes>();
-  notes->gate = head.gate;
   notes->overflows = head.overflows;
   notes->unknown_request = head.unknown_request;
   notes->unknown_object = head.unknown_object;
+  notes->foreign_runs = head.foreign_runs;
+  notes->event_names.resize(kKvmKnownFds);
   notes->fd_objects.resize(kKvmKnownFds);
   notes->objects.resize(head.objects_used + 1);
   notes->records.resize(head.records_used);
@@ -97,6 +143,7 @@ Result<std::unique_ptr<KvmNotes>> read_kvm_notes(pid_t pid, uint64_t kvm_ledger)
   auto read = [&](size_t offset, auto& vector) {
     return read_memory(pid, kvm_ledger + offset, vector.data(), vector.size() * sizeof(vector[0]));
   };
+  VMCKPT_TRY(read(offsetof(KvmLedger, event_names), notes->event_names));
   VMCKPT_TRY(read(offsetof(KvmLedger, by_fd), notes->fd_objects));
   VMCKPT_TRY(read(offsetof(KvmLedger, objects), notes->objects));
   VMCKPT_TRY(read(offsetof(KvmLedger, records), notes->records));
@@ -109,11 +156,48 @@ Result<std::unique_ptr<KvmNotes>> read_kvm_notes(pid_t pid, uint64_t kvm_ledger)
   return notes;
 }
 
-Result<VcpuGate> VcpuGate::close(pid_t pid, uint64_t kvm_ledger, int64_t timeout_us, InterruptedCalls& interrupted) {
+std::vector<RunMapping> run_mappings(std::string_view maps) {
+  std::vector<RunMapping> mappings;
+  for (std::string_view line : split_lines(maps)) {
+    if (line.find(kRunName) == std::string_view::npos) continue;
+    auto words = split_words(line);
+    if (words.size() < 6 || !words[5].starts_with(kRunName) || parse_hex(words[2]) != 0) continue;
+    mappings.push_back({parse_hex(words[0].substr(0, words[0].find('-'))), std::string(words[5])});
+  }
+  return mappings;
+}
+
+void find_runs(const std::vector<RunMapping>& mappings, std::vector<KvmObject>& objects) {
+  std::set<uint64_t> taken;
+  // Newest first: an address or number that two have had is the younger one's.
+  auto for_each_vcpu = [&](auto function) {
+    for (auto object = objects.rbegin(); object != objects.rend(); ++object) {
+      if (object->kind == KvmKind::kVcpu) function(*object);
+    }
+  };
+  auto take = [&](KvmObject& object, auto wanted) {
+    for (const RunMapping& mapping : mappings) {
+      if (!wanted(mapping.start) || !may_be_of(mapping, object) || !taken.insert(mapping.start).second) continue;
+      object.run = mapping.start;
+      return true;
+    }
+    return false;
+  };
+  std::vector<KvmObject*> left;
+  for_each_vcpu([&](KvmObject& object) {
+    const uint64_t before = std::exchange(object.run, 0);
+    if (take(object, [&](uint64_t start) { return start == object.mapped; })) return;
+    if (take(object, [&](uint64_t start) { return start == before; })) return;
+    left.push_back(&object);
+  });
+  for (KvmObject* object : left) take(*object, [](uint64_t) { return true; });
+}
+
+Result<VcpuGate> VcpuGate::close(pid_t pid, uint64_t kvm_ledger) {
   const Head head = VMCKPT_TRY(read_head(pid, kvm_ledger));
   VcpuGate gate(pid, kvm_ledger, head.gate | 1);
-  VMCKPT_TRY(write_memory(pid, kvm_ledger + offsetof(KvmLedger, gate), &gate.closed_value_, sizeof gate.closed_value_));
-  VMCKPT_TRY(gate.wait_until_at_rest(timeout_us, interrupted));
+  VMCKPT_TRY(gate.check_runs());
+  VMCKPT_TRY(gate.keep_closed());
   return gate;
 }
 
@@ -122,9 +206,14 @@ VcpuGate::VcpuGate(VcpuGate&& other) noexcept
 
 void VcpuGate::open() {
   if (ledger_ == 0) return;
-  const uint32_t value = open_value();
+  const uint32_t value = closed_value_ + 1;
   (void)write_memory(pid_, ledger_ + offsetof(KvmLedger, gate), &value, sizeof value);  // fails only when the target has ended
   ledger_ = 0;
+}
+
+Result<void> VcpuGate::keep_closed() {
+  closed_value_ += 2;
+  return write_memory(pid_, ledger_ + offsetof(KvmLedger, gate), &closed_value_, sizeof closed_value_);
 }
 
 Result<std::vector<KvmObject>> VcpuGate::read_objects() const {
@@ -134,43 +223,63 @@ Result<std::vector<KvmObject>> VcpuGate::read_objects() const {
   return objects;
 }
 
-Result<bool> VcpuGate::is_at_rest(const KvmObject& object) const {
-  if (object.kind != KvmKind::kVcpu || object.state == VcpuState::kQuiet) return true;
-  if (object.state == VcpuState::kRunning || object.run == 0) return false;
+// At the closed gate the recorder writes to where kvm_run is: it must be there.
+Result<void> VcpuGate::check_runs() const {
+  std::vector<KvmObject> objects = VMCKPT_TRY(read_objects());
+  std::vector<uint64_t> before;
+  for (const KvmObject& object : objects) before.push_back(object.run);
+  find_runs(run_mappings(VMCKPT_TRY(read_whole_file(fmt::format("/proc/{}/maps", pid_)))), objects);
+  for (size_t i = 0; i < objects.size(); ++i) {
+    if (objects[i].run == before[i]) continue;
+    const uint64_t address = ledger_ + offsetof(KvmLedger, objects) + i * sizeof(KvmObject) + offsetof(KvmObject, run);
+    VMCKPT_TRY(write_memory(pid_, address, &objects[i].run, sizeof objects[i].run));
+  }
+  return {};
+}
+
+// A VMM that has unmapped kvm_run has let go of the vCPU: it will answer nothing any more.
+Result<bool> VcpuGate::has_unfinished_io(const KvmObject& object) const {
+  if (object.run == 0) return false;
   uint32_t exit_reason = 0;
   VMCKPT_TRY(read_memory(pid_, object.run + offsetof(kvm_run, exit_reason), &exit_reason, sizeof exit_reason));
-  return leaves_nothing_to_finish(exit_reason);
+  return !leaves_nothing_to_finish(exit_reason);
 }
 
-Result<bool> VcpuGate::all_at_rest() const {
-  for (const KvmObject& object : VMCKPT_TRY(read_objects())) {
-    if (!VMCKPT_TRY(is_at_rest(object))) return false;
+Result<std::optional<VcpuGate::Busy>> VcpuGate::find_busy(const StoppedWorld& world) {
+  const Head head = VMCKPT_TRY(read_head(pid_, ledger_));
+  Threads threads(world, head.code, ledger_ + offsetof(KvmLedger, objects));
+  const std::vector<KvmObject> objects = VMCKPT_TRY(read_objects());
+  for (uint32_t i = 1; i < objects.size(); ++i) {
+    const KvmObject& object = objects[i];
+    if (object.kind != KvmKind::kVcpu || object.state == VcpuState::kQuiet) continue;
+    Whereabouts whereabouts = object.state == VcpuState::kExited ? Whereabouts::kOutWithExit : threads.of(i);
+    if (whereabouts == Whereabouts::kOut) continue;
+    const bool is_in_run = whereabouts == Whereabouts::kOnItsWay;
+    if (is_in_run || VMCKPT_TRY(has_unfinished_io(object))) return std::optional(Busy{i, object.number, is_in_run});
   }
-  return true;
+  return std::optional<Busy>();
 }
 
-Result<void> VcpuGate::wait_until_at_rest(int64_t timeout_us, InterruptedCalls& interrupted) {
-  const int64_t deadline_us = monotonic_us() + timeout_us;
-  std::map<int32_t, pid_t> threads;
-  for (int64_t next_kick_us = 0;;) {
-    const KvmObject* busy = nullptr;
-    const std::vector<KvmObject> objects = VMCKPT_TRY(read_objects());
-    const bool kicks = monotonic_us() >= next_kick_us;
-    if (kicks) next_kick_us = monotonic_us() + kKickAgainUs;
-    for (const KvmObject& object : objects) {
-      if (VMCKPT_TRY(is_at_rest(object))) continue;
-      busy = &object;
-      if (!kicks || object.state != VcpuState::kRunning) continue;
-      if (threads.empty()) threads = threads_by_own_number(pid_);
-      if (auto thread = threads.find(object.tid); thread != threads.end()) kick(thread->second, deadline_us, interrupted);
+Result<bool> VcpuGate::wait_for(const Busy& busy, int64_t deadline_us) {
+  VMCKPT_TRY(check_runs());  // a vCPU may have been made since, and its kvm_run mapped
+  int64_t keep_closed_us = 0;
+  const int64_t until_us = busy.is_in_run ? std::min(deadline_us, monotonic_us() + kOnItsWayUs) : deadline_us;
+  for (int64_t now_us; (now_us = monotonic_us()) < until_us; ::usleep(kLookAgainUs)) {
+    if (now_us >= keep_closed_us) {
+      VMCKPT_TRY(keep_closed());
+      keep_closed_us = now_us + kKeepClosedUs;
     }
-    if (busy == nullptr) return {};
-    if (monotonic_us() > deadline_us) {
-      const char* what = busy->state == VcpuState::kRunning ? "does not leave KVM_RUN" : "has unfinished I/O that the VMM does not complete";
-      return error(fmt::format("vCPU {} of process {} {}", busy->number, pid_, what), "try again, or with a longer --freeze-timeout");
-    }
-    ::usleep(kLookAgainUs);
+    KvmObject object{};
+    VMCKPT_TRY(read_memory(pid_, ledger_ + offsetof(KvmLedger, objects) + busy.object * sizeof object, &object, sizeof object));
+    if (object.state == VcpuState::kQuiet) return true;
+    if (!busy.is_in_run && (object.state == VcpuState::kRunning || !VMCKPT_TRY(has_unfinished_io(object)))) return true;
   }
+  return busy.is_in_run;
+}
+
+std::string VcpuGate::Busy::describe(pid_t pid) const {
+  return fmt::format("vCPU {} of process {} {}", number, pid,
+                     is_in_run ? "does not leave KVM_RUN" : "has unfinished I/O that the VMM does not complete");
 }
 
 }  // namespace vmckpt

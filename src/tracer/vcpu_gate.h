@@ -1,9 +1,18 @@
-// Brings the vCPUs of a running target to rest, outside the guest and with no I/O half-finished (recorder/kvm_ledger.h), and
-// reads what the recorder wrote down about KVM.
+// Brings the vCPUs of a target to rest, outside the guest and with no I/O half-finished (recorder/kvm_ledger.h), and reads what
+// the recorder wrote down about KVM.
+//
+//     close -> stop all threads -> find_busy: none  -> open -> save
+//                   ^                   | one
+//                   +--- wait_for <-----+ the target runs on, with the gate closed
+//
+// The stop itself takes vCPUs out of the guest. Busy is one whose VMM is about to answer an exit: it comes to the gate when it
+// has done so.
 #pragma once
 
 #include <memory>
 #include <optional>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/result.h"
@@ -15,38 +24,57 @@ namespace vmckpt {
 
 // A copy of the used part of a target's KvmLedger.
 struct KvmNotes {
-  uint32_t gate = 0, overflows = 0, unknown_request = 0, unknown_object = 0;
-  std::vector<uint16_t> fd_objects;  // by descriptor number: index of the object, 0: none
-  std::vector<KvmObject> objects;    // from index 1 on; [0] is nobody
+  uint32_t overflows = 0, unknown_request = 0, unknown_object = 0, foreign_runs = 0;
+  std::vector<uint32_t> event_names;  // by descriptor number
+  std::vector<uint16_t> fd_objects;   // by descriptor number: index of the object, 0: none
+  std::vector<KvmObject> objects;     // from index 1 on; [0] is nobody
   std::vector<KvmRecord> records;
   std::vector<uint8_t> heap;
 };
 
 // How many KVM objects the target has made; 0: it does not use KVM.
 Result<uint32_t> count_kvm_objects(pid_t pid, uint64_t kvm_ledger);
+Result<KvmRunCode> find_kvm_run_code(pid_t pid, uint64_t kvm_ledger);
 Result<std::unique_ptr<KvmNotes>> read_kvm_notes(pid_t pid, uint64_t kvm_ledger);
+
+// Where struct kvm_run of a vCPU is mapped, as /proc tells: "anon_inode:kvm-vcpu:ID", before Linux 4.19 without the number.
+struct RunMapping {
+  uint64_t start;
+  std::string name;
+};
+std::vector<RunMapping> run_mappings(std::string_view maps);  // the text of /proc/PID/maps
+// Sets `run` of every vCPU. What the recorder has seen is believed only where such a mapping is: a VMM unmaps and moves them,
+// and descriptor numbers get another meaning, without the recorder's knowledge.
+void find_runs(const std::vector<RunMapping>& mappings, std::vector<KvmObject>& objects);
 
 class VcpuGate {
  public:
-  // Closes the gate and waits until every vCPU is at rest. On failure the gate is open again.
-  static Result<VcpuGate> close(pid_t pid, uint64_t kvm_ledger, int64_t timeout_us, InterruptedCalls& interrupted);
+  static Result<VcpuGate> close(pid_t pid, uint64_t kvm_ledger);
 
   VcpuGate(VcpuGate&& other) noexcept;
   VcpuGate& operator=(VcpuGate&&) = delete;
   ~VcpuGate() { open(); }
   void open();
 
-  // Once every thread is stopped: whether all vCPUs are still at rest. One that was entering KVM_RUN when the gate closed may
-  // not have been seen.
-  Result<bool> all_at_rest() const;
-  uint32_t open_value() const { return closed_value_ + 1; }
+  struct Busy {
+    uint32_t object;
+    uint64_t number;       // of the vCPU
+    bool is_in_run;        // on its way into or out of KVM_RUN, else in the VMM's hands
+    std::string describe(pid_t pid) const;
+  };
+  // Every thread is stopped: a vCPU that is not at rest.
+  Result<std::optional<Busy>> find_busy(const StoppedWorld& world);
+  // The target runs: waits until the vCPU may have come to rest, until the deadline at the latest; false then.
+  Result<bool> wait_for(const Busy& busy, int64_t deadline_us);
 
  private:
   VcpuGate(pid_t pid, uint64_t kvm_ledger, uint32_t closed_value)
       : pid_(pid), ledger_(kvm_ledger), closed_value_(closed_value) {}
+  // Tells waiting vCPUs that the supervisor lives. Also closes a gate again that was opened because it seemed dead.
+  Result<void> keep_closed();
   Result<std::vector<KvmObject>> read_objects() const;
-  Result<void> wait_until_at_rest(int64_t timeout_us, InterruptedCalls& interrupted);
-  Result<bool> is_at_rest(const KvmObject& object) const;
+  Result<void> check_runs() const;
+  Result<bool> has_unfinished_io(const KvmObject& object) const;
 
   pid_t pid_;
   uint64_t ledger_;

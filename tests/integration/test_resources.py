@@ -50,6 +50,9 @@ PROCESS_ACTS = [
     # An ordinary user cannot read filters, and the recorder does not see all.
     Act("seccomp", "no-spawn", may_be_refused="seccomp"),
     Act("seccomp", "raw", may_be_refused="seccomp"),
+    Act("locked_in", "own prctl", may_be_refused="seccomp"),
+    Act("locked_in", "checkpoint prctl"),
+    Act("locked_in", "checkpoint syscall"),
     Act("spawn"),
     Act("exec_self", "execv"),
     Act("exec_self", "clean"),

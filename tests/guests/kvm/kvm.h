@@ -70,8 +70,8 @@ class Fd {
 class Mapping {
  public:
   Mapping() = default;
-  Mapping(size_t bytes, int flags, int fd)
-      : bytes_(bytes), data_(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, fd, 0)) {
+  Mapping(size_t bytes, int flags, int fd, void* place = nullptr)
+      : bytes_(bytes), data_(mmap(place, bytes, PROT_READ | PROT_WRITE, flags, fd, 0)) {
     if (data_ == MAP_FAILED) give_up("mmap");
   }
   Mapping(Mapping&& other) noexcept

@@ -21,6 +21,7 @@ class Machine {
   uint32_t features() const { return features_; }
   void add_feature(uint32_t feature) { features_ |= feature; }
   bool has_lapic() const { return (features_ & FEATURE_LAPIC) != 0; }
+  uint8_t* ram() { return ram_.data(); }
   size_t run_bytes() const { return run_bytes_; }
 
   // Raises one interrupt of a SOURCE_.

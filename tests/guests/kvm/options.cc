@@ -15,8 +15,10 @@ namespace {
   std::fprintf(stderr,
                "usage: %s --guest=FILE --go=FILE [--vcpus=N] [--irqchip=none|split|full] [--start-all] [--spare]\n"
                "       [--dont-fork] [--eventfds] [--coalesced] [--duplicates] [--signal-mask]\n"
+               "       [--reads-reason] [--eintr-is-fatal] [--parks-in-handler] [--unplug] [--locked-in=own|checkpoint]\n"
                "       [--lose-answer=N] [--fail-ioctl=REQUEST]\n"
                "GO.pause: while this file exists, the vCPUs are paused\n"
+               "GO.slow:  while this file exists, the first vCPU's accesses are not answered\n"
                "GO.dump:  names a file; all state of the VM is written there, once, when it is paused\n",
                name);
   std::exit(2);
@@ -30,7 +32,7 @@ Options parse_options(int argc, char** argv) {
       {"none", Irqchip::kNone}, {"split", Irqchip::kSplit}, {"full", Irqchip::kFull}};
   enum {
     kGuest = 1, kGo, kVcpus, kIrqchip, kStartAll, kSpare, kDontFork, kEventfds, kCoalesced, kDuplicates, kMask, kLose,
-    kFailIoctl
+    kFailIoctl, kReadsReason, kFatal, kParks, kUnplug, kLockedIn
   };
   const option known[] = {{"guest", required_argument, nullptr, kGuest},
                           {"go", required_argument, nullptr, kGo},
@@ -44,6 +46,11 @@ Options parse_options(int argc, char** argv) {
                           {"duplicates", no_argument, nullptr, kDuplicates},
                           {"signal-mask", no_argument, nullptr, kMask},
                           {"lose-answer", required_argument, nullptr, kLose},
+                          {"reads-reason", no_argument, nullptr, kReadsReason},
+                          {"eintr-is-fatal", no_argument, nullptr, kFatal},
+                          {"parks-in-handler", no_argument, nullptr, kParks},
+                          {"unplug", no_argument, nullptr, kUnplug},
+                          {"locked-in", required_argument, nullptr, kLockedIn},
                           {"fail-ioctl", required_argument, nullptr, kFailIoctl},
                           {}};
   for (int found; (found = getopt_long(argc, argv, "", known, nullptr)) != -1;) {
@@ -62,6 +69,11 @@ Options parse_options(int argc, char** argv) {
       case kCoalesced: options.coalesced = true; break;
       case kDuplicates: options.duplicates = true; break;
       case kMask: options.signal_mask = true; break;
+      case kReadsReason: options.reads_reason = true; break;
+      case kFatal: options.eintr_is_fatal = true; break;
+      case kParks: options.parks_in_handler = true; break;
+      case kUnplug: options.unplug = true; break;
+      case kLockedIn: options.locked_in = optarg; break;
       case kFailIoctl: options.fail_ioctl = std::strtoul(optarg, nullptr, 0); break;
       case kLose: options.lose_answer = std::atol(optarg); break;
       default: usage(argv[0]);

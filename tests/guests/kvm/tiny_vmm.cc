@@ -19,10 +19,12 @@
 #include <optional>
 #include <thread>
 
+#include "../lock_in.h"
 #include "device.h"
 #include "machine.h"
 #include "options.h"
 #include "state_dump.h"
+#include "strangers.h"
 #include "vcpu.h"
 
 namespace tiny {
@@ -60,6 +62,22 @@ void say(const std::string& line) {
   std::fflush(stdout);
 }
 
+// What this program calls once the guest runs, and nothing else.
+void lock_in_with(const std::string& whose) {
+  std::vector<long> calls = {
+      SYS_read, SYS_write, SYS_openat, SYS_close, SYS_newfstatat, SYS_access, SYS_lseek, SYS_clock_nanosleep, SYS_nanosleep,
+      SYS_futex, SYS_getpid, SYS_tgkill, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_rt_sigtimedwait, SYS_restart_syscall,
+      SYS_mmap, SYS_munmap, SYS_mprotect, SYS_madvise, SYS_brk, SYS_clone3, SYS_clone, SYS_set_robust_list, SYS_rseq, SYS_exit,
+      SYS_exit_group,
+  };
+  std::vector<uint32_t> ioctls = {KVM_RUN, KVM_NMI, KVM_SIGNAL_MSI, KVM_SET_SIGNAL_MASK};
+  if (whose == "checkpoint") {
+    calls.insert(calls.end(), lock_in::kCallsOfACheckpoint.begin(), lock_in::kCallsOfACheckpoint.end());
+    ioctls.clear();
+  }
+  must("install a system call filter", lock_in::install(lock_in::allow_list(calls, ioctls)));
+}
+
 class Vmm {
  public:
   explicit Vmm(const Options& options) : options_(options), machine_(options), device_(options, machine_) {
@@ -68,10 +86,12 @@ class Vmm {
     for (int index = 0; index < count; index++) {
       vcpus_.push_back(std::make_unique<Vcpu>(options, machine_, device_, control_, index));
     }
+    if (options.unplug) unplugged_.emplace(machine_, count);
   }
 
   int run() {
     if (options_.fail_ioctl != 0) fail_ioctl(static_cast<uint32_t>(options_.fail_ioctl));
+    if (!options_.locked_in.empty()) lock_in_with(options_.locked_in);
     for (auto& vcpu : vcpus_) vcpu->start();
     auto next_beat = std::chrono::steady_clock::now();
     while (!device_.has_ended() && !control_.end) {
@@ -85,6 +105,9 @@ class Vmm {
     }
     set(control_.end, true);
     for (auto& vcpu : vcpus_) vcpu->join();
+    bool untouched = !unplugged_ || unplugged_->is_untouched();
+    for (auto& vcpu : vcpus_) untouched = untouched && vcpu->strangers_are_untouched();
+    if (!untouched) device_.fail(0, "memory that is not the vCPU's has changed");
     say(device_.counts());
     return device_.is_right() ? 0 : 1;
   }
@@ -94,6 +117,7 @@ class Vmm {
     if (auto text = text_of_file(options_.go_file)) {
       device_.set_permit(text->empty() ? kAllStages : static_cast<uint32_t>(std::stoul(*text)));
     }
+    control_.slow = access((options_.go_file + ".slow").c_str(), F_OK) == 0;
     bool pause = access((options_.go_file + ".pause").c_str(), F_OK) == 0;
     if (pause != control_.pause) {
       set(control_.pause, pause);
@@ -122,6 +146,13 @@ class Vmm {
   }
 
   void wait_until_parked() {
+    if (options_.parks_in_handler) {
+      while (Vcpu::count_parked_in_handler() != static_cast<int>(vcpus_.size())) {
+        std::this_thread::sleep_for(kPoll);
+        for (auto& vcpu : vcpus_) vcpu->kick();  // one that was not in KVM_RUN does not park
+      }
+      return;
+    }
     std::unique_lock lock(control_.mutex);
     control_.changed.wait(lock, [&] { return control_.parked == static_cast<int>(vcpus_.size()); });
   }
@@ -131,6 +162,7 @@ class Vmm {
   Device device_;
   Control control_;
   std::vector<std::unique_ptr<Vcpu>> vcpus_;
+  std::optional<UnpluggedVcpu> unplugged_;
 };
 
 }  // namespace

@@ -3,7 +3,9 @@
 #include "vcpu.h"
 
 #include <signal.h>
+#include <time.h>
 
+#include <chrono>
 #include <string>
 #include <vector>
 
@@ -14,13 +16,29 @@ constexpr int kKick = SIGUSR1;
 constexpr uint32_t kCpuidXsave = 1u << 26;  // leaf 1, ECX
 constexpr uint64_t kX87SseAvx = 7;  // bits of XCR0
 
+thread_local const Control* t_parks_for = nullptr;  // in KVM_RUN, of a VMM that parks its vCPUs in the handler
+std::atomic<int> parked_in_handler{0};
+
+// For the others it is enough that KVM_RUN is interrupted.
+void on_kick(int) {
+  if (t_parks_for == nullptr) return;
+  const int error = errno;
+  parked_in_handler++;
+  const timespec a_moment = {0, 1'000'000};
+  while (t_parks_for->pause) nanosleep(&a_moment, nullptr);
+  parked_in_handler--;
+  errno = error;
+}
+
 }  // namespace
 
 void Vcpu::install_signal_handler() {
   struct sigaction action = {};
-  action.sa_handler = [](int) {};  // it is enough that KVM_RUN is interrupted
+  action.sa_handler = on_kick;
   must("sigaction", sigaction(kKick, &action, nullptr));
 }
+
+int Vcpu::count_parked_in_handler() { return parked_in_handler; }
 
 Vcpu::Vcpu(const Options& options, Machine& machine, Device& device, Control& control, int index)
     : machine_(machine),
@@ -28,9 +46,16 @@ Vcpu::Vcpu(const Options& options, Machine& machine, Device& device, Control& co
       control_(control),
       index_(index),
       signal_mask_(options.signal_mask),
+      reads_reason_(options.reads_reason),
+      eintr_is_fatal_(options.eintr_is_fatal),
+      parks_in_handler_(options.parks_in_handler),
       fd_(MUST_IOCTL(machine.vm(), KVM_CREATE_VCPU, index)) {
   run_ = Mapping(machine.run_bytes(), MAP_SHARED, fd());
-  if (options.duplicates) fd_ = std::move(fd_).moved_to_duplicate();
+  if (options.duplicates) {
+    const int original = fd();
+    fd_ = std::move(fd_).moved_to_duplicate();
+    reused_.emplace(original);
+  }
   set_up(options);
 }
 
@@ -107,13 +132,14 @@ void Vcpu::block_kick() {
 }
 
 void Vcpu::kick() {
-  if (!signal_mask_) set_immediate_exit(1);
+  was_kicked_ = true;
+  if (!signal_mask_ && !reads_reason_) set_immediate_exit(1);
   must("pthread_kill", -pthread_kill(thread_.native_handle(), kKick));
 }
 
 void Vcpu::loop() {
   while (!control_.end) {
-    if (control_.pause) {
+    if (control_.pause && !parks_in_handler_) {
       complete_pending_io();
       park();
     } else if (run()) {
@@ -124,14 +150,25 @@ void Vcpu::loop() {
 
 // One KVM_RUN. False: it was interrupted, there is no exit to handle.
 bool Vcpu::run() {
+  if (parks_in_handler_) t_parks_for = &control_;
   int result = ioctl(fd(), KVM_RUN, 0);
   int error = errno;
+  t_parks_for = nullptr;
   device_.drain(reinterpret_cast<kvm_coalesced_mmio_ring*>(run_.data() + KVM_COALESCED_MMIO_PAGE_OFFSET * 4096));
   if (result == 0) return true;
   if (error != EINTR && error != EAGAIN) {
     errno = error;
     give_up("KVM_RUN");
   }
+  if (eintr_is_fatal_ && error == EINTR && !was_kicked_.exchange(false)) {
+    device_.fail(index_, "KVM_RUN was interrupted by nobody");
+    control_.end = true;
+  }
+  note_interruption();
+  return reads_reason_;
+}
+
+void Vcpu::note_interruption() {
   device_.note_interrupted_run();
   if (signal_mask_) {
     sigset_t kick;
@@ -142,7 +179,6 @@ bool Vcpu::run() {
   } else {
     set_immediate_exit(0);
   }
-  return false;
 }
 
 // The answer to an exit is taken by the next KVM_RUN; state may be looked at only after that.
@@ -167,6 +203,7 @@ void Vcpu::park() {
 }
 
 void Vcpu::handle_exit() {
+  while (index_ == 0 && control_.slow && !control_.end) std::this_thread::sleep_for(std::chrono::milliseconds(1));
   kvm_run& exit = *state();
   switch (exit.exit_reason) {
     case KVM_EXIT_IO: return handle_port();

@@ -9,11 +9,13 @@
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <optional>
 #include <thread>
 
 #include "device.h"
 #include "machine.h"
 #include "options.h"
+#include "strangers.h"
 
 namespace tiny {
 
@@ -23,6 +25,7 @@ struct Control {
   std::condition_variable changed;
   std::atomic<bool> pause{false};
   std::atomic<bool> end{false};
+  std::atomic<bool> slow{false};  // the first vCPU's thread does not answer its access
   int parked = 0;  // threads that wait because of `pause`
 };
 
@@ -33,8 +36,12 @@ class Vcpu {
   // Makes the thread leave KVM_RUN soon and look at Control.
   void kick();
   void join() { thread_.join(); }
+  // Whether memory that has nothing to do with it has kept what is in it.
+  bool strangers_are_untouched() const { return !reused_ || reused_->is_untouched(); }
   int fd() const { return fd_.get(); }
   static void install_signal_handler();
+  // How many threads wait in the handler of the kick.
+  static int count_parked_in_handler();
 
  private:
   void set_up(const Options& options);
@@ -45,6 +52,7 @@ class Vcpu {
   bool run();
   void complete_pending_io();
   void park();
+  void note_interruption();
   void handle_exit();
   void handle_port();
   kvm_run* state() { return reinterpret_cast<kvm_run*>(run_.data()); }
@@ -54,9 +62,11 @@ class Vcpu {
   Device& device_;
   Control& control_;
   const int index_;
-  const bool signal_mask_;
+  const bool signal_mask_, reads_reason_, eintr_is_fatal_, parks_in_handler_;
+  std::atomic<bool> was_kicked_{false};
   Fd fd_;
   Mapping run_;
+  std::optional<ReusedNumber> reused_;
   std::thread thread_;
 };
 

@@ -297,9 +297,6 @@ bool mentions(const Notes& notes, const std::string& text) {
 std::string comparable(const pb::DescriptorTable& original) {
   pb::DescriptorTable table = original;
   table.clear_checkpoint_realtime_ns();
-  for (pb::OpenFile& file : *table.mutable_files()) {
-    if (file.has_eventfd()) file.mutable_eventfd()->clear_kernel_id();  // the kernel numbers eventfds anew
-  }
   for (pb::PipeBuffer& pipe : *table.mutable_pipes()) pipe.clear_inode();
   for (pb::Terminal& terminal : *table.mutable_terminals()) {
     terminal.clear_path();  // the number may have been taken meanwhile

@@ -61,8 +61,6 @@ pb::Image small_vm() {
   vcpu->mutable_vcpu()->set_events(bytes_of(kvm_vcpu_events{}));
   vcpu->mutable_vcpu()->set_run(std::string(12288, '\0'));
   vcpu->set_run_address(0x7000000);
-  image.mutable_kvm()->set_gate_address(0x8000000);
-  image.mutable_kvm()->set_gate(2);
   return image;
 }
 
