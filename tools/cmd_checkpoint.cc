@@ -61,6 +61,8 @@ int cmd_checkpoint(int argc, char** argv) {
       ("output,o", po::value<std::string>(), "the image's file (default: IMAGE_DIR/NAME-N.ckpt)")
       ("stop", "keep the target stopped until the image is committed, then end it")
       ("self-contained", "embed the mapped files' pages: restart then needs no program or library files")
+      ("shared-files", po::value<std::string>()->default_value("memory"),
+       "which files mapped shared for writing are saved with their content: memory (on tmpfs, or a VMM's RAM), all, none")
       ("shared-limit", po::value<uint64_t>(), "MiB of shared memory and deleted files that may be copied during the pause (default 1024)")
       ("freeze-timeout", po::value<double>(), "seconds to wait for a thread that does not stop (default 10)")
       ("json", "print the result as one JSON object");
@@ -71,6 +73,12 @@ int cmd_checkpoint(int argc, char** argv) {
   if (values.count("output")) order->set_output(std::filesystem::absolute(values["output"].as<std::string>()).lexically_normal().string());
   order->set_stop(values.count("stop") != 0);
   order->set_self_contained(values.count("self-contained") != 0);
+  const std::string shared_files = values["shared-files"].as<std::string>();
+  if (shared_files != "memory" && shared_files != "all" && shared_files != "none") {
+    std::fprintf(stderr, "vmckpt: checkpoint: --shared-files is memory, all or none; see vmckpt checkpoint --help\n");
+    return kExitUsage;
+  }
+  order->set_shared_files(shared_files == "all" ? pb::ALL : shared_files == "none" ? pb::NONE : pb::MEMORY);
   if (values.count("shared-limit")) order->set_shared_limit_bytes(values["shared-limit"].as<uint64_t>() << 20);
   if (values.count("freeze-timeout")) order->set_freeze_timeout_us(static_cast<int64_t>(values["freeze-timeout"].as<double>() * 1e6));
 

@@ -50,6 +50,9 @@ int cmd_restart(int argc, char** argv) {
        "files that the program writes to and that are not as they were: refuse, or accept them as they are")
       ("missing-files", po::value<std::string>()->default_value("refuse"),
        "open files that are gone and whose content is not in the image: refuse, or make empty ones")
+      ("shared-files", po::value<std::string>()->default_value("restore"),
+       "files mapped shared whose content was saved. restore: put it back where nobody else's data can be hit; overwrite: in any "
+       "case; leave: go on with what they hold now")
       ("json", "print one JSON object (in the foreground: on standard error)");
   po::variables_map values;
   if (auto status = parse_command_line(argc, argv, kVerb, options, {"IMAGE"}, values)) return *status;
@@ -62,6 +65,12 @@ int cmd_restart(int argc, char** argv) {
     return kExitUsage;
   }
   request.cpu_check = cpu_check == "none" ? CpuCheck::kNone : cpu_check == "guest" ? CpuCheck::kGuest : CpuCheck::kStrict;
+  const std::string shared_files = values["shared-files"].as<std::string>();
+  if (shared_files != "restore" && shared_files != "overwrite" && shared_files != "leave") {
+    std::fprintf(stderr, "vmckpt: restart: --shared-files is restore, overwrite or leave; see vmckpt restart --help\n");
+    return kExitUsage;
+  }
+  request.files.shared_files = shared_files == "leave" ? SharedFiles::kLeave : shared_files == "overwrite" ? SharedFiles::kOverwrite : SharedFiles::kRestore;
 
   auto choose = [&](const char* option, const char* other, bool* chosen) {
     const std::string given = values[option].as<std::string>();

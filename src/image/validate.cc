@@ -220,6 +220,7 @@ Result<void> check_mapping(const pb::Mapping& mapping, const CapturedById& captu
     case pb::Mapping::FILE_PRIVATE:
     case pb::Mapping::FILE_SHARED: return check_absolute(mapping.file().path(), owner);
     case pb::Mapping::CAPTURED:
+    case pb::Mapping::CAPTURED_PRIVATE:
       if (captured.count(mapping.captured_id()) != 0) return {};
       return error(fmt::format("{} is of the captured file {}, which is not there", owner, mapping.captured_id()));
     default: return error(fmt::format("{} is of the unknown kind {}", owner, static_cast<int>(mapping.kind())));
@@ -238,6 +239,7 @@ Result<CapturedById> index_captured(const pb::AddressSpace& memory) {
     if (file.kind() == pb::CapturedFile::UNKNOWN) {
       return error(fmt::format("captured file {} is of an unknown kind", file.id()));
     }
+    if (file.kind() == pb::CapturedFile::NAMED) VMCKPT_TRY(check_absolute(file.path(), fmt::format("captured file {}", file.id())));
     if (file.has_segment() && (file.segment().mode() > 0777 || file.segment().size_bytes() == 0 || file.segment().size_bytes() > kMaxFileBytes ||
                                page_round_up(file.segment().size_bytes()) != page_round_up(file.size_bytes()))) {
       return error(fmt::format("captured file {} is no System V segment", file.id()));
@@ -274,6 +276,14 @@ Result<void> check_memory(const pb::AddressSpace& memory) {
     previous_end = mapping.end();
   }
   VMCKPT_TRY(check_aio_rings(memory));
+  previous_end = 0;
+  for (const auto& guard : memory.guards()) {
+    if (!page_aligned(guard.start()) || !page_aligned(guard.end()) || guard.start() >= guard.end() || guard.start() < previous_end ||
+        guard.end() > kUserSpaceEnd) {
+      return error(fmt::format("guard region {} is not of whole pages in user space, or out of order", range_text(guard.start(), guard.end())));
+    }
+    previous_end = guard.end();
+  }
   if (memory.auxv().size() > kMaxAuxvBytes || memory.auxv().size() % 16 != 0) {
     return error(fmt::format("the auxiliary vector has {} bytes", memory.auxv().size()));
   }
@@ -419,7 +429,8 @@ Result<void> check_records_belong(const pb::Image& image, const std::vector<Page
         record.address + record.bytes > mapping->end()) {
       return error(record_text(record) + " is not within one mapping");
     }
-    if (mapping->kind() != pb::Mapping::ANONYMOUS && mapping->kind() != pb::Mapping::FILE_PRIVATE) {
+    if (mapping->kind() != pb::Mapping::ANONYMOUS && mapping->kind() != pb::Mapping::FILE_PRIVATE &&
+        mapping->kind() != pb::Mapping::CAPTURED_PRIVATE) {
       return error(record_text(record) + " is in a mapping that is not private");
     }
   }

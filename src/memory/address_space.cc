@@ -4,14 +4,19 @@
 #include <cstring>
 #include <filesystem>
 #include <map>
+#include <optional>
+#include <set>
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/syscall.h>
 
 #include "core/fd.h"
 #include "core/proc.h"
+#include "memory/page_scan.h"
 #include "memory/system_v_segment.h"
 
 namespace vmckpt {
@@ -21,7 +26,8 @@ constexpr uint64_t kPageBytes = 4096;
 constexpr char kRecorderName[] = "/libvmckpt.so";
 
 // Advice that is kept (proc(5), VmFlags) because the kernel shows it and madvise or mlock sets it.
-constexpr const char* kKeptAdvice[] = {"dc", "dd", "hg", "nh", "mg", "wf", "sr", "rr", "lo", "gd", "nr"};
+// "dp" is no advice: it was mapped with MAP_DROPPABLE (Linux 6.11).
+constexpr const char* kKeptAdvice[] = {"dc", "dd", "hg", "nh", "mg", "wf", "sr", "rr", "lo", "gd", "nr", "dp"};
 
 std::string keep_advice(const std::string& flags, google::protobuf::RepeatedPtrField<std::string>* kept) {
   std::string joined;
@@ -42,9 +48,9 @@ const pb::FileIdentity& known_identity(pid_t pid, const std::string& path, std::
 
 class Saver {
  public:
-  Saver(const StoppedWorld& world, const BackingImage& backing, const AddressSpaceOptions& options, CapturedFiles& captured,
+  Saver(const StoppedWorld& world, const std::vector<Vma>& vmas, const BackingImage& backing, const AddressSpaceOptions& options, CapturedFiles& captured,
         AddressSpaceSave& save, std::map<std::string, pb::FileIdentity>& identities)
-      : world_(world), backing_(backing), options_(options), captured_(captured), save_(save), identities_(identities) {}
+      : world_(world), vmas_(vmas), backing_(backing), options_(options), captured_(captured), save_(save), identities_(identities) {}
 
   Result<void> add(const Vma& vma, const std::string& flags) {
     if (vma.name == "[vsyscall]") return {};  // the kernel's own, at a fixed address in every process
@@ -67,7 +73,17 @@ class Saver {
       return append(std::move(mapping));
     }
     VMCKPT_TRY(refuse_what_cannot_be_saved(vma, flags));
-    if (vma.shared) return add_shared(vma, flags, std::move(mapping));
+    if (vma.shared) {
+      VMCKPT_TRY(look_for_guards(vma, flags));
+      return add_shared(vma, flags, std::move(mapping));
+    }
+    if (has_flag(flags, "dp")) {
+      // MAP_DROPPABLE: the kernel may take its content away at any time, and does so in a child. It comes back empty. (glibc keeps
+      // the state of getrandom there, and draws a new one then.)
+      VMCKPT_TRY(save_guards(vma));
+      mapping.set_kind(pb::Mapping::ANONYMOUS);
+      return append(std::move(mapping));
+    }
     if (has_flag(flags, "dc")) save_.not_forked.push_back(vma);
     if (has_flag(flags, "wf")) save_.wiped_on_fork.push_back(vma);
     save_.mapped_bytes += vma.bytes();
@@ -97,7 +113,8 @@ class Saver {
   }
 
   Result<void> add_private(const Vma& vma, pb::Mapping mapping) {
-    bool anonymous = vma.inode == 0 || vma.name.starts_with("/dev/zero");
+    // A private mapping of the device is anonymous memory; "/dev/zero (deleted)" is an object of shared anonymous memory.
+    bool anonymous = vma.inode == 0 || (vma.name.starts_with("/dev/zero") && !vma.deleted());
     bool from_image = !anonymous && vma.inode == backing_.inode && vma.device == backing_.device;
     if (anonymous || from_image) {
       // A restarted target's memory lies on its image; for the program, and for the next image, it is anonymous.
@@ -106,6 +123,14 @@ class Saver {
       return append_with_pages(vma, std::move(mapping), from_image ? DumpRange::Pages::kAll : DumpRange::Pages::kTouched);
     }
     const pb::FileIdentity* file = named_file(vma);
+    if (file == nullptr) {
+      if (const uint64_t id = VMCKPT_TRY(capture_private(vma)); id != 0) {
+        mapping.set_kind(pb::Mapping::CAPTURED_PRIVATE);
+        mapping.set_file_offset(vma.file_offset);
+        mapping.set_captured_id(id);
+        return append_with_pages(vma, std::move(mapping), DumpRange::Pages::kModified);
+      }
+    }
     if (file == nullptr || options_.self_contained || vma.name.ends_with(kRecorderName)) {
       // No path leads to this file any more (an upgraded library, a memfd): its pages go into the image. So do the recorder's,
       // since an upgrade of vmckpt must not make images unusable.
@@ -125,6 +150,15 @@ class Saver {
                    "start the program without that device");
     }
     if (const pb::FileIdentity* file = vma.name.starts_with("/dev/zero") ? nullptr : named_file(vma)) {
+      if (may_write(vma, flags)) {
+        if (const uint64_t id = VMCKPT_TRY(capture_named(vma, flags)); id != 0) {
+          mapping.set_kind(pb::Mapping::CAPTURED);
+          mapping.set_captured_id(id);
+          mapping.set_writable_file(true);
+          return append(std::move(mapping));
+        }
+        note_uncaptured(vma);
+      }
       mapping.set_kind(pb::Mapping::FILE_SHARED);
       *mapping.mutable_file() = *file;
       mapping.set_writable_file(may_write(vma, flags));
@@ -137,6 +171,25 @@ class Saver {
     return append(std::move(mapping));
   }
 
+  // Fork copies guard regions, so that the snapshot shows them, too, except in memory that it does not have.
+  Result<void> look_for_guards(const Vma& vma, const std::string& flags) {
+    if (!has_flag(flags, "dc")) {
+      save_.ranges.push_back({vma.start, vma.end, DumpRange::Pages::kGuards});
+      return {};
+    }
+    // Newer kernels say where there may be any; on others a VMM's RAM would have to be looked through within the pause.
+    return has_flag(flags, "gu") ? save_guards(vma) : Result<void>();
+  }
+
+  // Of the stopped target itself.
+  Result<void> save_guards(const Vma& vma) {
+    if (!scanner_) scanner_ = VMCKPT_TRY(PageScanner::open(world_.pid()));
+    return scanner_->scan(vma.start, vma.end, [&](const PageSpan& span) -> Result<void> {
+      if (span.kind == PageSpan::Kind::kGuard) save_.guards.push_back({span.start, span.end});
+      return {};
+    });
+  }
+
   // Whether the descriptor behind a shared mapping was open for writing (it could be made writable by mprotect).
   static bool may_write(const Vma& vma, const std::string& flags) {
     return (vma.protection & PROT_WRITE) || has_flag(flags, "mw");
@@ -147,9 +200,64 @@ class Saver {
     std::string link = fmt::format("/proc/{}/map_files/{:x}-{:x}", world_.pid(), vma.start, vma.end);
     if (auto fd = open_file(link, O_RDONLY); fd.ok()) return captured_.capture(fd->get(), vma.name);
     // A descriptor of the same file shows all of it, the mapping only its part.
-    if (auto fd = descriptor_of(vma.inode); fd.valid()) return captured_.capture(fd.get(), vma.name);
+    if (auto fd = descriptor_of(vma); fd.valid()) return captured_.capture(fd.get(), vma.name);
     return captured_.capture_mapping(world_.pid(), vma.start, vma.bytes(), vma.file_offset, parse_device(vma.device),
                                      vma.inode, vma.name);
+  }
+
+  // The object that a private mapping of no path shows, where that can be told from a copy: it is memory, which others write, or
+  // the target has it in another way, too. 0: a copy of what the mapping shows will do (an upgraded library). Then, and where
+  // there is no way to the object's own content, the mapping comes back as anonymous memory.
+  Result<uint64_t> capture_private(const Vma& vma) {
+    if (is_system_v_name(vma.name)) return 0;
+    const Vma* twin = shared_twin(vma);
+    const bool is_memory = vma.name.starts_with("/memfd:") || vma.name.starts_with("/dev/zero");
+    Fd descriptor = descriptor_of(vma);
+    if (!is_memory && twin == nullptr && !descriptor.valid()) return 0;
+    std::string link = fmt::format("/proc/{}/map_files/{:x}-{:x}", world_.pid(), vma.start, vma.end);
+    if (auto fd = open_file(link, O_RDONLY); fd.ok()) return captured_.capture(fd->get(), vma.name);
+    if (descriptor.valid()) return captured_.capture(descriptor.get(), vma.name);
+    if (twin == nullptr) return 0;
+    const uint64_t id = VMCKPT_TRY(capture(*twin));
+    return captured_.files().at(id).size_bytes() >= vma.file_offset + vma.bytes() ? id : 0;
+  }
+
+  const Vma* shared_twin(const Vma& vma) const {
+    auto found = std::find_if(vmas_.begin(), vmas_.end(), [&](const Vma& other) {
+      return other.shared && other.inode == vma.inode && other.device == vma.device;
+    });
+    return found == vmas_.end() ? nullptr : &*found;
+  }
+
+  // A file that is memory: nothing else keeps its content for the restart. 0 where it is left to the file.
+  Result<uint64_t> capture_named(const Vma& vma, const std::string& flags) {
+    if (options_.shared_files == SharedFileContent::kNone) return 0;
+    if (options_.shared_files != SharedFileContent::kAll && !is_on_tmpfs(vma.name) && !is_guest_memory(vma, flags)) return 0;
+    Fd fd = descriptor_of(vma);
+    if (!fd) fd = Fd(::open(fmt::format("/proc/{}/map_files/{:x}-{:x}", world_.pid(), vma.start, vma.end).c_str(), O_RDONLY | O_CLOEXEC));
+    if (!fd) fd = Fd(::open(vma.name.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
+    struct stat info {};
+    if (!fd || ::fstat(fd.get(), &info) != 0 || info.st_ino != vma.inode) return 0;
+    const uint64_t id = VMCKPT_TRY(captured_.capture(fd.get(), vma.name));
+    captured_.note_path(id, vma.name);
+    return id;
+  }
+
+  static bool is_on_tmpfs(const std::string& path) {
+    struct statfs file_system {};
+    return ::statfs(path.c_str(), &file_system) == 0 && file_system.f_type == TMPFS_MAGIC;
+  }
+
+  // VMMs keep RAM from being copied by fork, or have KVM use it.
+  bool is_guest_memory(const Vma& vma, const std::string& flags) const {
+    constexpr uint64_t kSmallestRamBytes = 1u << 20;
+    return vma.bytes() >= kSmallestRamBytes && (has_flag(flags, "dc") || options_.is_vmm);
+  }
+
+  void note_uncaptured(const Vma& vma) {
+    if ((vma.protection & PROT_WRITE) == 0 || !noted_.insert(vma.name).second) return;
+    save_.notes.push_back(fmt::format("{} is mapped for writing: a restart finds in it what the file holds by then, not what it held "
+                                      "now (vmckpt checkpoint --shared-files=all saves it)", vma.name));
   }
 
   // A segment of an IPC namespace of the target's own comes back as plain shared memory.
@@ -158,15 +266,20 @@ class Saver {
     if (segment.ok()) captured_.note_segment(id, *segment);
   }
 
-  // A readable descriptor of the target's for the file with this inode; invalid when there is none.
-  Fd descriptor_of(uint64_t inode) {
+  // A readable descriptor of the target's for the mapped file; invalid when there is none.
+  Fd descriptor_of(const Vma& vma) {
     const std::string folder = fmt::format("/proc/{}/fd", world_.pid());
     std::error_code ignored;
     for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+      // The name as well: inodes of two file systems may have one number.
+      std::error_code gone;
+      if (std::filesystem::read_symlink(entry.path(), gone).string() != vma.name) continue;
       struct stat info {};
-      if (::stat(entry.path().c_str(), &info) != 0 || info.st_ino != inode || !S_ISREG(info.st_mode)) continue;
+      if (::stat(entry.path().c_str(), &info) != 0 || info.st_ino != vma.inode || !S_ISREG(info.st_mode)) continue;
       auto fd = world_.duplicate_fd(static_cast<int>(parse_number(entry.path().filename().string())));
-      if (fd.ok() && (::fcntl(fd->get(), F_GETFL) & O_ACCMODE) != O_WRONLY) return std::move(fd).value();
+      if (!fd.ok()) continue;
+      const int flags = ::fcntl(fd->get(), F_GETFL);
+      if ((flags & O_PATH) == 0 && (flags & O_ACCMODE) != O_WRONLY) return std::move(fd).value();
     }
     return Fd();
   }
@@ -207,11 +320,14 @@ class Saver {
   }
 
   const StoppedWorld& world_;
+  const std::vector<Vma>& vmas_;
   const BackingImage& backing_;
   const AddressSpaceOptions& options_;
   CapturedFiles& captured_;
   AddressSpaceSave& save_;
   std::map<std::string, pb::FileIdentity>& identities_;
+  std::optional<PageScanner> scanner_;
+  std::set<std::string> noted_;
 };
 
 // The kernel attaches segments whole only; mprotect may have cut them into several mappings since, munmap may not.
@@ -281,7 +397,7 @@ Result<AddressSpaceSave> save_address_space(const StoppedWorld& world, const Led
   save.saved = saved;
   std::vector<Vma> vmas = VMCKPT_TRY(read_maps(pid));
   if (!preview_holds(vmas, preview, ledger.madvise_generation)) preview.flags = VMCKPT_TRY(read_vm_flags(pid));
-  Saver saver(world, backing, options, captured, save, preview.identities);
+  Saver saver(world, vmas, backing, options, captured, save, preview.identities);
   for (const Vma& vma : vmas) {
     auto flags = preview.flags.find(vma.start);
     VMCKPT_TRY(saver.add(vma, flags == preview.flags.end() ? std::string() : flags->second.second));

@@ -24,11 +24,17 @@ struct BackingImage {
   uint64_t inode = 0;
 };
 
+struct GuardRegion {  // madvise(2), MADV_GUARD_INSTALL
+  uint64_t start = 0;
+  uint64_t end = 0;
+};
+
 struct DumpRange {
   enum class Pages {
     kTouched,   // anonymous memory: pages the process has written; what is left out is zeros
     kModified,  // file mapping: pages that are the process's own; what is left out is the file's
     kAll,      // whatever a read gives: memory that an image or a deleted file backs
+    kGuards,   // none, but guard regions are looked for: shared memory
   };
   uint64_t start = 0;
   uint64_t end = 0;
@@ -51,11 +57,22 @@ struct AddressSpaceSave {
   // fork would not copy these: the snapshot's tape lifts the advice and puts it back.
   std::vector<Vma> not_forked;       // MADV_DONTFORK
   std::vector<Vma> wiped_on_fork;    // MADV_WIPEONFORK
+  std::vector<GuardRegion> guards;   // of memory that the snapshot does not have
   uint64_t mapped_bytes = 0;
+  std::vector<std::string> notes;
+};
+
+// Files that are mapped shared and writable, where a path leads to them.
+enum class SharedFileContent {
+  kMemory,  // saved where the file is memory: on tmpfs, or a VMM's RAM
+  kAll,
+  kNone,
 };
 
 struct AddressSpaceOptions {
   bool self_contained = false;  // embed clean pages of mapped files too
+  SharedFileContent shared_files = SharedFileContent::kMemory;
+  bool is_vmm = false;  // it has virtual machines
 };
 
 Result<AddressSpaceSave> save_address_space(const StoppedWorld& world, const Ledger& ledger, AddressSpacePreview& preview,

@@ -132,6 +132,13 @@ Result<uint64_t> CapturedFiles::capture(int target_fd, const std::string& name, 
   return file.id();
 }
 
+void CapturedFiles::note_path(uint64_t id, const std::string& path) {
+  pb::CapturedFile& file = files_[id];
+  file.set_kind(pb::CapturedFile::NAMED);
+  file.clear_seals();  // a file of tmpfs shows F_SEAL_SEAL, which only memfds can be given
+  file.set_path(path);
+}
+
 void CapturedFiles::note_segment(uint64_t id, const pb::SystemVSegment& segment) { *files_[id].mutable_segment() = segment; }
 
 Result<uint64_t> CapturedFiles::capture_mapping(pid_t pid, uint64_t address, uint64_t bytes, uint64_t file_offset,
@@ -155,20 +162,33 @@ Result<uint64_t> CapturedFiles::capture_mapping(pid_t pid, uint64_t address, uin
   std::vector<uint8_t> buffer(kMaxRecordBytes);
   for (uint64_t at = seen; at < file_offset + bytes; at += kMaxRecordBytes) {
     uint64_t part = std::min<uint64_t>(kMaxRecordBytes, file_offset + bytes - at);
-    VMCKPT_TRY(read_memory(pid, address + (at - file_offset), buffer.data(), part));
+    auto read = read_memory(pid, address + (at - file_offset), buffer.data(), part);
+    if (!read.ok() && read.error().err == EFAULT) {
+      return error(fmt::format("{} can only be read through its mapping at {:#x}, where guard regions or its end hide a part of it", name, address),
+                   "checkpoint as root, or let the program keep a descriptor of it");
+    }
+    VMCKPT_TRY(std::move(read));
     VMCKPT_TRY(write_runs(buffer.data(), part, file.id(), at, writer_));
   }
   file.set_size_bytes(file_offset + bytes);
   return file.id();
 }
 
-Result<void> RebuiltFiles::rebuild(const pb::AddressSpace& space, const ImageReader& image, int first_fd) {
+Result<void> RebuiltFiles::rebuild(const pb::AddressSpace& space, const ImageReader& image, int first_fd, const FileAccess& access) {
   image_ = &image;
   for (const pb::CapturedFile& file : space.captured()) {
     files_[file.id()] = &file;
     if (file.kind() == pb::CapturedFile::KEPT) continue;
     if (file.has_segment()) {
       segments_[file.id()] = VMCKPT_TRY(rebuild_segment(file, image));
+      continue;
+    }
+    if (file.kind() == pb::CapturedFile::NAMED) {
+      Fd low = VMCKPT_TRY(open_shared_file(file, access));
+      Fd fd(::fcntl(low.get(), F_DUPFD_CLOEXEC, first_fd));
+      if (!fd) return errno_error("keep " + file.path() + " open");
+      if (access.policy().shared_files != SharedFiles::kLeave) VMCKPT_TRY(fill(file.id(), fd.get()));
+      fds_[file.id()] = std::move(fd);
       continue;
     }
     std::string name = file.name();
@@ -212,6 +232,13 @@ Result<void> RebuiltFiles::fill(uint64_t id, int fd) const {
 int RebuiltFiles::segment(uint64_t id) const {
   auto found = segments_.find(id);
   return found == segments_.end() ? -1 : found->second;
+}
+
+int RebuiltFiles::fd_of_path(const std::string& path) const {
+  for (const auto& [id, file] : files_) {
+    if (file->kind() == pb::CapturedFile::NAMED && file->path() == path) return fd(id);
+  }
+  return -1;
 }
 
 int RebuiltFiles::fd(uint64_t id) const {

@@ -1,5 +1,5 @@
-// Files that no path leads to (memfd, shared anonymous memory, deleted files): saved by content, shared by mappings and
-// descriptors. One object per (device, inode), however many mappings and descriptors refer to it.
+// Files that no path leads to (memfd, shared anonymous memory, deleted files), and those that are the memory of a shared mapping
+// (shared_files.h): saved by content, shared by mappings and descriptors. One object per (device, inode), however many mappings and descriptors refer to it.
 #pragma once
 
 #include <map>
@@ -9,6 +9,7 @@
 #include "core/fd.h"
 #include "core/result.h"
 #include "image/memory.pb.h"
+#include "memory/file_access.h"
 
 namespace vmckpt {
 
@@ -28,6 +29,8 @@ class CapturedFiles {
   Result<uint64_t> capture_mapping(pid_t pid, uint64_t address, uint64_t bytes, uint64_t file_offset, uint64_t device,
                                    uint64_t inode, const std::string& name);
 
+  // Object `id` is a file with a path, whose content restart puts back.
+  void note_path(uint64_t id, const std::string& path);
   // Object `id` is the memory of a System V segment.
   void note_segment(uint64_t id, const pb::SystemVSegment& segment);
 
@@ -47,9 +50,11 @@ class CapturedFiles {
 class RebuiltFiles {
  public:
   // Descriptors get numbers from `first_fd` on.
-  Result<void> rebuild(const pb::AddressSpace& space, const ImageReader& image, int first_fd);
+  Result<void> rebuild(const pb::AddressSpace& space, const ImageReader& image, int first_fd, const FileAccess& access);
   // Borrowed; -1 when there is no such object, or only a kept one.
   int fd(uint64_t id) const;
+  // The same for a file that was put back at `path`.
+  int fd_of_path(const std::string& path) const;
   // Writes the content of a captured file, kept ones included, into an empty file.
   Result<void> fill(uint64_t id, int fd) const;
   // Its id when the object is a System V segment; otherwise -1.

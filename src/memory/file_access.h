@@ -23,6 +23,7 @@
 #include "core/result.h"
 #include "image/memory.pb.h"
 #include "image/process.pb.h"
+#include "memory/shared_files.h"
 
 namespace vmckpt {
 
@@ -30,6 +31,7 @@ namespace vmckpt {
 struct FilePolicy {
   bool accept_changed = false;  // --changed-files=accept
   bool empty_missing = false;   // --missing-files=empty
+  SharedFiles shared_files = SharedFiles::kRestore;
 };
 
 // The file behind `fd`; an O_PATH descriptor will do.

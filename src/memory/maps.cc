@@ -63,6 +63,24 @@ Result<VmFlags> read_vm_flags(pid_t pid) {
   return flags;
 }
 
+std::vector<MappingUse> parse_mapping_uses(const std::string& smaps) {
+  std::vector<MappingUse> uses;
+  for (std::string_view line : split_lines(smaps)) {
+    if (line.starts_with("Rss:")) {
+      uses.back().resident_kb = static_cast<uint64_t>(parse_number(split_words(line)[1]));
+    } else if (line.starts_with("Swap:")) {
+      uses.back().swapped_kb = static_cast<uint64_t>(parse_number(split_words(line)[1]));
+    } else if (Vma vma; !line.empty() && (line[0] < 'A' || line[0] > 'Z') && parse_line(line, &vma)) {
+      uses.push_back({vma.start, vma.end, 0, 0});
+    }
+  }
+  return uses;
+}
+
+Result<std::vector<MappingUse>> read_mapping_uses(pid_t pid) {
+  return parse_mapping_uses(VMCKPT_TRY(read_whole_file(fmt::format("/proc/{}/smaps", pid))));
+}
+
 bool has_flag(const std::string& flags, const char* two_letters) {
   // Asked a dozen times for each mapping within the pause: words of two letters between blanks, no need to split.
   for (size_t at = 0; at + 1 < flags.size(); ++at) {

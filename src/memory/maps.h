@@ -34,6 +34,17 @@ Result<std::vector<Vma>> read_maps(pid_t pid);
 // VmFlags by start address: "rd wr mr mw me ac hg dc". Reading smaps walks page tables: do it before the freeze where possible.
 using VmFlags = std::unordered_map<uint64_t, std::pair<uint64_t, std::string>>;  // start -> (end, flags)
 Result<VmFlags> read_vm_flags(pid_t pid);
+
+// What smaps says of each mapping, in rising order.
+struct MappingUse {
+  uint64_t start = 0;
+  uint64_t end = 0;
+  uint64_t resident_kb = 0;
+  uint64_t swapped_kb = 0;
+};
+std::vector<MappingUse> parse_mapping_uses(const std::string& smaps);
+Result<std::vector<MappingUse>> read_mapping_uses(pid_t pid);
+
 bool has_flag(const std::string& flags, const char* two_letters);
 
 }  // namespace vmckpt

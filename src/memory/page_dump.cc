@@ -13,6 +13,7 @@
 
 #include "core/fd.h"
 #include "image/page_runs.h"
+#include "memory/page_scan.h"
 
 namespace vmckpt {
 namespace {
@@ -21,43 +22,12 @@ constexpr uint64_t kPageBytes = kImagePageBytes;
 constexpr uint64_t kChunkBytes = kMaxRecordBytes;
 constexpr size_t kChunkPages = kChunkBytes / kPageBytes;
 
-// /proc/PID/pagemap entries (kernel: Documentation/admin-guide/mm/pagemap.rst).
-constexpr uint64_t kPresent = uint64_t{1} << 63, kSwapped = uint64_t{1} << 62, kFilePage = uint64_t{1} << 61;
-
-// Pages looked up for one chunk at a time would cost a system call each; a window covers 256 MiB.
-class Pagemap {
- public:
-  static Result<Pagemap> open(pid_t pid) {
-    Pagemap pagemap;
-    pagemap.fd_ = VMCKPT_TRY(open_file(fmt::format("/proc/{}/pagemap", pid), O_RDONLY));
-    return pagemap;
-  }
-
-  // The entry of one page; addresses come in rising order.
-  Result<uint64_t> entry(uint64_t address, uint64_t range_end) {
-    if (address < window_start_ || address >= window_start_ + window_.size() * kPageBytes) {
-      uint64_t pages = std::min<uint64_t>(kWindowPages, (range_end - address) / kPageBytes);
-      window_.resize(pages);
-      window_start_ = address;
-      VMCKPT_TRY(pread_exactly(fd_.get(), window_.data(), pages * sizeof(uint64_t), address / kPageBytes * sizeof(uint64_t),
-                               "pagemap"));
-    }
-    return window_[(address - window_start_) / kPageBytes];
-  }
-
- private:
-  static constexpr uint64_t kWindowPages = 65536;
-  Fd fd_;
-  uint64_t window_start_ = 0;
-  std::vector<uint64_t> window_;
-};
-
 // One chunk on its way from the process to the image.
 struct Chunk {
   std::vector<uint8_t> buffer = std::vector<uint8_t>(kChunkBytes);
   uint64_t address = 0;
   uint64_t bytes = 0;
-  bool exact = false;  // DumpRange::Pages::kModified
+  bool exact = false;  // only what is marked: DumpRange::Pages::kModified, or a guard region lies between
   bool marked[kChunkPages] = {};
 };
 
@@ -146,46 +116,86 @@ class ChunkWriter {
 
 class Dumper {
  public:
-  Dumper(pid_t source, ChunkWriter& writer, DumpProgress& progress, Pagemap pagemap, Fd memory)
-      : source_(source), writer_(writer), progress_(progress), pagemap_(std::move(pagemap)), memory_(std::move(memory)) {}
+  Dumper(pid_t source, ChunkWriter& writer, DumpProgress& progress, PageScanner scanner, Fd memory)
+      : source_(source), writer_(writer), progress_(progress), scanner_(std::move(scanner)), memory_(std::move(memory)) {}
 
   Result<void> dump(const DumpRange& range) {
-    for (uint64_t chunk = range.start; chunk < range.end;) {
-      uint64_t chunk_end = std::min(range.end, chunk / kChunkBytes * kChunkBytes + kChunkBytes);
-      VMCKPT_TRY(dump_chunk(range, chunk, chunk_end));
-      progress_.bytes_done += chunk_end - chunk;
-      chunk = chunk_end;
+    done_before_ = progress_.bytes_done;
+    range_ = &range;
+    begin_chunk(range.start);
+    uint64_t next = range.start;  // below it, all is decided
+    VMCKPT_TRY(scanner_.scan(range.start, range.end, [&](const PageSpan& span) -> Result<void> {
+      const bool guard = span.kind == PageSpan::Kind::kGuard;
+      if (guard) note_guard(span);
+      if (range.pages == DumpRange::Pages::kGuards) return {};
+      if (range.pages == DumpRange::Pages::kAll) VMCKPT_TRY(want(next, span.start));
+      next = span.end;
+      if (guard) return leave_out(span.start, span.end);
+      // A page that was only read so far is zero, as is what lies under it, unless that is a file.
+      if (span.kind == PageSpan::Kind::kZero && range.pages == DumpRange::Pages::kTouched) return {};
+      return want(span.start, span.end);
+    }));
+    if (range.pages == DumpRange::Pages::kAll) VMCKPT_TRY(want(next, range.end));
+    VMCKPT_TRY(end_chunk());
+    if (range.pages != DumpRange::Pages::kGuards) progress_.bytes_done = done_before_ + (range.end - range.start);
+    return {};
+  }
+
+  std::vector<GuardRegion> take_guards() { return std::move(guards_); }
+
+ private:
+  void begin_chunk(uint64_t address) {
+    start_ = address;
+    end_ = std::min(range_->end, address / kChunkBytes * kChunkBytes + kChunkBytes);
+    any_ = has_holes_ = false;
+    std::fill_n(wanted_, kChunkPages, false);
+  }
+
+  // The chunk that `address` is in becomes the present one.
+  Result<void> go_to(uint64_t address) {
+    if (address < end_) return {};
+    VMCKPT_TRY(end_chunk());
+    begin_chunk(std::max(range_->start, address / kChunkBytes * kChunkBytes));
+    return {};
+  }
+
+  Result<void> want(uint64_t start, uint64_t end) {
+    while (start < end) {
+      VMCKPT_TRY(go_to(start));
+      const uint64_t stop = std::min(end, end_);
+      std::fill(wanted_ + (start - start_) / kPageBytes, wanted_ + (stop - start_) / kPageBytes, true);
+      any_ = true;
+      start = stop;
     }
     return {};
   }
 
- private:
-  // Which of the chunk's pages have content; false when none has. Address space that was only reserved ends here.
-  Result<bool> mark_wanted(const DumpRange& range, uint64_t start, size_t pages, bool* wanted) {
-    bool any = range.pages == DumpRange::Pages::kAll;
-    for (size_t i = 0; i < pages; ++i) {
-      wanted[i] = range.pages == DumpRange::Pages::kAll;
-      if (wanted[i]) continue;
-      uint64_t entry = VMCKPT_TRY(pagemap_.entry(start + i * kPageBytes, range.end));
-      wanted[i] = (entry & (kPresent | kSwapped)) != 0 && (entry & kFilePage) == 0;
-      any |= wanted[i];
-    }
-    return any;
+  // Pages that must not be covered by a run, not even as a gap of zeros between others.
+  Result<void> leave_out(uint64_t start, uint64_t end) {
+    if (start < end_) has_holes_ = true;
+    VMCKPT_TRY(go_to(end - kPageBytes));
+    has_holes_ |= start_ < end;
+    return {};
   }
 
-  Result<void> dump_chunk(const DumpRange& range, uint64_t start, uint64_t end) {
-    size_t pages = (end - start) / kPageBytes;
-    bool wanted[kChunkPages];
-    if (!VMCKPT_TRY(mark_wanted(range, start, pages, wanted))) return {};
+  void note_guard(const PageSpan& span) {
+    if (!guards_.empty() && guards_.back().end == span.start) guards_.back().end = span.end;
+    else guards_.push_back({span.start, span.end});
+  }
+
+  Result<void> end_chunk() {
+    if (progress_.cancelled) return error("the checkpoint was cancelled: who asked for it has gone");
+    if (!any_) return {};
     auto chunk = writer_.take();
     if (chunk == nullptr) return writer_.finish();
+    const size_t pages = (end_ - start_) / kPageBytes;
     uint8_t* const buffer = chunk->buffer.data();
     iovec local[kChunkPages], remote[kChunkPages];
     size_t spans = 0;
     for (size_t i = 0; i < pages; ++i) {
-      uint64_t address = start + i * kPageBytes;
-      chunk->marked[i] = wanted[i];
-      if (!wanted[i]) {
+      uint64_t address = start_ + i * kPageBytes;
+      chunk->marked[i] = wanted_[i];
+      if (!wanted_[i]) {
         std::memset(buffer + i * kPageBytes, 0, kPageBytes);
         continue;
       }
@@ -198,11 +208,13 @@ class Dumper {
         remote[spans++] = {reinterpret_cast<void*>(address), kPageBytes};
       }
     }
-    VMCKPT_TRY(read_spans(range, local, remote, spans));
-    chunk->address = start;
-    chunk->bytes = end - start;
-    chunk->exact = range.pages == DumpRange::Pages::kModified;
+    VMCKPT_TRY(read_spans(*range_, local, remote, spans));
+    chunk->address = start_;
+    chunk->bytes = end_ - start_;
+    chunk->exact = range_->pages == DumpRange::Pages::kModified || has_holes_;
+    any_ = false;
     writer_.put(std::move(chunk));
+    progress_.bytes_done = done_before_ + (end_ - range_->start);
     return {};
   }
 
@@ -232,19 +244,30 @@ class Dumper {
   pid_t source_;
   ChunkWriter& writer_;
   DumpProgress& progress_;
-  Pagemap pagemap_;
+  PageScanner scanner_;
   Fd memory_;
+  std::vector<GuardRegion> guards_;
+  const DumpRange* range_ = nullptr;
+  uint64_t done_before_ = 0;
+  // The chunk that is being put together: [start_, end_), and which of its pages are wanted.
+  uint64_t start_ = 0;
+  uint64_t end_ = 0;
+  bool any_ = false;
+  bool has_holes_ = false;
+  bool wanted_[kChunkPages] = {};
 };
 
 }  // namespace
 
-Result<void> dump_pages(pid_t source, const std::vector<DumpRange>& ranges, ImageWriter& writer, DumpProgress& progress) {
-  Pagemap pagemap = VMCKPT_TRY(Pagemap::open(source));
+Result<std::vector<GuardRegion>> dump_pages(pid_t source, const std::vector<DumpRange>& ranges, ImageWriter& writer,
+                                            DumpProgress& progress) {
+  PageScanner scanner = VMCKPT_TRY(PageScanner::open(source));
   Fd memory = VMCKPT_TRY(open_file(fmt::format("/proc/{}/mem", source), O_RDONLY));
   ChunkWriter chunks(writer, progress);
-  Dumper dumper(source, chunks, progress, std::move(pagemap), std::move(memory));
+  Dumper dumper(source, chunks, progress, std::move(scanner), std::move(memory));
   for (const DumpRange& range : ranges) VMCKPT_TRY(dumper.dump(range));
-  return chunks.finish();
+  VMCKPT_TRY(chunks.finish());
+  return dumper.take_guards();
 }
 
 }  // namespace vmckpt

@@ -15,9 +15,11 @@ namespace vmckpt {
 struct DumpProgress {
   std::atomic<uint64_t> bytes_done{0};   // of address space looked at
   std::atomic<uint64_t> bytes_saved{0};  // page data written
+  std::atomic<bool> cancelled{false};    // set from outside: the dump ends with an error soon
 };
 
-// May run in a thread of its own: touches only `source`'s memory and the writer.
-Result<void> dump_pages(pid_t source, const std::vector<DumpRange>& ranges, ImageWriter& writer, DumpProgress& progress);
+// May run in a thread of its own: touches only `source`'s memory and the writer. Returns the guard regions within the ranges.
+Result<std::vector<GuardRegion>> dump_pages(pid_t source, const std::vector<DumpRange>& ranges, ImageWriter& writer,
+                                            DumpProgress& progress);
 
 }  // namespace vmckpt

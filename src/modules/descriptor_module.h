@@ -74,6 +74,7 @@ struct SaveContext {
 struct CheckContext {
   const pb::DescriptorTable& table;
   const FileAccess& access;
+  const std::set<std::string>& put_back;  // paths that need not be there yet
   std::vector<Error>& problems;
   Notes& notes;
 

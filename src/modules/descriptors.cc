@@ -137,6 +137,9 @@ Result<void> raise_descriptor_limit(const pb::DescriptorTable& table, int first_
   rlimit limit{};
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return errno_error("read the limit of open files");
   rlim_t needed = static_cast<rlim_t>(first_service_fd) + static_cast<rlim_t>(table.files_size()) * 2 + 64;
+  for (const pb::OpenFile& file : table.files()) {
+    for (const pb::DescriptorNumber& number : file.numbers()) needed = std::max(needed, static_cast<rlim_t>(number.number()) + 1);
+  }
   if (limit.rlim_cur >= needed) return {};
   limit.rlim_cur = limit.rlim_max;
   ::setrlimit(RLIMIT_NOFILE, &limit);
@@ -180,9 +183,9 @@ Result<void> save_descriptors(DescriptorSave& save, pb::DescriptorTable* table) 
   return {};
 }
 
-void check_descriptors(const pb::DescriptorTable& table, const FileAccess& access, std::vector<Error>& problems,
-                       Notes& notes) {
-  CheckContext context{table, access, problems, notes};
+void check_descriptors(const pb::DescriptorTable& table, const FileAccess& access, const std::set<std::string>& put_back,
+                       std::vector<Error>& problems, Notes& notes) {
+  CheckContext context{table, access, put_back, problems, notes};
   size_t before = problems.size();
   check_numbers(context);
   if (problems.size() != before) return;

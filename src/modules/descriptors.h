@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -38,7 +39,8 @@ struct DescriptorRestore {
   // What stands for the target's outside world: dups (close-on-exec, at service numbers) of restart's stdin, stdout,
   // stderr.
   std::array<int, 3> stdio;
-  // Numbers from here on belong to restart itself until it has finished: no descriptor of the target is that high.
+  // Numbers from here on belong to restart itself until it has finished. Descriptors of the target are all lower, or so much
+  // higher that restart does not get there.
   int first_service_fd;
   Notes& notes;
   // Set when the target had a terminal and restart has none: the master of the fresh pseudo terminal that takes its
@@ -48,11 +50,12 @@ struct DescriptorRestore {
 };
 
 // Preflight, in the supervisor, before anything is started: every problem goes to `problems`, surprises to `notes`.
-void check_descriptors(const pb::DescriptorTable& table, const FileAccess& access, std::vector<Error>& problems,
-                       Notes& notes);
+// `put_back` are paths of files that restart makes again or fills itself.
+void check_descriptors(const pb::DescriptorTable& table, const FileAccess& access, const std::set<std::string>& put_back,
+                       std::vector<Error>& problems, Notes& notes);
 
 // Restart, in the new process (single-threaded, hosted C++, its PID is already the target's): afterwards exactly the
-// table's numbers are open below first_service_fd.
+// table's numbers are open beside restart's own.
 Result<void> restore_descriptors(const pb::DescriptorTable& table, DescriptorRestore& restore);
 
 // POSIX record locks, which restore_descriptors() has taken. A process loses them on a file when it closes any

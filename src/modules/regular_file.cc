@@ -382,7 +382,7 @@ void check_file(CheckContext& context, const pb::OpenFile& file) {
 
 void check(CheckContext& context) {
   for (const pb::OpenFile& file : context.table.files()) {
-    if (is_seen_by_path(file)) check_file(context, file);
+    if (is_seen_by_path(file) && context.put_back.count(file.path_file().path()) == 0) check_file(context, file);
   }
 }
 
@@ -417,6 +417,7 @@ class Opener {
   const FileAccess& access() const { return context_.restore.access; }
 
   Result<Fd> open(const pb::PathFile& then, int flags) {
+    if (int shared = context_.restore.captured.fd_of_path(then.path()); shared >= 0) return reopen(shared, flags & ~O_NOFOLLOW);
     if (auto nameless = nameless_.find(then.path()); nameless != nameless_.end()) {
       return reopen(nameless->second.get(), flags & ~O_NOFOLLOW);
     }

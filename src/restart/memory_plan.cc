@@ -33,7 +33,13 @@ bool has_advice(const pb::Mapping& mapping, const char* flag) {
 class MemoryPlanner {
  public:
   MemoryPlanner(const ImageReader& image, const MappingSources& sources, TapeDraft& tape)
-      : image_(image), sources_(sources), tape_(tape), runs_(runs_of(image.records_of(0))) {}
+      : image_(image), sources_(sources), tape_(tape), runs_(runs_of(image.records_of(0))) {
+    constexpr int kDroppable = 0x08;  // MAP_DROPPABLE (include/uapi/linux/mman.h), a type like MAP_PRIVATE
+    if (void* page = ::mmap(nullptr, 4096, PROT_NONE, kDroppable | MAP_ANONYMOUS, -1, 0); page != MAP_FAILED) {
+      ::munmap(page, 4096);
+      droppable_ = kDroppable;
+    }
+  }
 
   // The mapping, empty, and writable where content is to come.
   Result<void> add(const pb::Mapping& mapping) {
@@ -58,6 +64,7 @@ class MemoryPlanner {
                    fmt::format("protect memory at {:#x}", mapping->start()));
       }
       advise(*mapping, kAfterContent);
+      install_guards(*mapping);  // not to be had on locked memory
       if (has_advice(*mapping, "lo")) {
         tape_.call(SYS_mlock2, {mapping->start(), mapping->end() - mapping->start(), MLOCK_ONFAULT});
       }
@@ -106,10 +113,12 @@ class MemoryPlanner {
     uint64_t flags = MAP_FIXED | noreserve(mapping);
     uint64_t fd = ~uint64_t{0}, offset = 0;
     if (mapping.kind() == pb::Mapping::ANONYMOUS) {
-      flags |= MAP_PRIVATE | MAP_ANONYMOUS;
+      flags |= has_advice(mapping, "dp") ? droppable_ : MAP_PRIVATE;
+      flags |= MAP_ANONYMOUS;
       if (has_advice(mapping, "gd")) flags |= MAP_GROWSDOWN | MAP_STACK;
     } else {
-      flags |= mapping.kind() == pb::Mapping::FILE_PRIVATE ? MAP_PRIVATE : MAP_SHARED;
+      const bool is_private = mapping.kind() == pb::Mapping::FILE_PRIVATE || mapping.kind() == pb::Mapping::CAPTURED_PRIVATE;
+      flags |= is_private ? MAP_PRIVATE : MAP_SHARED;
       fd = static_cast<uint64_t>(VMCKPT_TRY(sources_.file(mapping)));
       offset = mapping.file_offset();
     }
@@ -137,6 +146,20 @@ class MemoryPlanner {
     }
   }
 
+  // The guard regions inside a mapping. They take content away, so they come after it.
+  void install_guards(const pb::Mapping& mapping) {
+    constexpr uint64_t kGuardInstall = 102;  // MADV_GUARD_INSTALL (include/uapi/asm-generic/mman-common.h)
+    const auto& guards = image_.metadata().memory().guards();
+    for (; next_guard_ < guards.size() && guards[next_guard_].start() < mapping.end(); ++next_guard_) {
+      const uint64_t start = std::max(guards[next_guard_].start(), mapping.start()), end = guards[next_guard_].end();
+      const uint64_t stop = std::min(end, mapping.end());
+      if (start < stop) {
+        tape_.call(SYS_madvise, {start, stop - start, kGuardInstall}, true, fmt::format("make the guard region at {:#x} again", start));
+      }
+      if (end > stop) break;  // the rest is the next mapping's
+    }
+  }
+
   const ImageReader& image_;
   const MappingSources& sources_;
   TapeDraft& tape_;
@@ -144,6 +167,8 @@ class MemoryPlanner {
   size_t next_ = 0;
   PageReads reads_;
   std::vector<std::pair<const pb::Mapping*, uint64_t>> mappings_;  // with the protection that they have until their content is there
+  int next_guard_ = 0;
+  uint64_t droppable_ = MAP_PRIVATE;  // before Linux 6.11 it is just wiped on fork
 };
 
 }  // namespace

@@ -1,9 +1,12 @@
 #include "restart/preflight.h"
 
+#include <algorithm>
 #include <set>
 
 #include "image/trust.h"
 #include "memory/address_space.h"
+#include "memory/page_scan.h"
+#include "memory/shared_files.h"
 #include "modules/aio.h"
 #include "modules/descriptors.h"
 #include "modules/kvm.h"
@@ -19,17 +22,44 @@ void keep_problem(Result<void> result, std::vector<Error>& problems) {
   if (!result.ok()) problems.push_back(result.error());
 }
 
-void check_mapped_files(const pb::AddressSpace& space, const FileAccess& access, std::vector<Error>& problems) {
+// Up to where the file is mapped privately, as far as it went.
+uint64_t mapped_bytes(const pb::AddressSpace& space, const pb::FileIdentity& file) {
+  uint64_t bytes = 0;
+  for (const pb::Mapping& mapping : space.mappings()) {
+    if (mapping.kind() != pb::Mapping::FILE_PRIVATE || mapping.file().path() != file.path()) continue;
+    bytes = std::max(bytes, mapping.file_offset() + (mapping.end() - mapping.start()));
+  }
+  return std::min(bytes, file.size_bytes());
+}
+
+// A build id stands for the code, not for the file: one that was stripped, or cut off, has it too.
+void check_size_beside_build_id(const pb::AddressSpace& space, const pb::FileIdentity& file, uint64_t size_bytes_now,
+                                std::vector<Error>& problems, std::vector<std::string>& notes) {
+  if (size_bytes_now == file.size_bytes()) return;
+  const std::string what = fmt::format("mapped file {} has the same build id but {} bytes instead of {}", file.path(), size_bytes_now, file.size_bytes());
+  if (size_bytes_now < mapped_bytes(space, file)) {
+    problems.push_back(error(what + ", less than was mapped of it", "put the old file back, or checkpoint with --self-contained next time"));
+  } else {
+    notes.push_back(what + "; it is taken for the same");
+  }
+}
+
+void check_mapped_files(const pb::AddressSpace& space, const FileAccess& access, const std::set<std::string>& put_back,
+                        std::vector<Error>& problems, std::vector<std::string>& notes) {
   std::set<std::string> seen;
   for (const pb::Mapping& mapping : space.mappings()) {
     bool refers = mapping.kind() == pb::Mapping::FILE_PRIVATE || mapping.kind() == pb::Mapping::FILE_SHARED;
     if (!refers || !seen.insert(mapping.file().path()).second) continue;
+    if (put_back.count(mapping.file().path()) != 0) continue;
     pb::FileIdentity now;
     std::string difference = difference_from(mapping.file(), access, &now);
     // What a shared mapping shows is the file's content, whatever it is by now; a private one was made of the old content.
     const bool opened = !now.path().empty();
     if (mapping.kind() == pb::Mapping::FILE_SHARED && opened && now.size_bytes() >= mapping.file().size_bytes()) continue;
-    if (difference.empty()) continue;
+    if (difference.empty()) {
+      if (opened) check_size_beside_build_id(space, mapping.file(), now.size_bytes(), problems, notes);
+      continue;
+    }
     problems.push_back(error(fmt::format("mapped file {} is not what it was: {}", mapping.file().path(), difference),
                              "put the old file back, or checkpoint with --self-contained next time"));
   }
@@ -51,10 +81,15 @@ Result<void> preflight(const ImageReader& image, CpuCheck cpu_check, FilePolicy 
   }
   check_process(metadata.process(), access, problems);
   keep_problem(check_timers(metadata.process()), problems);
-  check_mapped_files(metadata.memory(), access, problems);
+  const std::set<std::string> put_back = paths_put_back(metadata.memory(), files.shared_files);
+  check_mapped_files(metadata.memory(), access, put_back, problems, notes);
+  check_shared_files(metadata.memory(), files.shared_files, problems, notes);
+  if (metadata.memory().guards_size() != 0 && !host_has_guard_regions()) {
+    problems.push_back(error("the program has guard regions (MADV_GUARD_INSTALL), which this kernel lacks", "restart it on Linux 6.13 or newer"));
+  }
   check_aio(metadata.memory(), problems);
   check_kvm(metadata, cpu_check, problems, notes);
-  check_descriptors(metadata.descriptors(), access, problems, notes);
+  check_descriptors(metadata.descriptors(), access, put_back, problems, notes);
   if (problems.empty()) return {};
   std::string text = fmt::format("{} cannot be restarted here", image.path());
   for (const Error& problem : problems) text += "\n  - " + problem.message();

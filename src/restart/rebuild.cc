@@ -4,6 +4,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <vector>
 
 #include <fcntl.h>
 #include <linux/sched.h>
@@ -42,30 +43,34 @@ constexpr uint64_t kLowestArena = 0x10000000, kEndOfUserSpace = 0x7ffffffff000;
 
 uint64_t round_up(uint64_t bytes) { return (bytes + kPageBytes - 1) / kPageBytes * kPageBytes; }
 
-// Descriptors that restart itself needs lie above all of the target's, out of their way.
+// Descriptors that restart itself needs lie above all of the target's, out of their way; or, where the limit of open files forbids
+// that, in a gap between them (valgrind keeps its own just below the limit).
 class ServiceDescriptors {
  public:
   Result<void> open_space(const pb::DescriptorTable& table) {
-    int highest = 2;
+    std::vector<int> taken = {0, 1, 2};
     for (const pb::OpenFile& file : table.files()) {
-      for (const pb::DescriptorNumber& number : file.numbers()) highest = std::max(highest, static_cast<int>(number.number()));
+      for (const pb::DescriptorNumber& number : file.numbers()) taken.push_back(static_cast<int>(number.number()));
     }
+    std::sort(taken.begin(), taken.end());
+    const int highest = taken.back();
+    const int needs = kOwnNeeds + 2 * table.files_size();
     first_ = highest + 1;
-    rlimit limit{};
-    ::getrlimit(RLIMIT_NOFILE, &limit);
-    constexpr rlim_t kOwnNeeds = 1024;
-    rlim_t wanted = static_cast<rlim_t>(first_) + kOwnNeeds;
-    if (limit.rlim_cur < wanted) {
-      limit.rlim_cur = wanted;
-      limit.rlim_max = std::max(limit.rlim_max, wanted);
-      if (::setrlimit(RLIMIT_NOFILE, &limit) != 0) {
-        return errno_error(fmt::format("allow {} open files", wanted), "raise `ulimit -n` before restarting");
-      }
+    if (raise_limit(highest + 1 + needs)) return {};
+    const int err = errno;
+    for (size_t i = 0; i + 1 < taken.size(); ++i) {
+      if (taken[i + 1] - taken[i] <= needs) continue;
+      first_ = taken[i] + 1;
+      last_ = static_cast<unsigned>(taken[i + 1]) - 1;
+      if (raise_limit(highest + 1)) return {};
+      break;
     }
-    return {};
+    errno = err;
+    return errno_error(fmt::format("allow {} open files", highest + 1 + needs), "raise `ulimit -n` before restarting");
   }
 
   int first() const { return first_; }
+  unsigned last() const { return last_; }
 
   // Moves a descriptor that must survive out of the way; the old number is closed with all others.
   Result<int> keep(int fd) {
@@ -75,7 +80,20 @@ class ServiceDescriptors {
   }
 
  private:
+  static constexpr int kOwnNeeds = 1024;
+
+  static bool raise_limit(int files) {
+    rlimit limit{};
+    ::getrlimit(RLIMIT_NOFILE, &limit);
+    const auto wanted = static_cast<rlim_t>(files);
+    if (limit.rlim_cur >= wanted) return true;
+    limit.rlim_cur = wanted;
+    limit.rlim_max = std::max(limit.rlim_max, wanted);
+    return ::setrlimit(RLIMIT_NOFILE, &limit) == 0;
+  }
+
   int first_ = 3;
+  unsigned last_ = ~0u;
 };
 
 // Files that mappings refer to, each opened once for reading and once for writing where needed.
@@ -90,7 +108,7 @@ class MappedFiles {
   }
 
   Result<int> open_for(const pb::Mapping& mapping) {
-    if (mapping.kind() == pb::Mapping::CAPTURED) return captured_.fd(mapping.captured_id());
+    if (mapping.kind() == pb::Mapping::CAPTURED || mapping.kind() == pb::Mapping::CAPTURED_PRIVATE) return captured_.fd(mapping.captured_id());
     const bool writable = mapping.kind() == pb::Mapping::FILE_SHARED && mapping.writable_file();
     auto [known, is_new] = files_.try_emplace({mapping.file().path(), writable}, -1);
     if (is_new) {
@@ -292,7 +310,7 @@ Result<Tapes> draft_tapes(const Materials& materials, const Arena& arena, const 
   plan_pending_signals(process, leader);
   plan_timers(image, leader);
   // 6. restart's own descriptors go
-  leader.call(SYS_close_range, {static_cast<uint64_t>(materials.service.first()), ~0u, 0}, true, "close restart's descriptors");
+  leader.call(SYS_close_range, {static_cast<uint64_t>(materials.service.first()), materials.service.last(), 0}, true, "close restart's descriptors");
   for (const LateLock& late : late_locks(image.descriptors())) {
     leader.call(SYS_fcntl, {static_cast<uint64_t>(late.number), F_SETLK, leader.data_of(late.lock)}, true,
                 fmt::format("take the lock on descriptor {} again", late.number));
@@ -373,7 +391,7 @@ Result<Prepared> rebuild(RebuildInputs& inputs, const Birthplace& birthplace, in
   int kvm_device = -1;
   if (image.kvm().objects_size() != 0) kvm_device = VMCKPT_TRY(service.keep(VMCKPT_TRY(open_file("/dev/kvm", O_RDWR)).get()));
   auto captured = std::make_unique<RebuiltFiles>();
-  VMCKPT_TRY(captured->rebuild(image.memory(), inputs.image, service.first()));
+  VMCKPT_TRY(captured->rebuild(image.memory(), inputs.image, service.first(), access));
   DescriptorRestore restore{*captured, access, stdio, service.first(), notes};
   VMCKPT_TRY(restore_descriptors(image.descriptors(), restore));
   note_lost_capabilities(image.threads(0), birthplace.own_user_namespace, notes);

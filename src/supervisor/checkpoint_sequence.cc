@@ -302,7 +302,8 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   VMCKPT_TRY(save_pending_signals(pid, true, image.mutable_process()->mutable_pending()));
   clock.mark("threads");
   AddressSpaceSave space = VMCKPT_TRY(save_address_space(world, *ledger, preview, target.backing,
-                                                         {request.self_contained}, captured, image.mutable_memory()));
+                                                         {request.self_contained, request.shared_files, kvm_objects != 0}, captured, image.mutable_memory()));
+  notes.insert(notes.end(), space.notes.begin(), space.notes.end());
   VMCKPT_TRY(save_aio(world, *ledger, target.launch_filter, image.mutable_memory()));
   clock.mark("maps");
   std::unique_ptr<KvmNotes> kvm_notes;
@@ -360,7 +361,10 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   advance_clocks(clocks_late_ns, image.mutable_host());
   for (const std::string& note : notes) image.add_notes(note);
   checkpoint->ranges_ = std::move(space.ranges);
-  for (const DumpRange& range : checkpoint->ranges_) checkpoint->bytes_to_look_at_ += range.end - range.start;
+  checkpoint->guards_ = std::move(space.guards);
+  for (const DumpRange& range : checkpoint->ranges_) {
+    if (range.pages != DumpRange::Pages::kGuards) checkpoint->bytes_to_look_at_ += range.end - range.start;
+  }
   checkpoint->result_.phases = std::move(clock.phases);
   checkpoint->result_.notes = std::move(notes);
   return checkpoint;
@@ -368,9 +372,17 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
 
 Result<CheckpointResult> CheckpointInProgress::write() {
   PhaseClock clock;
-  VMCKPT_TRY(dump_pages(source_, ranges_, writer_, progress_));
+  std::vector<GuardRegion> guards = VMCKPT_TRY(dump_pages(source_, ranges_, writer_, progress_));
+  guards.insert(guards.end(), guards_.begin(), guards_.end());
+  std::sort(guards.begin(), guards.end(), [](const GuardRegion& a, const GuardRegion& b) { return a.start < b.start; });
+  for (const GuardRegion& guard : guards) {
+    pb::GuardRegion* saved = metadata_.mutable_memory()->add_guards();
+    saved->set_start(guard.start);
+    saved->set_end(guard.end);
+  }
   clock.mark("write");
   fault_point("write");
+  if (progress_.cancelled) return error("the checkpoint was cancelled: who asked for it has gone");
   result_.image = VMCKPT_TRY(writer_.commit(metadata_));
   clock.mark("commit");
   if (world_) result_.pause_us = monotonic_us() - frozen_us_;

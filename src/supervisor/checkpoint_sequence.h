@@ -23,6 +23,7 @@ struct CheckpointRequest {
   std::string output;  // absolute path, or empty: IMAGE_DIR/NAME-N.ckpt
   bool stop = false;   // the target stays stopped until the image is committed and is then ended
   bool self_contained = false;
+  SharedFileContent shared_files = SharedFileContent::kMemory;
   uint64_t shared_limit_bytes = uint64_t{1} << 30;
   int64_t freeze_timeout_us = 10'000'000;
 };
@@ -45,6 +46,8 @@ class CheckpointInProgress {
   // Writes, syncs and names the image. Once, from any thread.
   Result<CheckpointResult> write();
   const DumpProgress& progress() const { return progress_; }
+  // write() ends soon, without an image. From any thread.
+  void cancel() { progress_.cancelled = true; }
   uint64_t bytes_to_look_at() const { return bytes_to_look_at_; }
   pid_t snapshot_pid() const { return snapshot_.pid(); }
   // With `stop`: ends the stopped target instead of letting it run on. In the thread that began the checkpoint.
@@ -57,6 +60,7 @@ class CheckpointInProgress {
   ImageWriter writer_;
   pb::Image metadata_;
   std::vector<DumpRange> ranges_;
+  std::vector<GuardRegion> guards_;  // known already; others are found in the snapshot
   std::optional<StoppedWorld> world_;  // with `stop`, or where the target may not fork
   SnapshotChild snapshot_;
   pid_t source_ = 0;

@@ -103,6 +103,15 @@ void set_preload(const std::string& recorder) {
   ::setenv("LD_PRELOAD", value.c_str(), 1);
 }
 
+// A dynamically linked ASan runtime insists on being the first library, before the recorder. It works as well behind it, and the
+// target may execute such a program later: so the check goes, not the order (compiler-rt, asan_linux.cpp).
+void allow_sanitizer_runtimes() {
+  constexpr char kOption[] = "verify_asan_link_order=0";
+  const char* others = std::getenv("ASAN_OPTIONS");
+  std::string value = others != nullptr && *others != '\0' ? std::string(others) + ":" + kOption : kOption;
+  ::setenv("ASAN_OPTIONS", value.c_str(), 1);
+}
+
 // Output of a detached target stays where its caller sent it, unless that is a pipe: its reader would wait for the target.
 void detach_stdio() {
   int null = ::open("/dev/null", O_RDWR);
@@ -162,6 +171,7 @@ Result<pid_t> start_program(const LaunchOptions& options, const sigset_t& mask) 
   if (pid == 0) {
     if (options.detached) detach_stdio();
     set_preload(recorder);
+    allow_sanitizer_runtimes();
     if (options.allow_devices) ::setenv("VMCKPT_ALLOW_DEVICES", "1", 1);
     std::vector<char*> argv;
     for (const std::string& word : options.command) argv.push_back(const_cast<char*>(word.c_str()));

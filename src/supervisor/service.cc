@@ -186,12 +186,18 @@ class Service {
     }
   }
 
+  static bool has_gone(const Client* client) {
+    char next;
+    return ::recv(client->fd.get(), &next, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+  }
+
   void drop(Client& client) {
-    // A checkpoint goes on and is committed though nobody waits for it any more.
-    if (writing_ && writing_->client == &client) writing_->client = nullptr;
-    for (Order& order : orders_) {
-      if (order.client == &client) order.client = nullptr;
+    // Nobody waits for its checkpoints any more: one that is being written is given up, others are not begun.
+    if (writing_ && writing_->client == &client) {
+      writing_->client = nullptr;
+      writing_->checkpoint->cancel();
     }
+    std::erase_if(orders_, [&](const Order& order) { return order.client == &client; });
     clients_.remove_if([&](const Client& other) { return &other == &client; });
   }
 
@@ -233,10 +239,14 @@ class Service {
     while (!writing_ && !orders_.empty()) {
       Order next = std::move(orders_.front());
       orders_.pop_front();
+      if (has_gone(next.client)) continue;  // the target need not stand still for nobody
       CheckpointRequest request;
       request.output = next.order.output();
       request.stop = next.order.stop();
       request.self_contained = next.order.self_contained();
+      request.shared_files = next.order.shared_files() == pb::ALL    ? SharedFileContent::kAll
+                             : next.order.shared_files() == pb::NONE ? SharedFileContent::kNone
+                                                                     : SharedFileContent::kMemory;
       if (next.order.shared_limit_bytes() != 0) request.shared_limit_bytes = next.order.shared_limit_bytes();
       if (next.order.freeze_timeout_us() != 0) request.freeze_timeout_us = next.order.freeze_timeout_us();
       auto begun = begin(request);

@@ -332,6 +332,31 @@ def test_memory_that_is_rewritten_all_the_time_is_of_one_moment_in_the_image(mak
 
 
 @needs_vmckpt
+def test_ram_that_is_a_shared_file_is_that_of_the_checkpoint(make_guest):
+    guest = make_guest(memory_mib=192)
+    ram = guest.directory / "ram"
+    guest.qemu_arguments += ["-object", f"memory-backend-file,id=ram,size=192M,mem-path={ram},share=on",
+                             "-machine", "memory-backend=ram"]
+    guest.launch()
+    before = guest.last_tick()
+    report = guest.checkpoint()
+    after = guest.last_tick()
+    killed_at = guest.wait_for_ticks(30)
+    guest.kill_9()
+
+    first = guest.restart(report["image"])
+    assert first.nonce == before.nonce
+    assert before.counter < first.counter <= after.counter + 1 < killed_at.counter
+    assert_counts_on(guest, before.nonce)
+    guest.kill_9()
+    ram.unlink()  # on another host, say
+
+    assert guest.restart(report["image"]).counter == first.counter
+    assert_counts_on(guest, before.nonce)
+    guest.quit()
+
+
+@needs_vmckpt
 def test_qemu_in_its_own_seccomp_sandbox_is_restarted(make_guest, user):
     guest = make_guest(user, qemu_arguments=["-sandbox", "on"])
     guest.launch()

@@ -87,10 +87,16 @@ MEMORY_ACTS = [
     Act("discarded_memory"),
     Act("moved_memory"),
     Act("shared_pages"),
+    Act("guard_regions"),
+    Act("droppable"),
+    Act("reservation"),
+    Act("private_object_mapping"),
+    Act("mapped_program"),
 ]
 
 DESCRIPTOR_ACTS = [
     Act("regular_files"),
+    Act("high_descriptor"),
     Act("file_locks"),
     Act("deleted_file"),
     Act("aio"),

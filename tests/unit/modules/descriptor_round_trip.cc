@@ -158,7 +158,7 @@ Result<void> RoundTrip::save_process(pid_t pid, pb::DescriptorTable* into, Notes
 
 std::vector<Error> RoundTrip::check() {
   std::vector<Error> problems;
-  check_descriptors(table, FileAccess(), problems, notes);
+  check_descriptors(table, FileAccess(), {}, problems, notes);
   return problems;
 }
 
@@ -187,7 +187,7 @@ void restore_in_child(const std::string& image_path, const std::array<int, 3>& r
   if (!image.ok()) throw std::runtime_error("image: " + image.error().message());
   RebuiltFiles files;
   image->use_fd(Fd(service(image->fd())));
-  auto rebuilt = files.rebuild(image->metadata().memory(), *image, kFirstServiceFd);
+  auto rebuilt = files.rebuild(image->metadata().memory(), *image, kFirstServiceFd, FileAccess());
   if (!rebuilt.ok()) throw std::runtime_error("captured files: " + rebuilt.error().message());
   Notes notes;
   const FileAccess access;

@@ -1,0 +1,154 @@
+#include "memory/shared_files.h"
+
+#include <algorithm>
+#include <filesystem>
+
+#include <fcntl.h>
+#include <linux/openat2.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "core/proc.h"
+#include "memory/file_access.h"
+#include "memory/maps.h"
+
+namespace vmckpt {
+namespace {
+
+constexpr char kCure[] = "restart with --shared-files=overwrite to put the image's content there all the same, or with "
+                         "--shared-files=leave to go on with what the file holds now";
+
+std::string describe(const pb::CapturedFile& file) { return "memory file " + file.path(); }
+
+bool is_same(const pb::CapturedFile& file, const struct stat& now) {
+  return now.st_dev == file.device() && now.st_ino == file.inode() && static_cast<uint64_t>(now.st_size) == file.size_bytes();
+}
+
+// A process that maps the file, or has it open; 0 when none is seen. Processes of other users show nothing to an ordinary one.
+pid_t find_user(const std::string& path, const struct stat& file) {
+  std::error_code ignored;
+  for (const auto& process : std::filesystem::directory_iterator("/proc", ignored)) {
+    const std::string number = process.path().filename().string();
+    if (number.find_first_not_of("0123456789") != std::string::npos) continue;
+    const auto pid = static_cast<pid_t>(parse_number(number));
+    if (pid == ::getpid()) continue;
+    auto vmas = read_maps(pid);
+    if (vmas.ok() && std::any_of(vmas->begin(), vmas->end(), [&](const Vma& vma) { return vma.inode == file.st_ino && vma.name == path; })) return pid;
+    for (const auto& entry : std::filesystem::directory_iterator(process.path() / "fd", ignored)) {
+      struct stat open_file {};
+      if (::stat(entry.path().c_str(), &open_file) == 0 && open_file.st_dev == file.st_dev && open_file.st_ino == file.st_ino) return pid;
+    }
+  }
+  return 0;
+}
+
+void check_missing(const pb::CapturedFile& file, SharedFiles rule, std::vector<Error>& problems) {
+  const std::string folder = std::filesystem::path(file.path()).parent_path().string();
+  if (rule == SharedFiles::kLeave) {
+    problems.push_back(error(describe(file) + " is missing", "restart without --shared-files=leave: the image has its content"));
+  } else if (::faccessat(AT_FDCWD, folder.c_str(), W_OK | X_OK, AT_EACCESS) != 0) {
+    problems.push_back(errno_error("make " + describe(file) + " again", "make the folder " + folder + " and let its user write there"));
+  }
+}
+
+void check_present(const pb::CapturedFile& file, const struct stat& now, SharedFiles rule, std::vector<Error>& problems) {
+  const std::string& path = file.path();
+  if (!S_ISREG(now.st_mode)) {
+    problems.push_back(error(describe(file) + " is no regular file any more", "put back what was there"));
+  } else if (::faccessat(AT_FDCWD, path.c_str(), R_OK | W_OK, AT_EACCESS) != 0) {
+    problems.push_back(errno_error("open " + describe(file), "restart as the user who owns it, or change its permissions"));
+  } else if (rule == SharedFiles::kLeave && static_cast<uint64_t>(now.st_size) < file.size_bytes()) {
+    problems.push_back(error(fmt::format("{} has {} bytes and had {}", describe(file), now.st_size, file.size_bytes()), "put the old file back"));
+  } else if (rule == SharedFiles::kRestore && !is_same(file, now)) {
+    const std::string what = now.st_ino != file.inode() || now.st_dev != file.device()
+                                 ? "another file has its name by now"
+                                 : fmt::format("it has {} bytes and had {}", now.st_size, file.size_bytes());
+    problems.push_back(error(fmt::format("{} is not what it was: {}", describe(file), what), "remove it; " + std::string(kCure)));
+  } else if (rule == SharedFiles::kRestore) {
+    if (pid_t user = find_user(path, now); user != 0) {
+      problems.push_back(error(fmt::format("{} is in use by process {} ({})", describe(file), user, command_of(user)),
+                               "end that; " + std::string(kCure)));
+    }
+  }
+}
+
+// The path came from the kernel, without a symbolic link in it: one that is there now would lead to somebody else's file.
+Fd open_without_links(const std::string& path, int flags) {
+  open_how how{};
+  how.flags = static_cast<uint64_t>(flags);
+  if (flags & O_CREAT) how.mode = 0600;
+  how.resolve = RESOLVE_NO_SYMLINKS;
+  Fd fd(static_cast<int>(::syscall(SYS_openat2, AT_FDCWD, path.c_str(), &how, sizeof how)));
+  if (fd || (errno != ENOSYS && errno != EPERM)) return fd;
+  // A container's filter may not know openat2.
+  const std::filesystem::path folder = std::filesystem::path(path).parent_path();
+  std::error_code ignored;
+  if (std::filesystem::canonical(folder, ignored) != folder) {
+    errno = ELOOP;
+    return Fd();
+  }
+  return Fd(::open(path.c_str(), flags | O_NOFOLLOW, 0600));
+}
+
+// Zeros, without giving up the size: pages that the image does not have are zero.
+Result<void> empty(int fd, const pb::CapturedFile& file) {
+  const auto size = static_cast<off_t>(file.size_bytes());
+  if (size != 0 && ::fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, size) != 0 && ::ftruncate(fd, 0) != 0) {
+    return errno_error("empty " + describe(file));
+  }
+  if (::ftruncate(fd, size) != 0) return errno_error(fmt::format("give {} its {} bytes", describe(file), size));
+  return {};
+}
+
+}  // namespace
+
+void check_shared_files(const pb::AddressSpace& space, SharedFiles rule, std::vector<Error>& problems, std::vector<std::string>& notes) {
+  for (const pb::CapturedFile& file : space.captured()) {
+    if (file.kind() != pb::CapturedFile::NAMED) continue;
+    const size_t before = problems.size();
+    struct stat now {};
+    if (::lstat(file.path().c_str(), &now) == 0) check_present(file, now, rule, problems);
+    else if (errno == ENOENT) check_missing(file, rule, problems);
+    else problems.push_back(errno_error("examine " + describe(file)));
+    if (problems.size() == before && rule == SharedFiles::kLeave) notes.push_back(describe(file) + " is used with what it holds now");
+  }
+}
+
+std::set<std::string> paths_put_back(const pb::AddressSpace& space, SharedFiles rule) {
+  std::set<std::string> paths;
+  for (const pb::CapturedFile& file : space.captured()) {
+    if (file.kind() == pb::CapturedFile::NAMED && rule != SharedFiles::kLeave) paths.insert(file.path());
+  }
+  return paths;
+}
+
+Result<Fd> open_shared_file(const pb::CapturedFile& file, const FileAccess& access) {
+  const SharedFiles rule = access.policy().shared_files;
+  const std::string& path = file.path();
+  constexpr int kFlags = O_RDWR | O_NONBLOCK | O_CLOEXEC;
+  // The target had it open: the very file is looked for below. Where any will do, it must be one that the target could open.
+  auto open_existing = [&] { return open_without_links(path, kFlags).release(); };
+  Fd fd(rule == SharedFiles::kRestore ? open_existing() : access.as_target(open_existing));
+  if (!fd && errno != ENOENT) return errno_error("open " + describe(file));
+  if (!fd && rule == SharedFiles::kLeave) return errno_error("open " + describe(file));
+  if (!fd) {
+    fd = Fd(access.as_target([&] { return open_without_links(path, kFlags | O_CREAT | O_EXCL).release(); }));
+    if (!fd) return errno_error("make " + describe(file) + " again");
+    // Only the owner's identity may be missing: a caller without privileges makes files of his own.
+    (void)!::fchown(fd.get(), file.uid(), file.gid());
+    if (::fchmod(fd.get(), static_cast<mode_t>(file.mode())) != 0) return errno_error("set the mode of " + describe(file));
+  } else {
+    struct stat now {};
+    if (::fstat(fd.get(), &now) != 0) return errno_error("examine " + describe(file));
+    // Once more: it may have been exchanged since the preflight.
+    if (!S_ISREG(now.st_mode) || (rule == SharedFiles::kRestore && !is_same(file, now))) {
+      return error(describe(file) + " has changed since it was looked at", "restart again");
+    }
+    if (rule == SharedFiles::kLeave) return fd;
+  }
+  VMCKPT_TRY(empty(fd.get(), file));
+  return fd;
+}
+
+}  // namespace vmckpt

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory that is a file: whose content a restart shows, and whose data it must not touch."""
+
+import mmap
+import os
+import pathlib
+import subprocess
+
+import pytest
+
+from test_resources import begin, end, intermission, needs_vmckpt, variants
+from vmckpt_harness import VMCKPT, wait_until
+
+pytestmark = needs_vmckpt
+
+
+@pytest.fixture
+def segment(stage):
+    """The path of a segment in /dev/shm for the act, removed in the end."""
+    path = pathlib.Path(f"/dev/shm/vmckpt-{stage.mark}")
+    yield path
+    path.unlink(missing_ok=True)
+
+
+def scribble(segment):
+    """What the program, or somebody else, does to the memory after the checkpoint."""
+    with open(segment, "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        memory[0:65536] = b"\xaa" * 65536
+        memory[-4096:] = b"\xbb" * 4096
+
+
+def checkpoint_and_kill(stage, segment, *options, **arguments):
+    target = begin(stage, "shared_memory_file", segment.name, *arguments.get("words", []))
+    report = target.checkpoint_report(*options)
+    scribble(segment)
+    target.kill()
+    return target, report
+
+
+@pytest.mark.parametrize("words", [[], ["keep-open"]], ids=["mapped only", "open, too"])
+@variants
+def test_shared_memory_with_a_path_is_what_it_was(stage, segment, words, variant):
+    target = begin(stage, "shared_memory_file", segment.name, *words, native=variant == "native")
+    intermission(stage, target, variant)
+    end(stage, target)
+
+
+def test_its_content_is_that_of_the_checkpoint_not_that_of_the_kill(stage, segment):
+    target, report = checkpoint_and_kill(stage, segment)
+    assert not any(str(segment) in note for note in report["notes"])
+    target.restart(report["image"])
+    end(stage, target)
+
+
+@pytest.mark.parametrize("words", [[], ["keep-open"]], ids=["mapped only", "open, too"])
+def test_it_is_made_again_where_it_is_missing(stage, segment, words):
+    target, report = checkpoint_and_kill(stage, segment, words=words)
+    segment.unlink()
+    target.restart(report["image"])
+    assert segment.stat().st_uid == stage.user.uid
+    end(stage, target)
+
+
+def expect_refusal(stage, report, *words):
+    outcome = stage.vmckpt("restart", report["image"], "--detach", "-n", "refused")
+    assert outcome.status == 1, outcome
+    for word in words:
+        assert str(word) in outcome.stderr
+
+
+def test_what_somebody_else_uses_is_not_overwritten(stage, segment):
+    target, report = checkpoint_and_kill(stage, segment)
+    script = ("import mmap, sys, time; file = open(sys.argv[1], 'r+b'); memory = mmap.mmap(file.fileno(), 0); "
+              "print('mapped', flush=True); time.sleep(600)")
+    user = stage.start(["/usr/bin/python3", "-c", script, segment], stdout=subprocess.PIPE)
+    assert user.stdout.readline() == b"mapped\n"
+    before = segment.read_bytes()
+    expect_refusal(stage, report, segment, "in use", user.pid, "--shared-files")
+    assert segment.read_bytes() == before
+    user.kill()
+    user.wait()
+    target.restart(report["image"])
+    end(stage, target)
+
+
+def test_another_file_of_that_name_is_not_overwritten_unless_that_is_asked_for(stage, segment):
+    target, report = checkpoint_and_kill(stage, segment)
+    size = segment.stat().st_size
+    replacement = segment.with_name(segment.name + ".new")
+    replacement.write_bytes(b"\xcc" * size)
+    replacement.chmod(0o640)
+    os.chown(replacement, stage.user.uid, stage.user.uid)
+    os.replace(replacement, segment)
+    expect_refusal(stage, report, segment, "another file", "--shared-files")
+    assert segment.read_bytes() == b"\xcc" * size
+    stage.vmckpt_ok("restart", report["image"], "--detach", "-n", "left", "--shared-files=leave")
+    assert segment.read_bytes() == b"\xcc" * size
+    os.kill(next(entry["pid"] for entry in stage.list() if entry["name"] == "left"), 9)
+    wait_until(lambda: stage.list() == [], "the restarted target has ended")
+    stage.vmckpt_ok("restart", report["image"], "--detach", "-n", "overwritten", "--shared-files=overwrite")
+    assert segment.read_bytes() != b"\xcc" * size
+
+
+def test_a_link_in_its_place_is_not_followed(stage, segment):
+    _, report = checkpoint_and_kill(stage, segment)
+    victim = stage.file("victim", "precious")
+    segment.unlink()
+    segment.symlink_to(victim)
+    expect_refusal(stage, report, segment)
+    assert victim.read_text() == "precious"
+
+
+def test_more_than_the_limit_is_refused_and_may_be_left_to_the_file(stage, segment):
+    target = begin(stage, "shared_memory_file", segment.name)
+    outcome = stage.vmckpt("checkpoint", target.name, "--shared-limit=1")
+    assert outcome.status == 1
+    assert str(segment) in outcome.stderr and "--shared-limit" in outcome.stderr
+    report = target.checkpoint_report("--shared-files=none")
+    assert any(str(segment) in note and "--shared-files" in note for note in report["notes"])
+    end(stage, target)
+
+
+def test_a_file_on_disk_is_left_to_itself_with_a_note_or_saved_on_request(stage):
+    target = begin(stage, "shared_file_mapping")
+    path = stage.work / "shared file"
+    report = target.checkpoint_report()
+    on_tmpfs = stage.run(["stat", "-f", "-c", "%T", path]).stdout.strip() == "tmpfs"
+    assert on_tmpfs != any("shared file" in note and "--shared-files=all" in note for note in report["notes"])
+    report = target.checkpoint_report("--shared-files=all")
+    assert not any("shared file" in note for note in report["notes"])
+    with open(path, "r+b") as file:
+        file.write(b"\xaa" * 65536)
+    target.kill()
+    target.restart(report["image"])
+    end(stage, target)
+
+
+# ---- a mapped program of the same build -----------------------------------------------------------------------------
+
+def test_a_mapped_file_of_the_same_build_id_and_another_size_is_noted(stage):
+    target = begin(stage, "mapped_program")
+    image = target.checkpoint()
+    target.kill()
+    with open(stage.work / "a program", "ab") as file:
+        file.write(b"more")
+    report = target.restart(image)
+    assert any("a program" in note and "same build id" in note for note in report["notes"])
+    end(stage, target)
+
+
+def test_a_mapped_file_of_the_same_build_id_that_is_too_short_is_refused(stage):
+    target = begin(stage, "mapped_program")
+    image = target.checkpoint()
+    target.kill()
+    path = stage.work / "a program"
+    os.truncate(path, path.stat().st_size - 8192)
+    outcome = stage.vmckpt("restart", image, "--detach", "-n", "refused")
+    assert outcome.status == 1
+    assert "a program" in outcome.stderr
+
+
+# ---- programs under sanitizers --------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", ["address_sanitizer", "thread_sanitizer"])
+@pytest.mark.parametrize("through", ["itself", "a shell"])
+@variants
+def test_a_program_under_a_sanitizer_starts_and_is_what_it_was(stage, name, through, variant):
+    if int(pathlib.Path("/proc/sys/vm/mmap_rnd_bits").read_text()) > 28:
+        pytest.skip("vm.mmap_rnd_bits of at most 28, which this compiler's sanitizers need")
+    words = [stage.act(name), stage.go_file]
+    if through == "a shell":
+        words = ["sh", "-c", "exec \"$@\"", "sh", *words]
+    target = stage.launch(words, native=variant == "native")
+    target.wait_for_line("READY")
+    for report in intermission(stage, target, variant):
+        assert report["image_bytes"] < 256 << 20
+    end(stage, target)
+
+
+# ---- who asked for it has gone --------------------------------------------------------------------------------------
+
+def test_a_checkpoint_whose_client_goes_away_is_given_up(stage):
+    go_on = stage.work / "go on"
+    fault = {"VMCKPT_FAULT": "wait:write", "VMCKPT_FAULT_GO": str(go_on)}
+    target = begin(stage, "anon_memory", env={**stage.environment, **fault})
+    client = stage.start([VMCKPT, "checkpoint", target.name])
+    wait_until(lambda: "fault point write" in target.report(), "the image is being written")
+    os.killpg(client.pid, 9)
+    client.wait()
+    # The supervisor hears of it before it answers who comes later.
+    assert stage.list()[0]["state"] == "checkpointing"
+    go_on.touch()
+    wait_until(lambda: stage.list()[0]["state"] == "running", "the checkpoint has been given up")
+    assert list(stage.images.iterdir()) == []
+    assert target.checkpoint().exists()
+    end(stage, target)
