@@ -53,6 +53,8 @@ int cmd_restart(int argc, char** argv) {
       ("shared-files", po::value<std::string>()->default_value("restore"),
        "files mapped shared whose content was saved. restore: put it back where nobody else's data can be hit; overwrite: in any "
        "case; leave: go on with what they hold now")
+      ("guest-clock", po::value<std::string>()->default_value("continue"),
+       "continue: the clocks of a KVM guest go on from where they stood; advance: they go forward by the time away")
       ("json", "print one JSON object (in the foreground: on standard error)");
   po::variables_map values;
   if (auto status = parse_command_line(argc, argv, kVerb, options, {"IMAGE"}, values)) return *status;
@@ -64,6 +66,12 @@ int cmd_restart(int argc, char** argv) {
     std::fprintf(stderr, "vmckpt: restart: --cpu-check is strict, guest or none; see vmckpt restart --help\n");
     return kExitUsage;
   }
+  const std::string guest_clock = values["guest-clock"].as<std::string>();
+  if (guest_clock != "continue" && guest_clock != "advance") {
+    std::fprintf(stderr, "vmckpt: restart: --guest-clock is continue or advance; see vmckpt restart --help\n");
+    return kExitUsage;
+  }
+  request.guest_clock = guest_clock == "advance" ? GuestClock::kAdvance : GuestClock::kContinue;
   request.cpu_check = cpu_check == "none" ? CpuCheck::kNone : cpu_check == "guest" ? CpuCheck::kGuest : CpuCheck::kStrict;
   const std::string shared_files = values["shared-files"].as<std::string>();
   if (shared_files != "restore" && shared_files != "overwrite" && shared_files != "leave") {

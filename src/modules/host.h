@@ -18,6 +18,12 @@ enum class CpuCheck {
   kNone,
 };
 
+// How the clocks of a virtual machine's guest go on after the time that it was away.
+enum class GuestClock {
+  kContinue,  // from where they stood
+  kAdvance,   // after the gap
+};
+
 void save_host(pb::Host* host);
 // Whether the image was made on this host since it was booted: clocks that count from the boot (the TSC) can then be compared.
 bool is_this_boot(const pb::Host& host);

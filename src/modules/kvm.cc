@@ -8,6 +8,7 @@
 #include <set>
 
 #include <fcntl.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
@@ -76,18 +77,33 @@ bool has_split_irqchip(const KvmNotes& notes, uint32_t vm) {
   });
 }
 
+std::string noted_payload(const KvmNotes& notes, uint32_t object, uint32_t request) {
+  for (const KvmRecord& record : notes.records) {
+    if (record.valid == 0 || record.object != object || record.request != request) continue;
+    return std::string(reinterpret_cast<const char*>(notes.heap.data()) + record.payload, record.payload_bytes);
+  }
+  return {};
+}
+
+const KnownMsrs& known_msrs(const KvmNotes& notes, uint32_t vcpu, KvmHost& host) {
+  return host.known_msrs(noted_payload(notes, vcpu, KVM_SET_CPUID2), noted_payload(notes, vcpu, KVM_X86_SETUP_MCE));
+}
+
 // A VM or vCPU to be asked by one thread of the target.
 struct Job {
   uint32_t object;
   bool is_vm;
   bool has_irqchip;
   bool has_pit;
-  TapeDraft tape;
-  KvmQuestions questions;
-  pb::KvmObject* saved;
+  int fd;
+  std::vector<uint32_t> msrs;
+  bool msrs_one_by_one = false, has_shadow_stacks = false;
+  TapeDraft tape{};
+  KvmQuestions questions{};
+  pb::KvmObject* saved = nullptr;
 };
 
-Result<bool> take_answers(Job& job, KvmHost& host) {
+bool take_answers(Job& job, const KvmHost& host) {
   if (job.is_vm) {
     save_vm(job.questions, job.tape, job.has_irqchip, job.has_pit, job.saved->mutable_vm());
     return true;
@@ -96,7 +112,7 @@ Result<bool> take_answers(Job& job, KvmHost& host) {
 }
 
 // As many at the same time as the target has threads.
-Result<void> play(StoppedWorld& world, const Ledger& ledger, const pb::Image& image, KvmHost& host, std::vector<Job>& jobs) {
+Result<void> play(StoppedWorld& world, const Ledger& ledger, const pb::Image& image, const KvmHost& host, std::vector<Job>& jobs) {
   for (size_t next = 0; next < jobs.size();) {
     std::vector<ThreadTape> tapes;
     const size_t first = next;
@@ -105,20 +121,23 @@ Result<void> play(StoppedWorld& world, const Ledger& ledger, const pb::Image& im
       if (next == jobs.size()) break;
       Job& job = jobs[next++];
       job.tape = TapeDraft();
-      const int fd = job.questions.fd;
       job.questions = KvmQuestions();
       if (job.is_vm) {
-        ask_vm(fd, job.has_irqchip, job.has_pit, job.tape, job.questions);
+        ask_vm(job.fd, job.has_irqchip, job.has_pit, job.tape, job.questions);
       } else {
-        ask_vcpu(fd, job.has_irqchip, host, job.tape, job.questions);
+        job.questions.msrs = job.msrs;
+        job.questions.msrs_one_by_one = job.msrs_one_by_one;
+        job.questions.has_shadow_stacks = job.has_shadow_stacks;
+        ask_vcpu(job.fd, job.has_irqchip, host, job.tape, job.questions);
       }
       VMCKPT_TRY(check_tape_against_filters(image.threads(index++), job.tape, false));
       tapes.push_back({&thread, &job.tape});
     }
     VMCKPT_TRY(play_tapes(world, ledger, tapes));
     for (size_t i = first; i < next; ++i) {
-      if (VMCKPT_TRY(take_answers(jobs[i], host))) continue;
-      next = i;  // ask this one and those after it again, without the MSR that cannot be read
+      if (take_answers(jobs[i], host)) continue;
+      jobs[i].msrs_one_by_one = true;
+      next = i;  // ask this one and those after it again
       break;
     }
   }
@@ -153,6 +172,12 @@ void save_records(const KvmNotes& notes, pb::Kvm* saved) {
 
 }  // namespace
 
+void prepare_kvm(const KvmNotes& notes, KvmHost& host) {
+  for (uint32_t i = 1; i < notes.objects.size(); ++i) {
+    if (notes.objects[i].kind == KvmKind::kVcpu) known_msrs(notes, i, host);
+  }
+}
+
 Result<void> save_kvm(StoppedWorld& world, const Ledger& ledger, const KvmNotes& notes, KvmHost& host, pb::Image& image) {
   pb::Kvm* saved = image.mutable_kvm();
   VMCKPT_TRY(refuse_what_was_lost(notes));
@@ -181,9 +206,17 @@ Result<void> save_kvm(StoppedWorld& world, const Ledger& ledger, const KvmNotes&
     const bool in_kernel = has_record(notes, vm, KVM_CREATE_IRQCHIP);
     const bool is_vm = object.kind == KvmKind::kVm;
     const bool has_pit = has_record(notes, vm, KVM_CREATE_PIT2) || has_record(notes, vm, KVM_CREATE_PIT);
-    Job& job = jobs.emplace_back(Job{i, is_vm, in_kernel || (!is_vm && has_split_irqchip(notes, vm)), has_pit, {}, {}, entry});
-    job.questions.fd = descriptors.of(i);
-    if (is_vm || object.run == 0) continue;
+    Job& job = jobs.emplace_back(Job{i, is_vm, in_kernel || (!is_vm && has_split_irqchip(notes, vm)), has_pit, descriptors.of(i), {}});
+    job.saved = entry;
+    if (is_vm) continue;
+    const KnownMsrs& known = known_msrs(notes, i, host);
+    job.msrs = known.readable;
+    job.has_shadow_stacks = guest_may_see(noted_payload(notes, i, KVM_SET_CPUID2), kMsrOfShadowStacks);
+    for (const auto& [index, value] : known.fresh) {
+      const kvm_msr_entry fresh{index, 0, value};
+      if (value != 0) entry->mutable_vcpu()->mutable_fresh_msrs()->append(reinterpret_cast<const char*>(&fresh), sizeof fresh);
+    }
+    if (object.run == 0) continue;
     entry->set_run_address(object.run);
     entry->mutable_vcpu()->mutable_run()->resize(host.run_bytes);
     VMCKPT_TRY(read_memory(world.pid(), object.run, entry->mutable_vcpu()->mutable_run()->data(), host.run_bytes));
@@ -309,19 +342,25 @@ void plan_record(const pb::KvmRecord& record, const RestoredDescriptors& descrip
             fmt::format("{} again", kvm_call_name(record.request())));
 }
 
-// The TSC goes on as kvmclock does (plan_vm_clock): without the gap where the checkpoint's kernel did not tell the real time.
-TscGap tsc_gap(const pb::Image& image, const pb::KvmObject& vcpu) {
-  TscGap gap{is_this_boot(image.host()), 0};
-  const pb::KvmObject* vm = find_kvm_object(image.kvm(), vcpu.parent());
-  if (vm != nullptr && (kvm_clock_of(vm->vm()).flags & KVM_CLOCK_REALTIME) != 0) {
-    gap.away_ns = clock_ns(CLOCK_REALTIME) - static_cast<int64_t>(kvm_clock_of(vm->vm()).realtime);
+// The offsets are taken from one reading of the host's TSC, as late as can be. Returns where each vCPU's will lie.
+std::map<uint32_t, uint64_t> plan_tsc_offsets(const pb::Kvm& kvm, const GuestTime& time, TapeDraft& tape) {
+  std::vector<uint64_t> words;
+  std::map<uint32_t, uint64_t> places;
+  for (const pb::KvmObject& object : kvm.objects()) {
+    if (!object.has_vcpu() || !time.tsc_of(object).by_offset) continue;
+    places[object.id()] = words.size() * sizeof(uint64_t);
+    words.push_back(time.tsc_of(object).goes_on_at);
   }
-  return gap;
+  if (words.empty()) return places;
+  const uint64_t room = tape.data(words.data(), words.size() * sizeof(uint64_t));
+  for (auto& [vcpu, place] : places) place += room;
+  tape.call(kOpSubtractTsc, {room, words.size()}, true, "take TSC offsets from the host's TSC");
+  return places;
 }
 
 }  // namespace
 
-Result<void> plan_kvm(const pb::Image& image, int device, int first_service_fd, TapeDraft& tape) {
+Result<void> plan_kvm(const pb::Image& image, int device, int first_service_fd, GuestClock clock, TapeDraft& tape) {
   const pb::Kvm& kvm = image.kvm();
   if (kvm.objects_size() == 0) return {};
   const RestoredDescriptors descriptors(image, first_service_fd);
@@ -335,20 +374,35 @@ Result<void> plan_kvm(const pb::Image& image, int device, int first_service_fd, 
   }
   std::sort(steps.begin(), steps.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
   for (auto& [order, step] : steps) step();
-  // 2. state: interrupt controllers first, since a local APIC that is set looks at what they route
+  // 2. state: interrupt controllers first, since a local APIC that is set looks at what they route; the clock before vCPUs, since
+  // MSR_KVM_WALL_CLOCK makes KVM write the date at which the clock was zero into the guest's memory
+  const int clock_flags = ::ioctl(device, KVM_CHECK_EXTENSION, KVM_CAP_ADJUST_CLOCK);
+  const GuestTime time(image, clock, clock_ns(CLOCK_REALTIME), clock_flags > 0 && (clock_flags & KVM_CLOCK_REALTIME) != 0);
+  auto plan_clocks = [&] {
+    for (const pb::KvmObject& object : kvm.objects()) {
+      if (object.has_vm()) time.plan_clock(object, descriptors.fd(object.id()), tape);
+    }
+  };
   for (const pb::KvmObject& object : kvm.objects()) {
     if (object.has_vm()) plan_vm_state(object.vm(), descriptors.fd(object.id()), tape);
   }
+  plan_clocks();
+  const auto tsc_offsets = plan_tsc_offsets(kvm, time, tape);
   for (const pb::KvmObject& object : kvm.objects()) {
-    if (object.has_vcpu()) plan_vcpu_state(object.vcpu(), tsc_gap(image, object), descriptors.fd(object.id()), tape);
+    if (!object.has_vcpu()) continue;
+    auto offset = tsc_offsets.find(object.id());
+    plan_vcpu_state(object.vcpu(), payload_of(kvm, object.id(), KVM_SET_CPUID2), time.tsc_of(object), offset == tsc_offsets.end() ? 0 : offset->second, descriptors.fd(object.id()), tape);
   }
-  // 3. the clock as late as possible, before any vCPU runs
+  // 3. what runs by itself as late as possible, before any vCPU runs
   for (const pb::KvmObject& object : kvm.objects()) {
-    if (object.has_vm()) plan_vm_clock(object.vm(), descriptors.fd(object.id()), tape);
+    if (object.has_vm()) plan_pit(object.vm(), descriptors.fd(object.id()), tape);
   }
+  plan_clocks();
   for (const pb::KvmObject& object : kvm.objects()) {
+    if (!object.has_vcpu()) continue;
     // The guest's watchdogs shall not take the gap for a hang. Refused where the guest does not use kvmclock.
-    if (object.has_vcpu()) tape.call(SYS_ioctl, {number(descriptors.fd(object.id())), KVM_KVMCLOCK_CTRL, 0});
+    tape.call(SYS_ioctl, {number(descriptors.fd(object.id())), KVM_KVMCLOCK_CTRL, 0});
+    time.plan_stolen_time(object, tape);
   }
   // 4. eventfds that inject or are signalled: one that is pending acts at once, on the state that is there
   for (const pb::KvmRecord& record : kvm.records()) {

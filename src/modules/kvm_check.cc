@@ -20,6 +20,13 @@ const pb::KvmObject* find_kvm_object(const pb::Kvm& kvm, uint32_t id) {
   return nullptr;
 }
 
+std::string payload_of(const pb::Kvm& kvm, uint32_t object, uint32_t request) {
+  for (auto record = kvm.records().rbegin(); record != kvm.records().rend(); ++record) {
+    if (record->object() == object && record->request() == request) return record->payload();
+  }
+  return {};
+}
+
 bool kvm_call_refers_to_events(uint32_t request) { return request == KVM_IRQFD || request == KVM_IOEVENTFD; }
 
 kvm_clock_data kvm_clock_of(const pb::KvmVmState& state) {
@@ -78,7 +85,22 @@ Result<void> check_record(const pb::Kvm& kvm, const pb::KvmRecord& record) {
 
 }  // namespace
 
-void check_kvm(const pb::Image& image, CpuCheck cpu_check, std::vector<Error>& problems, std::vector<std::string>& notes) {
+// Only what the guest can see and has changed is a loss.
+void check_msrs(const pb::Kvm& kvm, const pb::KvmObject& vcpu, KvmHost& host, std::vector<Error>& problems) {
+  const std::string cpuid = payload_of(kvm, vcpu.id(), KVM_SET_CPUID2);
+  const KnownMsrs& known = host.known_msrs(cpuid, payload_of(kvm, vcpu.id(), KVM_X86_SETUP_MCE));
+  for (size_t at = 0; at + sizeof(kvm_msr_entry) <= vcpu.vcpu().msrs().size(); at += sizeof(kvm_msr_entry)) {
+    kvm_msr_entry entry;
+    std::memcpy(&entry, vcpu.vcpu().msrs().data() + at, sizeof entry);
+    const bool is_known = std::find(known.readable.begin(), known.readable.end(), entry.index) != known.readable.end();
+    if (is_known || is_fresh(vcpu.vcpu(), entry) || !guest_may_see(cpuid, entry.index)) continue;
+    problems.push_back(error(fmt::format("this host's KVM lacks the MSR {:#x} of vCPU {}, which the guest has set to {:#x}", entry.index,
+                                         vcpu.number(), entry.data),
+                             "restart it on a host like the one it was saved on"));
+  }
+}
+
+void check_kvm(const pb::Image& image, CpuCheck cpu_check, GuestClock clock, std::vector<Error>& problems, std::vector<std::string>& notes) {
   const pb::Kvm& kvm = image.kvm();
   if (kvm.objects_size() == 0) return;
   auto host = KvmHost::ask();
@@ -95,23 +117,15 @@ void check_kvm(const pb::Image& image, CpuCheck cpu_check, std::vector<Error>& p
       problems.push_back(error(fmt::format("kvm_run has {} bytes here and {} in the image", (*host)->run_bytes, state.run().size()),
                                "restart it on a kernel like the one it was saved on"));
     }
-    if ((kvm_clock_of(object.vm()).flags & KVM_CLOCK_REALTIME) != 0 && !(*host)->has_real_time_clock) {
-      problems.push_back(error("this host's KVM lacks KVM_CLOCK_REALTIME, which sets the guest's clock right (Linux 5.16)"));
-    }
     if (!state.sregs2().empty() && !(*host)->has_sregs2) problems.push_back(error("this host's KVM lacks KVM_CAP_SREGS2"));
-    for (size_t at = 0; at + sizeof(kvm_msr_entry) <= state.msrs().size(); at += sizeof(kvm_msr_entry)) {
-      kvm_msr_entry entry;
-      std::memcpy(&entry, state.msrs().data() + at, sizeof entry);
-      const auto& known = (*host)->msrs;
-      if (std::find(known.begin(), known.end(), entry.index) != known.end()) continue;
-      problems.push_back(error(fmt::format("this host's KVM lacks the MSR {:#x} of vCPU {}", entry.index, object.number())));
-    }
+    if (object.has_vcpu()) check_msrs(kvm, object, **host, problems);
   }
   for (const pb::KvmRecord& record : kvm.records()) {
     if (!keep(check_record(kvm, record))) return;
   }
   check_guest_cpuid(kvm, **host, cpu_check, problems, notes);
   if (!is_this_boot(image.host())) check_guest_tsc(kvm, **host, cpu_check, problems, notes);
+  note_guests_that_mind_a_gap(image, clock, notes);
 }
 
 }  // namespace vmckpt

@@ -53,43 +53,49 @@ size_t most_xsave_bytes() {
 }
 
 Result<std::shared_ptr<KvmHost>> KvmHost::ask() {
+  return ask(VMCKPT_TRY(open_file("/dev/kvm", O_RDWR)), [](int fd, unsigned long request, unsigned long argument) { return ::ioctl(fd, request, argument); });
+}
+
+Result<std::shared_ptr<KvmHost>> KvmHost::ask(Fd device, KvmDoor call) {
   auto host = std::make_shared<KvmHost>();
-  host->device = VMCKPT_TRY(open_file("/dev/kvm", O_RDWR));
-  const int fd = host->device.get();
-  auto capability = [&](long number) { return ::ioctl(fd, KVM_CHECK_EXTENSION, number); };
-  const int run_bytes = ::ioctl(fd, KVM_GET_VCPU_MMAP_SIZE, 0);
+  host->device = std::move(device);
+  host->call = std::move(call);
+  auto ask = [&](unsigned long request, void* room) { return host->call(host->device.get(), request, reinterpret_cast<unsigned long>(room)); };
+  auto capability = [&](unsigned long number) { return host->call(host->device.get(), KVM_CHECK_EXTENSION, number); };
+  const int run_bytes = ask(KVM_GET_VCPU_MMAP_SIZE, nullptr);
   if (run_bytes <= 0) return errno_error("ask KVM for the size of kvm_run");
   host->run_bytes = static_cast<size_t>(run_bytes);
   host->has_xsave2 = capability(KVM_CAP_XSAVE2) > 0;
   host->xsave_bytes = host->has_xsave2 ? most_xsave_bytes() : kPlainXsaveBytes;
   host->has_sregs2 = capability(KVM_CAP_SREGS2) > 0;
-  host->has_real_time_clock = (capability(KVM_CAP_ADJUST_CLOCK) & KVM_CLOCK_REALTIME) != 0;
   host->has_tsc_offset = capability(KVM_CAP_VCPU_ATTRIBUTES) > 0;
   if (int nested = capability(KVM_CAP_NESTED_STATE); nested > 0) host->nested_bytes = static_cast<size_t>(nested);
+  constexpr int kOneReg = 70;  // KVM_CAP_ONE_REG; on x86 from Linux 6.18 on
+  host->has_one_reg = capability(kOneReg) > 0;
   kvm_msr_list count{};
-  ::ioctl(fd, KVM_GET_MSR_INDEX_LIST, &count);  // E2BIG, with the number
+  ask(KVM_GET_MSR_INDEX_LIST, &count);  // E2BIG, with the number
   std::vector<uint32_t> list(count.nmsrs + 1);
   list[0] = count.nmsrs;
-  if (::ioctl(fd, KVM_GET_MSR_INDEX_LIST, list.data()) != 0) return errno_error("ask KVM for its list of MSRs");
+  if (ask(KVM_GET_MSR_INDEX_LIST, list.data()) != 0) return errno_error("ask KVM for its list of MSRs");
   host->msrs.assign(list.begin() + 1, list.begin() + 1 + list[0]);
   // As many entries as any KVM has (KVM_MAX_CPUID_ENTRIES).
   constexpr size_t kMaxEntries = 256;
   std::vector<uint8_t> supported(sizeof(kvm_cpuid2) + kMaxEntries * sizeof(kvm_cpuid_entry2));
   auto* cpuid = reinterpret_cast<kvm_cpuid2*>(supported.data());
   cpuid->nent = kMaxEntries;
-  if (::ioctl(fd, KVM_GET_SUPPORTED_CPUID, cpuid) != 0) return errno_error("ask KVM for the CPUID that it supports");
+  if (ask(KVM_GET_SUPPORTED_CPUID, cpuid) != 0) return errno_error("ask KVM for the CPUID that it supports");
   host->cpuid.assign(cpuid->entries, cpuid->entries + cpuid->nent);
   return host;
 }
 
 uint32_t KvmHost::tsc_khz() const {
-  const Fd vm(::ioctl(device.get(), KVM_CREATE_VM, 0));
-  const Fd vcpu(vm.valid() ? ::ioctl(vm.get(), KVM_CREATE_VCPU, 0) : -1);
-  const int khz = vcpu.valid() ? ::ioctl(vcpu.get(), KVM_GET_TSC_KHZ, 0) : -1;
+  const Fd vm(call(device.get(), KVM_CREATE_VM, 0));
+  const Fd vcpu(vm.valid() ? call(vm.get(), KVM_CREATE_VCPU, 0) : -1);
+  const int khz = vcpu.valid() ? call(vcpu.get(), KVM_GET_TSC_KHZ, 0) : -1;
   return khz > 0 ? static_cast<uint32_t>(khz) : 0;
 }
 
-bool KvmHost::can_scale_tsc() const { return ::ioctl(device.get(), KVM_CHECK_EXTENSION, KVM_CAP_TSC_CONTROL) > 0; }
+bool KvmHost::can_scale_tsc() const { return call(device.get(), KVM_CHECK_EXTENSION, KVM_CAP_TSC_CONTROL) > 0; }
 
 // A guest that tells the time by the TSC measured its frequency once, when it booted.
 void check_guest_tsc(const pb::Kvm& kvm, const KvmHost& host, CpuCheck cpu_check, std::vector<Error>& problems,

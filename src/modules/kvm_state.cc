@@ -43,12 +43,33 @@ uint64_t tsc_offset_attribute(uint64_t offset_room, TapeDraft& tape) {
   return room;
 }
 
+// kvm_one_reg that points to the room of the guest's shadow stack pointer (KVM_X86_REG_KVM(KVM_REG_GUEST_SSP), Linux 6.18), which is
+// no MSR: what MSR_IA32_PL3_SSP and its kin hold is loaded into it by the processor.
+uint64_t shadow_stack_register(uint64_t value_room, TapeDraft& tape) {
+  constexpr uint64_t kRegisterOfKvm = 3, kGuestSsp = 0;
+  kvm_one_reg reg{};
+  reg.id = KVM_REG_X86 | KVM_REG_SIZE_U64 | kRegisterOfKvm << 32 | kGuestSsp;
+  const uint64_t room = tape.data_of(reg);
+  tape.point(room, offsetof(kvm_one_reg, addr), value_room);
+  return room;
+}
+
 template <class T>
 std::string text_of(const T& value) {
   return std::string(reinterpret_cast<const char*>(&value), sizeof value);
 }
 
 }  // namespace
+
+bool is_fresh(const pb::KvmVcpuState& state, const kvm_msr_entry& saved) {
+  uint64_t fresh = 0;
+  for (size_t at = 0; at + sizeof(kvm_msr_entry) <= state.fresh_msrs().size(); at += sizeof(kvm_msr_entry)) {
+    kvm_msr_entry entry;
+    std::memcpy(&entry, state.fresh_msrs().data() + at, sizeof entry);
+    if (entry.index == saved.index) fresh = entry.data;
+  }
+  return saved.data == fresh;
+}
 
 // ---- a VM: interrupt controllers, timer, clock -----------------------------------------------------------------------
 
@@ -74,25 +95,46 @@ void save_vm(const KvmQuestions& questions, const TapeDraft& tape, bool has_irqc
 
 void plan_vm_state(const pb::KvmVmState& state, int fd, TapeDraft& tape) {
   for (const std::string& chip : state.irqchips()) put(KVM_SET_IRQCHIP, "KVM_SET_IRQCHIP", chip, fd, tape);
-  put(KVM_SET_PIT2, "KVM_SET_PIT2", state.pit(), fd, tape);
 }
 
-// With KVM_CLOCK_REALTIME the kernel adds the real time that has gone by since the checkpoint: the guest's clock is right.
-void plan_vm_clock(const pb::KvmVmState& state, int fd, TapeDraft& tape) {
-  if (state.clock().size() != sizeof(kvm_clock_data)) return;
-  kvm_clock_data clock{};
-  std::memcpy(&clock, state.clock().data(), sizeof clock);
-  clock.flags &= KVM_CLOCK_REALTIME;
-  clock.host_tsc = 0;
-  put(KVM_SET_CLOCK, "KVM_SET_CLOCK", text_of(clock), fd, tape);
-}
+// The PIT runs as soon as it is set. A tick that it raised before the local APICs are set would be lost with their old state, and where
+// it waits for the guest to acknowledge a tick before it raises the next (reinjection), none would ever come again
+// (arch/x86/kvm/i8254.c, pit_do_work). QEMU sets it last, too.
+void plan_pit(const pb::KvmVmState& state, int fd, TapeDraft& tape) { put(KVM_SET_PIT2, "KVM_SET_PIT2", state.pit(), fd, tape); }
 
 // ---- a vCPU ----------------------------------------------------------------------------------------------------------
+
+namespace {
+
+void ask_msrs(TapeDraft& tape, KvmQuestions& questions) {
+  auto ask = [&](const std::vector<uint32_t>& indices) {
+    const std::string list = msr_list(indices);
+    const uint64_t room = tape.data(list.data(), list.size());
+    questions.msr_answers.push_back({tape.call(SYS_ioctl, {number(questions.fd), KVM_GET_MSRS, room}), room});
+  };
+  if (!questions.msrs_one_by_one) return ask(questions.msrs);
+  for (uint32_t index : questions.msrs) ask({index});
+}
+
+bool take_msrs(const KvmQuestions& questions, const TapeDraft& tape, pb::KvmVcpuState* saved) {
+  std::string msrs;
+  for (const auto& [call, room] : questions.msr_answers) {
+    const int64_t read = std::max<int64_t>(tape.result(call), 0);
+    if (!questions.msrs_one_by_one && static_cast<size_t>(read) < questions.msrs.size()) return false;
+    msrs += bytes_at(tape, room + sizeof(kvm_msrs), static_cast<size_t>(read) * sizeof(kvm_msr_entry));
+  }
+  saved->set_msrs(std::move(msrs));
+  return true;
+}
+
+}  // namespace
 
 void ask_vcpu(int fd, bool has_lapic, const KvmHost& host, TapeDraft& tape, KvmQuestions& questions) {
   questions.fd = fd;
   // First: it makes a pending INIT or SIPI part of the state that the others show.
   ask_into(questions, KVM_GET_MP_STATE, tape.room(sizeof(kvm_mp_state)), "KVM_GET_MP_STATE", tape);
+  // Then this, which may deliver what is pending into CR2 and DR6 (kvm_deliver_exception_payload).
+  ask_into(questions, KVM_GET_VCPU_EVENTS, tape.room(sizeof(kvm_vcpu_events)), "KVM_GET_VCPU_EVENTS", tape);
   ask_into(questions, KVM_GET_REGS, tape.room(sizeof(kvm_regs)), "KVM_GET_REGS", tape);
   if (host.has_sregs2) {
     ask_into(questions, KVM_GET_SREGS2, tape.room(sizeof(kvm_sregs2)), "KVM_GET_SREGS2", tape);
@@ -102,18 +144,8 @@ void ask_vcpu(int fd, bool has_lapic, const KvmHost& host, TapeDraft& tape, KvmQ
   ask_into(questions, host.has_xsave2 ? KVM_GET_XSAVE2 : KVM_GET_XSAVE, tape.room(host.xsave_bytes), "KVM_GET_XSAVE", tape);
   ask_into(questions, KVM_GET_XCRS, tape.room(sizeof(kvm_xcrs)), "KVM_GET_XCRS", tape);
   ask_into(questions, KVM_GET_DEBUGREGS, tape.room(sizeof(kvm_debugregs)), "KVM_GET_DEBUGREGS", tape);
-  ask_into(questions, KVM_GET_VCPU_EVENTS, tape.room(sizeof(kvm_vcpu_events)), "KVM_GET_VCPU_EVENTS", tape);
-  std::string msrs(sizeof(kvm_msrs) + host.msrs.size() * sizeof(kvm_msr_entry), '\0');
-  auto* list = reinterpret_cast<kvm_msrs*>(msrs.data());
-  list->nmsrs = static_cast<uint32_t>(host.msrs.size());
-  for (size_t i = 0; i < host.msrs.size(); ++i) {
-    kvm_msr_entry entry{host.msrs[i], 0, 0};
-    std::memcpy(msrs.data() + sizeof(kvm_msrs) + i * sizeof entry, &entry, sizeof entry);
-  }
-  ask_into(questions, KVM_GET_MSRS, tape.data(msrs.data(), msrs.size()), "KVM_GET_MSRS", tape);
-  questions.parts.push_back({tape.calls() - 1, 0});  // how many could be read
-  const size_t khz = tape.call(SYS_ioctl, {number(fd), KVM_GET_TSC_KHZ, 0});
-  questions.parts.push_back({khz, 0});
+  ask_msrs(tape, questions);
+  questions.tsc_khz = tape.call(SYS_ioctl, {number(fd), KVM_GET_TSC_KHZ, 0});
   if (has_lapic) ask_into(questions, KVM_GET_LAPIC, tape.room(sizeof(kvm_lapic_state)), "KVM_GET_LAPIC", tape);
   if (host.nested_bytes != 0) {
     std::string nested(host.nested_bytes, '\0');
@@ -121,21 +153,21 @@ void ask_vcpu(int fd, bool has_lapic, const KvmHost& host, TapeDraft& tape, KvmQ
     ask_into(questions, KVM_GET_NESTED_STATE, tape.data(nested.data(), nested.size()), "KVM_GET_NESTED_STATE", tape);
   }
   if (host.has_tsc_offset) {
-    const uint64_t offset = tape.room(sizeof(uint64_t));
-    questions.parts.push_back({tape.call(SYS_ioctl, {number(fd), KVM_GET_DEVICE_ATTR, tsc_offset_attribute(offset, tape)}), 0});
-    questions.rooms.push_back(offset);
+    questions.tsc_offset_room = tape.room(sizeof(uint64_t));
+    questions.tsc_offset = tape.call(SYS_ioctl, {number(fd), KVM_GET_DEVICE_ATTR, tsc_offset_attribute(questions.tsc_offset_room, tape)});
+  }
+  if (host.has_one_reg && questions.has_shadow_stacks) {
+    questions.ssp_room = tape.room(sizeof(uint64_t));
+    questions.ssp = tape.call(SYS_ioctl, {number(fd), KVM_GET_ONE_REG, shadow_stack_register(questions.ssp_room, tape)});
   }
 }
 
-Result<bool> save_vcpu(const KvmQuestions& questions, const TapeDraft& tape, bool has_lapic, KvmHost& host, pb::KvmVcpuState* saved) {
-  const auto msrs_read = static_cast<size_t>(tape.result(questions.parts[0].first));
-  if (msrs_read < host.msrs.size()) {
-    host.msrs.erase(host.msrs.begin() + static_cast<ptrdiff_t>(msrs_read));  // the one at which reading ended
-    return false;
-  }
+bool save_vcpu(const KvmQuestions& questions, const TapeDraft& tape, bool has_lapic, const KvmHost& host, pb::KvmVcpuState* saved) {
+  if (!take_msrs(questions, tape, saved)) return false;
   size_t next = 0;
   auto take = [&](size_t bytes) { return bytes_at(tape, questions.rooms[next++], bytes); };
   saved->set_mp_state(take(sizeof(kvm_mp_state)));
+  saved->set_events(take(sizeof(kvm_vcpu_events)));
   saved->set_regs(take(sizeof(kvm_regs)));
   if (host.has_sregs2) {
     saved->set_sregs2(take(sizeof(kvm_sregs2)));
@@ -148,22 +180,18 @@ Result<bool> save_vcpu(const KvmQuestions& questions, const TapeDraft& tape, boo
   saved->set_xsave(std::move(xsave));
   saved->set_xcrs(take(sizeof(kvm_xcrs)));
   saved->set_debug_regs(take(sizeof(kvm_debugregs)));
-  saved->set_events(take(sizeof(kvm_vcpu_events)));
-  saved->set_msrs(take(sizeof(kvm_msrs) + host.msrs.size() * sizeof(kvm_msr_entry)).substr(sizeof(kvm_msrs)));
-  if (int64_t khz = tape.result(questions.parts[1].first); khz > 0) saved->set_tsc_khz(static_cast<uint32_t>(khz));
+  if (int64_t khz = tape.result(questions.tsc_khz); khz > 0) saved->set_tsc_khz(static_cast<uint32_t>(khz));
   if (has_lapic) saved->set_lapic(take(sizeof(kvm_lapic_state)));
   if (host.nested_bytes != 0) saved->set_nested(take(host.nested_bytes));
-  if (host.has_tsc_offset && tape.succeeded(questions.parts[2].first)) {
+  if (host.has_tsc_offset && tape.succeeded(questions.tsc_offset)) {
     saved->set_has_tsc_offset(true);
-    saved->set_tsc_offset(tape.as<int64_t>(questions.rooms[next]));
+    saved->set_tsc_offset(tape.as<int64_t>(questions.tsc_offset_room));
+  }
+  if (questions.ssp_room != 0 && tape.succeeded(questions.ssp)) {
+    saved->set_has_shadow_stack_pointer(true);
+    saved->set_shadow_stack_pointer(tape.as<uint64_t>(questions.ssp_room));
   }
   return true;
-}
-
-uint64_t tsc_after(uint64_t saved, uint32_t tsc_khz, const TscGap& gap) {
-  constexpr unsigned kNsPerMs = 1'000'000;
-  const auto ticks = static_cast<unsigned __int128>(std::max<int64_t>(gap.away_ns, 0)) * tsc_khz / kNsPerMs;
-  return saved + static_cast<uint64_t>(ticks);
 }
 
 namespace {
@@ -174,20 +202,23 @@ std::string padded_xsave(std::string xsave) {
   return xsave;
 }
 
-// The TSC: by its offset where the host's TSC has only counted on. On another host, or after its reboot, by its value: KVM then
-// takes writes of vCPUs that are less than a second apart for the same moment, so that they stay in step.
-bool goes_on_by_offset(const pb::KvmVcpuState& state, const TscGap& gap) { return state.has_tsc_offset() && gap.is_this_boot; }
+bool in_system_management_mode(const std::string& events) {
+  kvm_vcpu_events state{};
+  std::memcpy(&state, events.data(), std::min(sizeof state, events.size()));
+  return (state.flags & KVM_VCPUEVENT_VALID_SMM) != 0 && state.smi.smm != 0;
+}
 
-void put_msrs(const pb::KvmVcpuState& state, const TscGap& gap, int fd, TapeDraft& tape) {
+void put_msrs(const pb::KvmVcpuState& state, const std::string& cpuid, const TscPlan& tsc, int fd, TapeDraft& tape) {
   const std::string& entries = state.msrs();
   std::string list(sizeof(kvm_msrs), '\0');
   uint32_t count = 0;
   for (size_t at = 0; at + sizeof(kvm_msr_entry) <= entries.size(); at += sizeof(kvm_msr_entry)) {
     kvm_msr_entry entry;
     std::memcpy(&entry, entries.data() + at, sizeof entry);
+    entry.reserved = !guest_may_see(cpuid, entry.index) ? uint32_t{kMsrHidden} : is_fresh(state, entry) ? uint32_t{kMsrFresh} : 0;
     if (entry.index == kMsrTsc) {
-      if (goes_on_by_offset(state, gap)) continue;
-      entry.data = tsc_after(entry.data, state.tsc_khz(), gap);
+      if (tsc.by_offset) continue;
+      entry.data = tsc.goes_on_at;
     }
     list += text_of(entry);
     ++count;
@@ -198,10 +229,10 @@ void put_msrs(const pb::KvmVcpuState& state, const TscGap& gap, int fd, TapeDraf
 
 }  // namespace
 
-void plan_vcpu_state(const pb::KvmVcpuState& state, const TscGap& gap, int fd, TapeDraft& tape) {
+void plan_vcpu_state(const pb::KvmVcpuState& state, const std::string& cpuid, const TscPlan& tsc, uint64_t offset, int fd, TapeDraft& tape) {
   // Before the TSC is set. Another host's guests run at another frequency, unless they are told.
-  if (state.tsc_khz() != 0 && !gap.is_this_boot) {
-    tape.call(SYS_ioctl, {number(fd), KVM_SET_TSC_KHZ, state.tsc_khz()}, false, fmt::format("KVM_SET_TSC_KHZ of descriptor {}", fd));
+  if (tsc.frequency != 0) {
+    tape.call(SYS_ioctl, {number(fd), KVM_SET_TSC_KHZ, tsc.frequency}, false, fmt::format("KVM_SET_TSC_KHZ of descriptor {}", fd));
   }
   // The APIC's base and the paging mode say what the rest means.
   put(KVM_SET_SREGS2, "KVM_SET_SREGS2", state.sregs2(), fd, tape);
@@ -211,12 +242,23 @@ void plan_vcpu_state(const pb::KvmVcpuState& state, const TscGap& gap, int fd, T
   put(KVM_SET_XSAVE, "KVM_SET_XSAVE", padded_xsave(state.xsave()), fd, tape);
   // The timer's mode before its deadline, which is an MSR.
   put(KVM_SET_LAPIC, "KVM_SET_LAPIC", state.lapic(), fd, tape);
-  if (goes_on_by_offset(state, gap)) {
-    const uint64_t offset = tape.data_of(state.tsc_offset());
+  if (tsc.by_offset) {
     tape.call(SYS_ioctl, {number(fd), KVM_SET_DEVICE_ATTR, tsc_offset_attribute(offset, tape)}, true,
               fmt::format("set the TSC's offset of descriptor {}", fd));
   }
-  put_msrs(state, gap, fd, tape);
+  put_msrs(state, cpuid, tsc, fd, tape);
+  // CR4 and the MSRs that enable shadow stacks come before.
+  if (state.has_shadow_stack_pointer()) {
+    const uint64_t pointer = tape.data_of(state.shadow_stack_pointer());
+    tape.call(SYS_ioctl, {number(fd), KVM_SET_ONE_REG, shadow_stack_register(pointer, tape)}, state.shadow_stack_pointer() != 0,
+              fmt::format("set the shadow stack pointer of descriptor {}", fd));
+  }
+  // Nested state comes before events, as QEMU has it. But KVM takes what it says of system management mode only from a vCPU that is
+  // in it (vmx_set_nested_state), which the events say; and a vCPU that enters or leaves it later loses its nested state
+  // (kvm_vcpu_ioctl_x86_set_vcpu_events). Set twice they do no harm.
+  if (!state.nested().empty() && in_system_management_mode(state.events())) {
+    put(KVM_SET_VCPU_EVENTS, "KVM_SET_VCPU_EVENTS", state.events(), fd, tape);
+  }
   put(KVM_SET_NESTED_STATE, "KVM_SET_NESTED_STATE", state.nested(), fd, tape);
   // Registers drop pending exceptions, so events come after them.
   put(KVM_SET_REGS, "KVM_SET_REGS", state.regs(), fd, tape);

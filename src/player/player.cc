@@ -197,6 +197,15 @@ PLAYER_CODE int64_t make_aio_ring(const TapeCall* call) {
   return header[2] == order->head && header[3] == tail ? 0 : -kErrorIo;
 }
 
+PLAYER_CODE int64_t subtract_tsc(const TapeCall* call) {
+  uint32_t low, high;
+  asm volatile("lfence\n\trdtsc" : "=a"(low), "=d"(high) : : "memory");
+  const uint64_t now = static_cast<uint64_t>(high) << 32 | low;
+  auto* words = reinterpret_cast<uint64_t*>(call->args[0]);
+  for (uint64_t i = 0; i < call->args[1]; ++i) words[i] -= now;
+  return 0;
+}
+
 struct Msr {  // kvm_msr_entry
   uint32_t index;
   uint32_t reserved;
@@ -230,6 +239,8 @@ PLAYER_CODE int64_t set_msrs(TapeCall* call) {
     one.entry.data = 0;
     const int64_t read = system_call(SYS_ioctl, call->args[0], kGetMsrs, reinterpret_cast<uint64_t>(&one));
     if (read == 1 && one.entry.data == list->entries[i].data) continue;
+    const uint32_t loss = list->entries[i].reserved;
+    if (loss == kMsrHidden || (loss == kMsrFresh && read != 1)) continue;
     call->args[5] = list->entries[i].index;
     return -kErrorInvalid;
   }
@@ -250,6 +261,11 @@ PLAYER_CODE int64_t play(TapeCall* call) {
   if (call->number == kOpMakeAioRing) return make_aio_ring(call);
   if (call->number == kOpUseTiles) return use_tiles(call);
   if (call->number == kOpMakeDescriptor) return make_descriptor(call);
+  if (call->number == kOpSubtractTsc) return subtract_tsc(call);
+  if (call->number == kOpAdd) {
+    *reinterpret_cast<uint64_t*>(call->args[0]) += call->args[1];
+    return 0;
+  }
   return -38;  // ENOSYS
 }
 

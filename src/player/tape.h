@@ -21,12 +21,20 @@ enum TapeOp : int64_t {
   kOpSnapshot = kOpFirst,  // fork a copy that becomes the caller's sibling and waits; args: {expected parent pid}
   kOpThread,               // clone3 with args {clone_args*, its size, stack top, Tape*}: the new thread plays that tape
   kOpCopyBytes,            // {to, from, bytes} within the process
-  kOpSetMsrs,              // KVM_SET_MSRS {fd, kvm_msrs*, 0, 0, 0, index of the MSR that was refused}
+  kOpSetMsrs,              // KVM_SET_MSRS {fd, kvm_msrs*, 0, 0, 0, index of the MSR that was refused}; `reserved` is an MsrLoss
   kOpMakeAioRing,          // {AioRingOrder*}: a context of Linux AIO with its ring where it was
   kOpUseTiles,             // touch AMX: the kernel makes room for the thread's tile registers; {tile configuration, 64 bytes}
   kOpReadList,             // the runs of a list that several threads share: arguments as in ReadListArgument
   kOpJoin,                 // {word, Tape*}: waits until the kernel has cleared the word of a thread; answers what its tape did
+  kOpSubtractTsc,          // takes the processor's time stamp counter, read once, from {array of 8-byte words, how many}
+  kOpAdd,                  // {address of an 8-byte word, what is added to it}
   kOpMakeDescriptor,       // ioctl {fd, request, argument} that returns a descriptor, which goes to {number, O_CLOEXEC or 0}
+};
+
+// When an MSR that KVM does not take is no loss.
+enum MsrLoss : uint32_t {
+  kMsrFresh = 1,   // where it cannot be read either: it had the value that a new vCPU has
+  kMsrHidden = 2,  // always: the guest does not know of it
 };
 
 enum TapeFlag : uint32_t {

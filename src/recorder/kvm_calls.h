@@ -139,6 +139,7 @@ inline constexpr KvmCall kKvmCalls[] = {
     VMCKPT_IGNORE(KVM_GET_PIT), VMCKPT_IGNORE(KVM_SET_PIT),
     VMCKPT_IGNORE(KVM_GET_PIT2), VMCKPT_IGNORE(KVM_SET_PIT2),
     VMCKPT_IGNORE(KVM_GET_CLOCK), VMCKPT_IGNORE(KVM_SET_CLOCK),
+    VMCKPT_IGNORE(KVM_GET_ONE_REG), VMCKPT_IGNORE(KVM_SET_ONE_REG), VMCKPT_IGNORE(KVM_GET_REG_LIST),
     // what only reads
     VMCKPT_IGNORE(KVM_GET_API_VERSION), VMCKPT_IGNORE(KVM_CHECK_EXTENSION), VMCKPT_IGNORE(KVM_GET_VCPU_MMAP_SIZE),
     VMCKPT_IGNORE(KVM_GET_SUPPORTED_CPUID), VMCKPT_IGNORE(KVM_GET_EMULATED_CPUID), VMCKPT_IGNORE(KVM_GET_CPUID2),
@@ -171,6 +172,14 @@ inline constexpr struct {
     {KVM_CAP_VM_COPY_ENC_CONTEXT_FROM, "KVM_CAP_VM_COPY_ENC_CONTEXT_FROM"},
     {KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM, "KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM"},
 };
+
+// Each call of these adds to those before (arch/x86/kvm/x86.c, kvm_vm_ioctl_enable_cap); of others the last one counts.
+constexpr bool adds_to_earlier_calls(uint32_t capability) {
+  return capability == KVM_CAP_X86_DISABLE_EXITS || capability == KVM_CAP_DISABLE_QUIRKS || capability == KVM_CAP_DISABLE_QUIRKS2;
+}
+constexpr bool replaces(const kvm_enable_cap& earlier, const kvm_enable_cap& now) {
+  return earlier.cap == now.cap && (!adds_to_earlier_calls(now.cap) || earlier.args[0] == now.args[0]);
+}
 
 constexpr uint32_t msr_bitmap_bytes(const kvm_msr_filter_range& range) { return range.nmsrs / 8 + (range.nmsrs % 8 != 0); }
 

@@ -298,7 +298,7 @@ bool same_key(const KvmRecord& record, const Note& note) {
     case KvmKey::kObject: return true;
     case KvmKey::kArgument: return record.argument == note.argument;
     case KvmKey::kSlot: return payload_of<uint32_t>(record) == note.as<uint32_t>();
-    case KvmKey::kCapability: return payload_of<kvm_enable_cap>(record).cap == note.as<kvm_enable_cap>().cap;
+    case KvmKey::kCapability: return replaces(payload_of<kvm_enable_cap>(record), note.as<kvm_enable_cap>());
     case KvmKey::kIrqfd: return same_event(record, note) && payload_of<kvm_irqfd>(record).gsi == note.as<kvm_irqfd>().gsi;
     case KvmKey::kIoeventfd: {
       const auto &old = payload_of<kvm_ioeventfd>(record), &now = note.as<kvm_ioeventfd>();

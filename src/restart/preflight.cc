@@ -67,7 +67,7 @@ void check_mapped_files(const pb::AddressSpace& space, const FileAccess& access,
 
 }  // namespace
 
-Result<void> preflight(const ImageReader& image, CpuCheck cpu_check, FilePolicy files, std::vector<std::string>& notes) {
+Result<void> preflight(const ImageReader& image, CpuCheck cpu_check, GuestClock guest_clock, FilePolicy files, std::vector<std::string>& notes) {
   const pb::Image& metadata = image.metadata();
   const FileAccess access(metadata.threads(0).credentials(), files);
   std::vector<Error> problems;
@@ -88,7 +88,7 @@ Result<void> preflight(const ImageReader& image, CpuCheck cpu_check, FilePolicy 
     problems.push_back(error("the program has guard regions (MADV_GUARD_INSTALL), which this kernel lacks", "restart it on Linux 6.13 or newer"));
   }
   check_aio(metadata.memory(), problems);
-  check_kvm(metadata, cpu_check, problems, notes);
+  check_kvm(metadata, cpu_check, guest_clock, problems, notes);
   check_descriptors(metadata.descriptors(), access, put_back, problems, notes);
   if (problems.empty()) return {};
   std::string text = fmt::format("{} cannot be restarted here", image.path());

@@ -214,6 +214,7 @@ struct Materials {
   const std::vector<Vma>& own_maps;
   int executable_fd;
   int kvm_device;
+  GuestClock guest_clock;
   std::vector<pid_t> helper_numbers;  // free for threads that only help
 };
 
@@ -296,7 +297,7 @@ Result<Tapes> draft_tapes(const Materials& materials, const Arena& arena, const 
   plan_seals(materials, leader);
   // 3. what belongs to the process, and its virtual machines; actions before any thread could take a signal
   plan_process(process, leader);
-  VMCKPT_TRY(plan_kvm(image, materials.kvm_device, materials.service.first(), leader));
+  VMCKPT_TRY(plan_kvm(image, materials.kvm_device, materials.service.first(), materials.guest_clock, leader));
   plan_signal_actions(process, leader);
   // 4. its threads, while there is still the right to choose their numbers
   for (int i = 1; i < image.threads_size(); ++i) {
@@ -400,7 +401,7 @@ Result<Prepared> rebuild(RebuildInputs& inputs, const Birthplace& birthplace, in
   MappedFiles files(*captured, access, service);
   const std::vector<Vma> own_maps = VMCKPT_TRY(read_maps(::getpid()));
   Materials materials{inputs.image,   image,         service,    files, *captured, own_maps,
-                      executable_fd, kvm_device, free_helper_numbers(image)};
+                      executable_fd, kvm_device, inputs.guest_clock, free_helper_numbers(image)};
   // Tapes hold addresses of the arena, whose size depends on the tapes: draft once to measure, once for good.
   const uint64_t vdso_size = vdso_bytes(own_maps);
   VdsoPlan vdso = VMCKPT_TRY(make_vdso_plan(image.memory(), own_maps, 0, 0));

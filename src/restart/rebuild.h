@@ -9,6 +9,7 @@
 #include "core/result.h"
 #include "image/reader.h"
 #include "memory/file_access.h"
+#include "modules/host.h"
 #include "restart/new_process.h"
 
 namespace vmckpt {
@@ -32,6 +33,7 @@ struct RebuildInputs {
   ImageReader& image;
   std::array<int, 3> stdio;  // restart's own, as duplicates
   FilePolicy files;
+  GuestClock guest_clock = GuestClock::kContinue;
 };
 
 [[noreturn]] void rebuild_and_play(RebuildInputs& inputs, const Birthplace& birthplace);

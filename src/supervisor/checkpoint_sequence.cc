@@ -277,6 +277,10 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   AddressSpacePreview preview = VMCKPT_TRY(preview_address_space(pid, early_ledger->madvise_generation));
   const uint32_t kvm_objects = VMCKPT_TRY(count_kvm_objects(pid, early_ledger->kvm));
   if (kvm_objects != 0 && !target.kvm) target.kvm = VMCKPT_TRY(KvmHost::ask());
+  if (kvm_objects != 0) {
+    // The target may just be writing them: what is missed now is found out later.
+    if (auto early_notes = read_kvm_notes(pid, early_ledger->kvm); early_notes.ok()) prepare_kvm(**early_notes, *target.kvm);
+  }
   clock.mark("prepare");
   fault_point("prepare");
 

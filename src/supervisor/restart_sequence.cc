@@ -248,7 +248,7 @@ Result<MadeTarget> make_target(const RestartRequest& request, ImageReader& image
 
   // 3. create the process with its old number
   std::array<int, 3> stdio = {0, 1, 2};
-  RebuildInputs inputs{image, stdio, request.files};
+  RebuildInputs inputs{image, stdio, request.files, request.guest_clock};
   NewProcess process = VMCKPT_TRY(make_process(metadata, surroundings, result.notes, [&](const Birthplace& birthplace) {
     rebuild_and_play(inputs, birthplace);
   }));
@@ -291,7 +291,7 @@ Result<RestartResult> restart_target(const RestartRequest& request) {
   clock.mark("verify");
 
   // 2. preflight: all problems at once, nothing started yet
-  VMCKPT_TRY(preflight(image, request.cpu_check, request.files, result.notes));
+  VMCKPT_TRY(preflight(image, request.cpu_check, request.guest_clock, request.files, result.notes));
   if (request.claim_name) VMCKPT_TRY(request.claim_name(metadata.target().name()));
   clock.mark("preflight");
 

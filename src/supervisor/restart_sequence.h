@@ -24,6 +24,7 @@ struct RestartRequest {
   std::function<void(const std::vector<std::string>&)> tell_notes;
   CpuCheck cpu_check = CpuCheck::kStrict;
   FilePolicy files;
+  GuestClock guest_clock = GuestClock::kContinue;
   bool detached = false;
   int64_t started_us = 0;  // CLOCK_MONOTONIC when the command started
 };

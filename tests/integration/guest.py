@@ -135,15 +135,15 @@ class Guest:
                     is_vmckpt=True)
         self._connect_after_boot()
 
-    def start_restart(self, image):
+    def start_restart(self, image, *options):
         """Begins to restart in the foreground, as a user would."""
         self.ended()
-        self._start([VMCKPT, "restart", str(image), "-n", self.name], is_vmckpt=True)
+        self._start([VMCKPT, "restart", *options, str(image), "-n", self.name], is_vmckpt=True)
 
-    def restart(self, image):
+    def restart(self, image, *options):
         """Restarts, connects the console anew, and returns the first tick of the new life."""
         seen_bytes = self._tick_log.stat().st_size
-        self.start_restart(image)
+        self.start_restart(image, *options)
         first = self._wait_for_line_from(seen_bytes)
         self.connect_console()
         return first

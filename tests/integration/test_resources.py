@@ -121,6 +121,7 @@ DESCRIPTOR_ACTS = [
     Act("posix_timers"),
     Act("interval_timers"),
     Act("alarm"),
+    Act("kvm_state"),
 ]
 
 VARIANTS = ["native", "resumed", "restarted", "restarted twice"]

@@ -67,7 +67,7 @@ pb::Image small_vm() {
 // The requests of a tape's KVM calls, in their order; other calls by their number.
 std::vector<uint64_t> plan_of(const pb::Image& image) {
   TapeDraft tape;
-  REQUIRE(plan_kvm(image, kDevice, kFirstServiceFd, tape).ok());
+  REQUIRE(plan_kvm(image, kDevice, kFirstServiceFd, GuestClock::kContinue, tape).ok());
   std::vector<uint64_t> order;
   for (const TapeCall& call : tape.all_calls()) {
     const bool is_kvm = call.number == SYS_ioctl || call.number == kOpMakeDescriptor;
@@ -107,8 +107,11 @@ TEST_CASE("state is set when everything is made, the clock after it, eventfds ar
   CHECK(place(order, KVM_CREATE_VCPU) < place(order, KVM_SET_SREGS));
   CHECK(place(order, KVM_SET_SREGS) < place(order, KVM_SET_REGS));
   CHECK(place(order, KVM_SET_REGS) < place(order, KVM_SET_VCPU_EVENTS));
-  CHECK(place(order, KVM_SET_VCPU_EVENTS) < place(order, KVM_SET_CLOCK));
-  CHECK(place(order, KVM_SET_CLOCK) < place(order, KVM_IRQFD));
+  // Once before the vCPUs, whose MSRs depend on it, and once as late as can be.
+  CHECK(place(order, KVM_SET_CLOCK) < place(order, KVM_SET_SREGS));
+  const auto last_clock = static_cast<size_t>(std::find(order.rbegin(), order.rend(), uint64_t{KVM_SET_CLOCK}).base() - order.begin()) - 1;
+  CHECK(place(order, KVM_SET_VCPU_EVENTS) < last_clock);
+  CHECK(last_clock < place(order, KVM_IRQFD));
   CHECK(order.back() == static_cast<uint64_t>(kOpCopyBytes));  // kvm_run, and the gate
 }
 
@@ -118,7 +121,7 @@ TEST_CASE("a vCPU that its VMM has closed is made again at a number that restart
   pb::Image image = small_vm();
   add_object(image, pb::KvmObject::VCPU, 3, 6, -1);
   TapeDraft tape;
-  REQUIRE(plan_kvm(image, kDevice, kFirstServiceFd, tape).ok());
+  REQUIRE(plan_kvm(image, kDevice, kFirstServiceFd, GuestClock::kContinue, tape).ok());
   size_t made = 0;
   for (const TapeCall& call : tape.all_calls()) {
     if (call.number == kOpMakeDescriptor && call.args[1] == KVM_CREATE_VCPU && call.args[3] >= kFirstServiceFd) ++made;
@@ -159,7 +162,7 @@ TEST_CASE("hostile KVM records are refused before anything starts") {
   auto problems_of = [](const pb::Image& image) {
     std::vector<Error> problems;
     std::vector<std::string> notes;
-    check_kvm(image, CpuCheck::kStrict, problems, notes);
+    check_kvm(image, CpuCheck::kStrict, GuestClock::kContinue, problems, notes);
     return problems.size();
   };
   pb::Image good = small_vm();
@@ -185,52 +188,6 @@ TEST_CASE("hostile KVM records are refused before anything starts") {
   pb::Image of_nobody = good;
   add_record(of_nobody, 42, KVM_CREATE_IRQCHIP, 9, "");
   CHECK(problems_of(of_nobody) > 0);
-}
-
-TEST_CASE("a TSC goes on by its offset where the host's has counted on, and elsewhere by its value after the gap") {
-  constexpr uint32_t kTsc = 0x10, kKhz = 2'000'000;
-  pb::KvmVcpuState state;
-  state.set_tsc_khz(kKhz);
-  state.set_has_tsc_offset(true);
-  state.set_tsc_offset(-5);
-  state.set_msrs(bytes_of(kvm_msr_entry{kTsc, 0, 1000}));
-  struct Plan {
-    bool sets_offset = false, sets_frequency = false;
-    std::vector<uint64_t> tsc;
-  };
-  auto plan_after = [&](const TscGap& gap) {
-    TapeDraft tape;
-    plan_vcpu_state(state, gap, 6, tape);
-    Plan plan;
-    for (const TapeCall& call : tape.all_calls()) {
-      if (call.number == SYS_ioctl && call.args[1] == KVM_SET_DEVICE_ATTR) plan.sets_offset = true;
-      if (call.number == SYS_ioctl && call.args[1] == KVM_SET_TSC_KHZ) plan.sets_frequency = call.args[2] == kKhz;
-      if (call.number != kOpSetMsrs) continue;
-      kvm_msrs list;
-      const auto* room = static_cast<const char*>(tape.contents(call.args[1]));
-      std::memcpy(&list, room, sizeof list);
-      for (uint32_t i = 0; i < list.nmsrs; ++i) {
-        kvm_msr_entry entry;
-        std::memcpy(&entry, room + sizeof list + i * sizeof entry, sizeof entry);
-        if (entry.index == kTsc) plan.tsc.push_back(entry.data);
-      }
-    }
-    return plan;
-  };
-  const Plan here = plan_after({true, 3'000'000'000});
-  CHECK(here.sets_offset);
-  CHECK(here.tsc.empty());
-  CHECK_FALSE(here.sets_frequency);
-
-  const Plan elsewhere = plan_after({false, 3'000'000'000});
-  CHECK_FALSE(elsewhere.sets_offset);
-  CHECK(elsewhere.tsc == std::vector<uint64_t>{1000 + uint64_t{3000} * kKhz});
-  CHECK(elsewhere.sets_frequency);
-
-  // A real-time clock that went back, and years away, neither turn it back nor overflow.
-  CHECK(tsc_after(1000, kKhz, {false, -1}) == 1000);
-  constexpr int64_t kTenYears_ns = int64_t{10} * 365 * 86400 * 1'000'000'000;
-  CHECK(tsc_after(0, kKhz, {false, kTenYears_ns}) == uint64_t{10} * 365 * 86400 * 1000 * kKhz);
 }
 
 TEST_CASE("a guest whose TSC this host can neither match nor scale is refused, but not where its processor is not checked") {
