@@ -60,13 +60,19 @@ struct SaveContext {
   std::unordered_map<uint64_t, const TargetFile*> by_socket_inode;
   std::map<std::pair<uint64_t, uint64_t>, uint32_t> pipe_ids;  // by device and inode
   uint64_t kept_bytes = 0;                                     // content of files with a name, regular_file.cc
+  std::vector<LedgerNote> further_notes;                       // beyond those in the ledger itself
+  std::unordered_multimap<uint64_t, uint32_t> notes_by_key;    // kind and value -> number of the note
+  std::set<uint32_t> watch_notes;                              // numbers of notes of watches that are there
 
   pid_t pid() const { return save.world.pid(); }
   void note(std::string text) { save.notes.push_back(std::move(text)); }
   const TargetFile* find_number(int number) const;  // null when there is none
   const TargetFile* find_socket(uint64_t inode) const;
-  // The recorder's note of this kind on any number of `file`, `value` equal too unless it is -1.
+  // The recorder's note of this kind and value on any number of `file`.
   const LedgerNote* find_ledger_note(NoteKind kind, const TargetFile& file, int64_t value) const;
+  // The numbers of all notes of this kind and value, whatever descriptor they are about.
+  std::vector<uint32_t> list_ledger_notes(NoteKind kind, int64_t value) const;
+  const LedgerNote& ledger_note(uint32_t number) const;
   // A PID that this process sees, as the target's PID namespace numbers it; 0 when it has no number there.
   int32_t pid_in_target(pid_t pid) const;
 };

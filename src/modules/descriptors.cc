@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "modules/descriptor_module.h"
+#include "tracer/ledger_reader.h"
 
 namespace vmckpt {
 namespace {
@@ -82,6 +83,26 @@ Result<void> refuse_separate_tables(const StoppedWorld& world) {
     return error(
         fmt::format("thread {} has a descriptor table of its own (unshare of CLONE_FILES)", thread.tid_in_target),
         "checkpoint again when that thread has ended");
+  }
+  return {};
+}
+
+uint64_t note_key(NoteKind kind, int64_t value) {
+  return (uint64_t{static_cast<uint32_t>(kind)} << 32) ^ static_cast<uint64_t>(value);
+}
+
+Result<void> index_notes(SaveContext& context) {
+  const Ledger& ledger = context.save.ledger;
+  context.further_notes = VMCKPT_TRY(read_further_notes(context.pid(), ledger));
+  for (uint32_t number = 0; number < ledger.notes_used; ++number) {
+    if (number >= kLedgerNotes + context.further_notes.size()) break;
+    const LedgerNote& note = context.ledger_note(number);
+    switch (note.kind) {
+      case NoteKind::kInotifyWatch:
+      case NoteKind::kEventfdSemaphore:
+      case NoteKind::kUnixBind: context.notes_by_key.emplace(note_key(note.kind, note.value), number); break;
+      default: break;
+    }
   }
   return {};
 }
@@ -170,11 +191,12 @@ Result<void> place_numbers(RestoreContext& context) {
 Result<void> save_descriptors(DescriptorSave& save, pb::DescriptorTable* table) {
   Fd proc(::open(fmt::format("/proc/{}", save.world.pid()).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!proc) return errno_error(fmt::format("open /proc/{}", save.world.pid()));
-  SaveContext context{save, table, proc.get(), {}, {}, {}, {}, {}, 0};
+  SaveContext context{save, table, proc.get(), {}, {}, {}, {}, {}, 0, {}, {}, {}};
   VMCKPT_TRY(refuse_separate_tables(save.world));
   table->set_checkpoint_realtime_ns(realtime_ns());
   context.files = VMCKPT_TRY(walk_descriptors(save.world, proc.get()));
   index_files(context);
+  VMCKPT_TRY(index_notes(context));
   table->mutable_files()->Reserve(static_cast<int>(context.files.size()));
   for (TargetFile& file : context.files) VMCKPT_TRY(save_file(context, file));
   for (const DescriptorModule* module : kModules) {
@@ -221,13 +243,25 @@ const TargetFile* SaveContext::find_socket(uint64_t inode) const {
   return found == by_socket_inode.end() ? nullptr : found->second;
 }
 
+const LedgerNote& SaveContext::ledger_note(uint32_t number) const {
+  return number < kLedgerNotes ? save.ledger.notes[number] : further_notes[number - kLedgerNotes];
+}
+
+std::vector<uint32_t> SaveContext::list_ledger_notes(NoteKind kind, int64_t value) const {
+  std::vector<uint32_t> numbers;
+  auto [begin, end] = notes_by_key.equal_range(note_key(kind, value));
+  for (auto entry = begin; entry != end; ++entry) {
+    const LedgerNote& note = ledger_note(entry->second);
+    if (note.kind == kind && note.value == value) numbers.push_back(entry->second);
+  }
+  return numbers;
+}
+
 const LedgerNote* SaveContext::find_ledger_note(NoteKind kind, const TargetFile& file, int64_t value) const {
-  uint32_t used = std::min(save.ledger.notes_used, kLedgerNotes);  // what lies beyond need not have been read
-  for (uint32_t i = 0; i < used; ++i) {
-    const LedgerNote& note = save.ledger.notes[i];
-    if (note.kind != kind || (value != -1 && note.value != value)) continue;
-    for (const TargetFile::Number& number : file.numbers) {
-      if (number.number == note.fd) return &note;
+  for (uint32_t number : list_ledger_notes(kind, value)) {
+    const LedgerNote& note = ledger_note(number);
+    for (const TargetFile::Number& own : file.numbers) {
+      if (own.number == note.fd) return &note;
     }
   }
   return nullptr;

@@ -20,7 +20,7 @@ Result<void> save(SaveContext& context, const TargetFile& file, int, pb::OpenFil
   std::string_view semaphore = fdinfo_field(file.fdinfo, "eventfd-semaphore");
   saved->mutable_eventfd()->set_count(parse_hex(count));
   saved->mutable_eventfd()->set_semaphore(
-      semaphore.empty() ? context.find_ledger_note(NoteKind::kEventfdSemaphore, file, -1) != nullptr
+      semaphore.empty() ? context.find_ledger_note(NoteKind::kEventfdSemaphore, file, 0) != nullptr
                         : semaphore == "1");
   return {};
 }

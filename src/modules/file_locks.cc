@@ -31,6 +31,11 @@ Result<pb::FileLock> parse_lock(const TargetFile& file, std::string_view line) {
     return error(fmt::format("{} has a lock of kind {}, which vmckpt does not know", file.describe(), kind),
                  "let the program release it before the checkpoint");
   }
+  // Somebody is waiting for the program to give the lease up or to downgrade it, for /proc/sys/fs/lease-break-time at most.
+  if (lock.kind() == pb::FileLock::LEASE && words[3] == "BREAKING") {
+    return error(fmt::format("{} has a lease that another process is breaking", file.describe()),
+                 "checkpoint again when the program has answered");
+  }
   lock.set_exclusive(type == "WRITE");
   lock.set_start(static_cast<uint64_t>(parse_number(first)));
   lock.set_bytes(last == "EOF" ? 0 : static_cast<uint64_t>(parse_number(last)) - lock.start() + 1);

@@ -52,16 +52,29 @@ bool same_endpoint(const std::string& a, const std::string& b) {
          std::memcmp(&first.address, &second.address, sizeof first.address) == 0;
 }
 
-std::string endpoint_text(const std::string& address) {
+std::string address_text(const std::string& address) {
   Endpoint endpoint = parse(address);
   if (!endpoint.valid) return "an unknown address";
   char text[INET6_ADDRSTRLEN];
-  if (IN6_IS_ADDR_V4MAPPED(&endpoint.address)) {
-    ::inet_ntop(AF_INET, &endpoint.address.s6_addr[12], text, sizeof text);
-    return fmt::format("{}:{}", text, endpoint.port);
-  }
-  ::inet_ntop(AF_INET6, &endpoint.address, text, sizeof text);
-  return fmt::format("[{}]:{}", text, endpoint.port);
+  bool v4 = IN6_IS_ADDR_V4MAPPED(&endpoint.address);
+  ::inet_ntop(v4 ? AF_INET : AF_INET6, &endpoint.address.s6_addr[v4 ? 12 : 0], text, sizeof text);
+  return text;
+}
+
+std::string endpoint_text(const std::string& address) {
+  Endpoint endpoint = parse(address);
+  if (!endpoint.valid) return "an unknown address";
+  bool v4 = IN6_IS_ADDR_V4MAPPED(&endpoint.address);
+  std::string text = v4 ? address_text(address) : "[" + address_text(address) + "]";
+  return fmt::format("{}:{}", text, endpoint.port);
+}
+
+bool is_any_or_loopback(const std::string& address) {
+  Endpoint endpoint = parse(address);
+  const in6_addr& a = endpoint.address;
+  if (!endpoint.valid || IN6_IS_ADDR_UNSPECIFIED(&a) || IN6_IS_ADDR_LOOPBACK(&a)) return true;
+  static constexpr uint8_t kZeros[4] = {};
+  return IN6_IS_ADDR_V4MAPPED(&a) && (a.s6_addr[12] == 127 || std::memcmp(&a.s6_addr[12], kZeros, sizeof kZeros) == 0);
 }
 
 }  // namespace vmckpt

@@ -11,7 +11,9 @@
 #include <unistd.h>
 
 #include "modules/descriptor_module.h"
+#include "modules/inet_diag.h"
 #include "modules/inet_socket.h"
+#include "modules/multicast.h"
 #include "modules/socket_options.h"
 
 namespace vmckpt {
@@ -56,6 +58,11 @@ Result<Fd> make_socket(RestoreContext& context, const pb::OpenFile& file) {
   if (!fd) return errno_error("make the socket of " + describe(file));
   restore_socket_options(context, file, socket.options(), fd.get(), OptionStage::kBeforeBind);
   return fd;
+}
+
+void shut_down(int fd, uint32_t shutdown) {
+  if ((shutdown & kNoMoreSending) != 0) ::shutdown(fd, SHUT_WR);
+  if ((shutdown & kNoMoreReading) != 0) ::shutdown(fd, SHUT_RD);  // a socket that is not connected says ENOTCONN, but does it
 }
 
 // Room for what is put back in one go. Only for large amounts: a size that is set stops TCP from adapting it.
@@ -151,9 +158,13 @@ size_t wait_for_bytes(int fd, size_t bytes) {
 
 void finish_options(RestoreContext& context, const pb::OpenFile& file, int fd) {
   const SocketOptions& options = file.inet_socket().options();
-  // Was set to bind beside lingering connections.
+  // Was set to bind beside lingering connections. Raw sockets have it from the beginning.
   int reuse = saved_option(options, SOL_SOCKET, SO_REUSEADDR);
-  ::setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &reuse, sizeof reuse);
+  if (file.inet_socket().type() != SOCK_RAW) ::setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &reuse, sizeof reuse);
+  if (file.inet_socket().not_local()) {
+    int free = saved_option(options, IPPROTO_IP, IP_FREEBIND) | saved_option(options, IPPROTO_IPV6, IPV6_FREEBIND);
+    ::setsockopt(fd, IPPROTO_IP, IP_FREEBIND, &free, sizeof free);
+  }
   restore_socket_options(context, file, options, fd, OptionStage::kAfterwards);
 }
 
@@ -210,6 +221,8 @@ Result<void> restore_inside(RestoreContext& context, const pb::OpenFile& file) {
       (accepted_socket.shutdown() & kNoMoreSending) != 0 || (client_socket.shutdown() & kPeerHasFinished) != 0;
   if (client_done) ::shutdown(client_fd, SHUT_WR);
   if (accepted_done) ::shutdown(accepted_fd, SHUT_WR);
+  shut_down(client_fd, client_socket.shutdown() & kNoMoreReading);
+  shut_down(accepted_fd, accepted_socket.shutdown() & kNoMoreReading);
   VMCKPT_TRY(context.put(client, std::move(connection.client)));
   return context.put(accepted, std::move(connection.accepted));
 }
@@ -238,6 +251,7 @@ Result<void> restore_lost(RestoreContext& context, const pb::OpenFile& file) {
   pollfd gone{fd, POLLRDHUP, 0};
   ::poll(&gone, 1, kLoopbackTimeoutMs);
   if (had_finished && !socket.error_pending()) get_option(fd, SOL_SOCKET, SO_ERROR);  // takes the reset's error away
+  shut_down(fd, socket.shutdown() & kNoMoreReading);
   return context.put(file, std::move(connection.client));
 }
 
@@ -245,6 +259,12 @@ Result<void> bind_again(RestoreContext& context, const pb::OpenFile& file, int f
   const pb::InetSocket& socket = file.inet_socket();
   VMCKPT_TRY(prepare_bind(file, fd));
   if (bind_to(fd, socket.local_address()) == 0) return {};
+  if (errno == EADDRINUSE && socket.type() == SOCK_STREAM) {
+    std::vector<InetDiagEntry> lingering = list_lingering(socket.local_address());
+    for (const InetDiagEntry& entry : lingering) (void)end_lingering_connection(entry);
+    if (bind_to(fd, socket.local_address()) == 0) return {};
+    if (!lingering.empty()) return lingering_error(file);
+  }
   if (errno != EADDRINUSE || !may_change_port(socket)) {
     return errno_error(fmt::format("{}: bind to {}", describe(file), endpoint_text(socket.local_address())));
   }
@@ -258,8 +278,9 @@ Result<void> bind_again(RestoreContext& context, const pb::OpenFile& file, int f
 Result<void> restore_unconnected(RestoreContext& context, const pb::OpenFile& file) {
   const pb::InetSocket& socket = file.inet_socket();
   Fd fd = VMCKPT_TRY(make_socket(context, file));
+  restore_socket_options(context, file, socket.options(), fd.get(), OptionStage::kRoute);
   if (!socket.local_address().empty()) VMCKPT_TRY(bind_again(context, file, fd.get()));
-  if (socket.type() == SOCK_DGRAM && !socket.peer_address().empty() &&
+  if (socket.type() != SOCK_STREAM && !socket.peer_address().empty() &&
       connect_to(fd.get(), socket.peer_address()) != 0) {
     context.note(fmt::format("{} cannot be connected to {}: {}", describe(file), endpoint_text(socket.peer_address()),
                              std::strerror(errno)));
@@ -270,11 +291,68 @@ Result<void> restore_unconnected(RestoreContext& context, const pb::OpenFile& fi
   return context.put(file, std::move(fd));
 }
 
+// With its old port where that is free.
+void bind_client(const pb::OpenFile& file, int fd) {
+  int reuse = 1;
+  ::setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &reuse, sizeof reuse);
+  const std::string& address = file.inet_socket().local_address();
+  if (!address.empty()) (void)(bind_to(fd, address) == 0 || bind_to(fd, with_port(address, 0)) == 0);
+}
+
+// A connection to a listener inside, which the program has not accepted yet.
+Result<void> restore_waiting(RestoreContext& context, const pb::OpenFile& file) {
+  const pb::InetSocket& socket = file.inet_socket();
+  for (bool old_port : {true, false}) {
+    Fd fd = VMCKPT_TRY(make_socket(context, file));
+    if (old_port) bind_client(file, fd.get());
+    if (connect_to(fd.get(), socket.peer_address()) != 0) {
+      if (old_port) continue;  // the pair of ports may linger in TIME_WAIT
+      return errno_error(fmt::format("connect {} to {}", describe(file), endpoint_text(socket.peer_address())));
+    }
+    if (!same_endpoint(name_of(fd.get()), socket.local_address())) {
+      context.note(fmt::format("{} has another port now: {}", describe(file), endpoint_text(name_of(fd.get()))));
+    }
+    shut_down(fd.get(), socket.shutdown());
+    return context.put(file, std::move(fd));
+  }
+  return {};
+}
+
+// One that was not connected yet when the checkpoint was taken. It tries again; a failure that is known at once is told the
+// program as a reset.
+Result<void> restore_connecting(RestoreContext& context, const pb::OpenFile& file) {
+  const pb::InetSocket& socket = file.inet_socket();
+  Fd fd = VMCKPT_TRY(make_socket(context, file));
+  restore_socket_options(context, file, socket.options(), fd.get(), OptionStage::kRoute);
+  bind_client(file, fd.get());
+  int flags = ::fcntl(fd.get(), F_GETFL);
+  if (flags < 0 || ::fcntl(fd.get(), F_SETFL, flags | O_NONBLOCK) != 0) return errno_error("prepare " + describe(file));
+  if (connect_to(fd.get(), socket.peer_address()) != 0 && errno != EINPROGRESS) return restore_lost(context, file);
+  shut_down(fd.get(), socket.shutdown());
+  return context.put(file, std::move(fd));
+}
+
+bool is_connecting(const pb::InetSocket& socket) {
+  return socket.state() == TCP_SYN_SENT && !socket.peer_address().empty() && socket.peer() == pb::PEER_OUTSIDE;
+}
+
+std::vector<const pb::OpenFile*> list_waiting(const RestoreContext& context) {
+  std::vector<const pb::OpenFile*> waiting;
+  for (const pb::OpenFile& file : context.table.files()) {
+    if (file.has_inet_socket() && file.inet_socket().pending()) waiting.push_back(&file);
+  }
+  // Their order in the listener's queue is not known; that in which they were made is most likely the same.
+  std::sort(waiting.begin(), waiting.end(),
+            [](const auto* a, const auto* b) { return a->inet_socket().inode() < b->inet_socket().inode(); });
+  return waiting;
+}
+
 }  // namespace
 
 Result<void> restore_inet_sockets(RestoreContext& context) {
   for (const pb::OpenFile& file : context.table.files()) {
     if (!file.has_inet_socket() || context.has(file.id())) continue;
+    if (file.inet_socket().pending() || is_connecting(file.inet_socket())) continue;
     switch (file.inet_socket().peer()) {
       case pb::PEER_INSIDE: VMCKPT_TRY(restore_inside(context, file)); break;
       case pb::PEER_STDIO:
@@ -286,12 +364,25 @@ Result<void> restore_inet_sockets(RestoreContext& context) {
     }
   }
   for (const pb::OpenFile& file : context.table.files()) {
-    if (file.has_inet_socket() && !context.has(file.id())) VMCKPT_TRY(restore_unconnected(context, file));
+    if (!file.has_inet_socket() || context.has(file.id()) || file.inet_socket().pending() || is_connecting(file.inet_socket()))
+      continue;
+    VMCKPT_TRY(restore_unconnected(context, file));
+  }
+  for (const pb::OpenFile* file : list_waiting(context)) VMCKPT_TRY(restore_waiting(context, *file));
+  for (const pb::OpenFile& file : context.table.files()) {
+    if (file.has_inet_socket() && is_connecting(file.inet_socket())) VMCKPT_TRY(restore_connecting(context, file));
   }
   // Only now: until the last bind, all sockets of a port must allow sharing it.
   for (const pb::OpenFile& file : context.table.files()) {
-    if (file.has_inet_socket() && file.inet_socket().peer() != pb::PEER_STDIO)
-      finish_options(context, file, context.fd(file.id()));
+    if (!file.has_inet_socket() || file.inet_socket().peer() == pb::PEER_STDIO) continue;
+    const pb::InetSocket& socket = file.inet_socket();
+    int fd = context.fd(file.id());
+    if (socket.peer() != pb::PEER_NONE && !is_connecting(socket)) {
+      restore_socket_options(context, file, socket.options(), fd, OptionStage::kRoute);
+    }
+    finish_options(context, file, fd);
+    restore_memberships(context, file, fd);
+    if (socket.peer() == pb::PEER_NONE) shut_down(fd, socket.shutdown());
   }
   return {};
 }

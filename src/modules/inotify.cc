@@ -2,8 +2,11 @@
 //
 // Made by inotify_init, changed by inotify_add_watch and inotify_rm_watch. fdinfo shows watch descriptor, inode and
 // mask, but no path; the recorder notes the path given, which is believed only if it still leads to the inode watched.
-// Otherwise the target's own open files may know the inode, and root asks with open_by_handle_at(2). A watch without a
-// path is refused.
+// Otherwise the target's own open files may know the inode, and root asks with open_by_handle_at(2). A removed file that
+// the target has open is watched through that descriptor. Any other watch is refused.
+//
+// The kernel removes watches by itself (deleted file, IN_ONESHOT, closed descriptor), unseen by the recorder: notes of
+// watches that are not there are given back to it here.
 //
 // Watch descriptors are kept: the kernel gives them out in increasing order (idr_alloc_cyclic), so watches are added in
 // that order and numbers in between are used up by adding and removing a watch on a file nobody else knows.
@@ -22,6 +25,7 @@
 
 #include "core/proc.h"
 #include "modules/descriptor_module.h"
+#include "tracer/ledger_reader.h"
 
 namespace vmckpt {
 namespace {
@@ -102,8 +106,20 @@ std::string path_by_handle(const SaveContext& context, const WatchLine& watch) {
   return path.ok() ? *path : std::string();
 }
 
-Result<void> find_path(const SaveContext& context, const TargetFile& file, const WatchLine& watch,
-                       pb::InotifyWatch* saved) {
+// Numbers of the recorder's notes that may know the path: those about this file first, then those about a descriptor
+// that it may have had before it was duplicated.
+std::vector<uint32_t> notes_about(SaveContext& context, const TargetFile& file, const WatchLine& watch) {
+  std::vector<uint32_t> notes = context.list_ledger_notes(NoteKind::kInotifyWatch, watch.watch);
+  auto is_own = [&](uint32_t number) {
+    return std::any_of(file.numbers.begin(), file.numbers.end(),
+                       [&](const auto& own) { return own.number == context.ledger_note(number).fd; });
+  };
+  auto others = std::stable_partition(notes.begin(), notes.end(), is_own);
+  context.watch_notes.insert(notes.begin(), others);
+  return notes;
+}
+
+Result<void> find_path(SaveContext& context, const TargetFile& file, const WatchLine& watch, pb::InotifyWatch* saved) {
   auto accept = [&](const std::string& path) {
     for (bool do_not_follow : {false, true}) {
       if (path.empty() || path[0] != '/' || !leads_to(path, watch, do_not_follow)) continue;
@@ -113,15 +129,41 @@ Result<void> find_path(const SaveContext& context, const TargetFile& file, const
     }
     return false;
   };
-  const LedgerNote* note = context.find_ledger_note(NoteKind::kInotifyWatch, file, watch.watch);
-  if (note != nullptr && accept(note->text)) return {};
-  for (const TargetFile& other : context.files) {
-    if (other.status.st_ino == watch.inode && accept(other.link)) return {};
+  std::string noted;
+  for (uint32_t number : notes_about(context, file, watch)) {
+    std::string path = context.ledger_note(number).text;
+    if (path[0] != '/') {  // given by a program that had locked itself in
+      if (auto folder = read_link(fmt::format("/proc/{}/cwd", context.pid())); folder.ok()) path = *folder + "/" + path;
+    }
+    if (noted.empty()) noted = path;
+    if (!accept(path)) continue;
+    context.watch_notes.insert(number);
+    return {};
   }
-  if (accept(path_by_handle(context, watch))) return {};
-  std::string known = note != nullptr ? fmt::format(" (it was \"{}\")", note->text) : std::string();
-  return error(fmt::format("{} watches inode {} whose path is not known{}", file.describe(), watch.inode, known),
-               "launch the program with vmckpt's recorder, or checkpoint as root");
+  std::string by_handle = path_by_handle(context, watch);
+  if (accept(by_handle)) return {};
+  for (const TargetFile& other : context.files) {
+    if (other.status.st_ino != watch.inode || !other.duplicate) continue;
+    if (accept(other.link)) return {};
+    if (!leads_to(fmt::format("/proc/self/fd/{}", other.duplicate.get()), watch, false)) continue;
+    saved->set_file(static_cast<uint32_t>(other.id()) + 1);
+    return {};
+  }
+  constexpr std::string_view kDeleted = " (deleted)";
+  if (by_handle.ends_with(kDeleted)) {
+    return error(fmt::format("{} watches inode {} (\"{}\"), which has been removed and is kept by another process",
+                             file.describe(), watch.inode, by_handle.substr(0, by_handle.size() - kDeleted.size())),
+                 "let the program remove the watch, or checkpoint again when that process has closed the file");
+  }
+  if (!noted.empty()) {
+    return error(fmt::format("{} watches inode {}, which \"{}\" does not lead to any more: it has been renamed or removed",
+                             file.describe(), watch.inode, noted),
+                 "let the program watch it by its new name or remove the watch; root finds renamed files, too");
+  }
+  return error(fmt::format("{} watches inode {} whose path is not known: the watch was added without libc, or in another "
+                           "process",
+                           file.describe(), watch.inode),
+               "checkpoint as root, or let the program hold the watched file or folder open");
 }
 
 Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved) {
@@ -144,9 +186,21 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
   return {};
 }
 
+// Notes of watches that are not there would fill the recorder's table.
+Result<void> save_links(SaveContext& context) {
+  std::vector<uint32_t> stale;
+  for (const auto& [key, number] : context.notes_by_key) {
+    bool ended = context.ledger_note(number).kind == NoteKind::kInotifyWatch && context.watch_notes.count(number) == 0;
+    if (ended) stale.push_back(number);
+  }
+  std::sort(stale.begin(), stale.end());
+  return mark_notes_stale(context.pid(), context.save.ledger, stale);
+}
+
 void check(CheckContext& context) {
   for (const pb::OpenFile& file : context.table.files()) {
     for (const pb::InotifyWatch& watch : file.inotify().watches()) {
+      if (watch.file() != 0) continue;
       struct stat now;
       if (::fstatat(AT_FDCWD, watch.path().c_str(), &now, watch.do_not_follow() ? AT_SYMLINK_NOFOLLOW : 0) != 0) {
         context.problem(errno_error(fmt::format("\"{}\", which {} watches, is missing", watch.path(), describe(file)),
@@ -180,16 +234,18 @@ Result<void> skip_watches(const pb::OpenFile& file, int inotify, int given, int 
   return {};
 }
 
-Result<void> add_watches(const pb::OpenFile& file, int inotify) {
+Result<void> add_watches(const RestoreContext& context, const pb::OpenFile& file, int inotify) {
   int next = 1;  // idr_alloc_cyclic starts at 1
   for (const pb::InotifyWatch& watch : file.inotify().watches()) {
     VMCKPT_TRY(skip_watches(file, inotify, next, watch.watch()));
     uint32_t mask = watch.mask() | (watch.do_not_follow() ? IN_DONT_FOLLOW : 0);
-    int got = ::inotify_add_watch(inotify, watch.path().c_str(), mask);
-    if (got < 0) return errno_error(fmt::format("watch \"{}\" for {}", watch.path(), describe(file)));
+    std::string path = watch.path();
+    if (watch.file() != 0) path = fmt::format("/proc/self/fd/{}", context.fd(watch.file() - 1));
+    int got = ::inotify_add_watch(inotify, path.c_str(), mask);
+    if (got < 0) return errno_error(fmt::format("watch \"{}\" for {}", path, describe(file)));
     if (got != watch.watch()) {
       return error(fmt::format("{} got watch descriptor {} instead of {} for \"{}\"", describe(file), got,
-                               watch.watch(), watch.path()),
+                               watch.watch(), path),
                    got < watch.watch() ? "two watched paths have become one file: put back what was there" : "");
     }
     next = watch.watch() + 1;
@@ -203,7 +259,7 @@ Result<void> restore(RestoreContext& context) {
     if (!file.has_inotify()) continue;
     Fd fd(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
     if (!fd) return errno_error("make the inotify file of " + describe(file));
-    VMCKPT_TRY(add_watches(file, fd.get()));
+    VMCKPT_TRY(add_watches(context, file, fd.get()));
     VMCKPT_TRY(context.put(file, std::move(fd)));
   }
   return {};
@@ -211,6 +267,6 @@ Result<void> restore(RestoreContext& context) {
 
 }  // namespace
 
-const DescriptorModule kInotifyModule{"inotify", recognise, save, nullptr, check, restore};
+const DescriptorModule kInotifyModule{"inotify", recognise, save, save_links, check, restore};
 
 }  // namespace vmckpt

@@ -56,7 +56,8 @@ struct RefusedSocket {
 constexpr RefusedSocket kRefusedSockets[] = {
     {AF_NETLINK, "a netlink socket (a connection to the kernel)",
      "let the program close it; short-lived ones: checkpoint again"},
-    {AF_PACKET, "a packet socket (raw network access)", "run QEMU with user networking (-netdev user)"},
+    {AF_PACKET, "a packet socket (raw network access)",
+     "let the program close it before the checkpoint; QEMU: user networking (-netdev user)"},
     {AF_VSOCK, "a VM socket", "let the program close it before the checkpoint"},
     {AF_ALG, "a connection to the kernel's cryptography", "run the program without it (OpenSSL: no afalg engine)"},
     {AF_XDP, "an XDP socket", "let the program close it before the checkpoint"},

@@ -2,10 +2,10 @@
 // option that follows the host's own default therefore follows the new host's default after a restart.
 //
 // Buffer sizes: the kernel doubles what setsockopt gives, so half is set; SO_BUF_LOCK (Linux 5.15) tells whether the
-// program has set them, otherwise TCP adapts them and they are left alone. Classic BPF filters are read with
-// SO_GET_FILTER and attached again; extended ones cannot be read and are refused. Multicast memberships are not shown
-// by getsockopt: a program that has joined groups must join again. A value that this host refuses is noted. Sources:
-// socket(7), tcp(7), ip(7), ipv6(7), unix(7), net/core/sock.c.
+// program has set them, otherwise TCP adapts them and they are left alone. It is put back last, for putting queues back
+// takes buffers of a certain size. Classic BPF filters are read with SO_GET_FILTER and attached again; extended ones
+// cannot be read and are refused. Multicast memberships: multicast.cc. A value that this host refuses is noted. Sources:
+// socket(7), tcp(7), ip(7), ipv6(7), unix(7), raw(7), net/core/sock.c.
 #include "modules/socket_options.h"
 
 #include <algorithm>
@@ -27,7 +27,7 @@ constexpr int kMulticastAll = 49;  // IP_MULTICAST_ALL
 constexpr size_t kMaxOptionBytes = 64;
 
 // Which sockets have the option. Asking costs a system call within the pause, so nobody is asked what cannot matter.
-enum Who : unsigned { kTcp = 1, kUdp = 2, kUnix = 4, kAll = kTcp | kUdp | kUnix, kInternet = kTcp | kUdp };
+enum Who : unsigned { kTcp = 1, kUdp = 2, kUnix = 4, kRaw = 8, kAll = kTcp | kUdp | kUnix, kInternet = kTcp | kUdp };
 
 struct Option {
   int level;
@@ -37,13 +37,17 @@ struct Option {
 };
 
 constexpr OptionStage kEarly = OptionStage::kBeforeBind;
+constexpr OptionStage kRoute = OptionStage::kRoute;
 constexpr OptionStage kLate = OptionStage::kAfterwards;
+constexpr int kUdpNoCheck6Tx = 101, kUdpNoCheck6Rx = 102;
+constexpr int kIpLocalPortRange = 51, kIpv6MulticastAll = 29, kTcpInq = 36;
+constexpr int kIcmpFilter = 1, kIpv6HeaderIncluded = 36;
 
 constexpr Option kOptions[] = {
     {SOL_SOCKET, SO_REUSEADDR, kInternet, kEarly},
     {SOL_SOCKET, SO_REUSEPORT, kInternet, kEarly},
-    {SOL_SOCKET, SO_BINDTODEVICE, kInternet, kEarly},
-    {SOL_SOCKET, SO_MARK, kInternet, kEarly},
+    {SOL_SOCKET, SO_BINDTODEVICE, kInternet, kRoute},
+    {SOL_SOCKET, SO_MARK, kInternet, kRoute},
     {SOL_SOCKET, SO_SNDBUF, kAll, kEarly},
     {SOL_SOCKET, SO_RCVBUF, kAll, kEarly},
     {SOL_SOCKET, SO_PASSCRED, kUnix, kEarly},
@@ -62,12 +66,19 @@ constexpr Option kOptions[] = {
     {SOL_SOCKET, SO_PRIORITY, kInternet, kLate},
     {SOL_SOCKET, SO_ZEROCOPY, kInternet, kLate},
     {SOL_SOCKET, SO_BROADCAST, kUdp, kLate},
-    {SOL_SOCKET, SO_DONTROUTE, kUdp, kLate},
+    {SOL_SOCKET, SO_DONTROUTE, kInternet, kLate},
+    {SOL_SOCKET, SO_MAX_PACING_RATE, kInternet, kLate},
     {SOL_SOCKET, SO_RXQ_OVFL, kUdp, kLate},
     {SOL_SOCKET, SO_NO_CHECK, kUdp, kLate},
     {SOL_SOCKET, SO_LOCK_FILTER, kUdp, kLate},
     {IPPROTO_IP, IP_FREEBIND, kInternet, kEarly},
     {IPPROTO_IP, IP_TRANSPARENT, kInternet, kEarly},
+    {IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, kInternet, kLate},
+    {IPPROTO_IP, kIpLocalPortRange, kInternet, kLate},
+    {IPPROTO_IP, IP_MINTTL, kTcp, kLate},
+    {IPPROTO_IP, IP_UNICAST_IF, kUdp, kLate},
+    {IPPROTO_IP, IP_HDRINCL, kRaw, kEarly},
+    {SOL_RAW, kIcmpFilter, kRaw, kEarly},
     {IPPROTO_IP, IP_TOS, kInternet, kEarly},
     {IPPROTO_IP, IP_TTL, kInternet, kLate},
     {IPPROTO_IP, IP_MTU_DISCOVER, kInternet, kLate},
@@ -91,6 +102,14 @@ constexpr Option kOptions[] = {
     {IPPROTO_IPV6, IPV6_RECVPKTINFO, kUdp, kLate},
     {IPPROTO_IPV6, IPV6_RECVHOPLIMIT, kUdp, kLate},
     {IPPROTO_IPV6, IPV6_RECVTCLASS, kUdp, kLate},
+    {IPPROTO_IPV6, IPV6_RECVORIGDSTADDR, kUdp, kLate},
+    {IPPROTO_IPV6, IPV6_RECVPATHMTU, kUdp, kLate},
+    {IPPROTO_IPV6, IPV6_UNICAST_IF, kUdp, kLate},
+    {IPPROTO_IPV6, IPV6_AUTOFLOWLABEL, kInternet, kLate},
+    {IPPROTO_IPV6, kIpv6HeaderIncluded, kRaw, kEarly},
+    {IPPROTO_IPV6, IPV6_CHECKSUM, kRaw, kEarly},
+    {IPPROTO_ICMPV6, kIcmpFilter, kRaw, kEarly},
+    {IPPROTO_IPV6, kIpv6MulticastAll, kUdp, kLate},
     {IPPROTO_IPV6, IPV6_MULTICAST_IF, kUdp, kLate},
     {IPPROTO_IPV6, IPV6_MULTICAST_HOPS, kUdp, kLate},
     {IPPROTO_IPV6, IPV6_MULTICAST_LOOP, kUdp, kLate},
@@ -106,14 +125,22 @@ constexpr Option kOptions[] = {
     {IPPROTO_TCP, TCP_LINGER2, kTcp, kLate},
     {IPPROTO_TCP, TCP_USER_TIMEOUT, kTcp, kLate},
     {IPPROTO_TCP, TCP_NOTSENT_LOWAT, kTcp, kLate},
+    {IPPROTO_TCP, TCP_SAVE_SYN, kTcp, kLate},
+    {IPPROTO_TCP, TCP_FASTOPEN_CONNECT, kTcp, kLate},
+    {IPPROTO_TCP, kTcpInq, kTcp, kLate},
     {IPPROTO_UDP, UDP_SEGMENT, kUdp, kLate},
     {IPPROTO_UDP, UDP_GRO, kUdp, kLate},
+    {IPPROTO_UDP, kUdpNoCheck6Tx, kUdp, kLate},
+    {IPPROTO_UDP, kUdpNoCheck6Rx, kUdp, kLate},
+    {SOL_SOCKET, kSoBufLock, kAll, kLate},  // last: setting a buffer's size locks it
 };
 
 bool applies(const Option& option, int domain, int type, int protocol) {
-  unsigned who = domain == AF_UNIX ? kUnix : type == SOCK_STREAM ? kTcp : kUdp;
+  unsigned who = domain == AF_UNIX ? kUnix : type == SOCK_STREAM ? kTcp : type == SOCK_RAW ? kUdp | kRaw : kUdp;
   if ((option.who & who) == 0) return false;
   if (option.level == IPPROTO_IPV6) return domain == AF_INET6;
+  if (option.level == SOL_RAW) return domain == AF_INET && protocol == IPPROTO_ICMP;
+  if (option.level == IPPROTO_ICMPV6) return domain == AF_INET6 && protocol == IPPROTO_ICMPV6;
   return option.level != IPPROTO_UDP || protocol == IPPROTO_UDP;
 }
 
@@ -193,6 +220,11 @@ bool set_saved(const pb::SocketOption& option, int fd) {
                       static_cast<socklen_t>(option.value().size())) == 0;
 }
 
+// Belongs to how a Unix socket is made (unix_socket_restore.cc).
+bool is_about_peer(const pb::SocketOption& option) {
+  return option.level() == SOL_SOCKET && option.name() == SO_PEERCRED;
+}
+
 OptionStage stage_of(const pb::SocketOption& saved) {
   for (const Option& option : kOptions) {
     if (option.level == saved.level() && option.name == saved.name()) return option.stage;
@@ -206,14 +238,19 @@ Result<void> save_socket_options(SaveContext& context, const TargetFile& file, i
   const std::vector<std::string>& fresh = fresh_options(context, file);
   int locked = 3;  // kernels that do not tell: taken as set by the program when different from a fresh socket's
   socklen_t bytes = sizeof locked;
-  if (::getsockopt(fd, SOL_SOCKET, kSoBufLock, &locked, &bytes) != 0) locked = file.socket_type == SOCK_STREAM ? 0 : 3;
+  const bool locked_by_option = ::getsockopt(fd, SOL_SOCKET, kSoBufLock, &locked, &bytes) == 0;
+  if (!locked_by_option) locked = file.socket_type == SOCK_STREAM ? 0 : 3;
+  // Other sockets than TCP's keep the size they have, whether it is locked or not.
+  if (file.socket_type != SOCK_STREAM || file.socket_domain == AF_UNIX) locked = 3;
   VMCKPT_TRY(save_filter(file, fd, options));
   for (size_t i = 0; i < std::size(kOptions); ++i) {
     const Option& option = kOptions[i];
     if (!applies(option, file.socket_domain, file.socket_type, file.socket_protocol)) continue;
     std::string value = read_option(fd, option);
-    if (value == fresh[i] || value.empty()) continue;
-    if (option.level == SOL_SOCKET && !set_by_program(option.name, locked)) continue;
+    bool is_size = option.level == SOL_SOCKET && (option.name == SO_SNDBUF || option.name == SO_RCVBUF);
+    if (value.empty() || (is_size && !set_by_program(option.name, locked))) continue;
+    bool keep_anyway = is_size && file.socket_type == SOCK_STREAM && file.socket_domain != AF_UNIX && locked_by_option;
+    if (value == fresh[i] && !keep_anyway) continue;
     pb::SocketOption* saved = options->Add();
     saved->set_level(option.level);
     saved->set_name(option.name);
@@ -225,10 +262,13 @@ Result<void> save_socket_options(SaveContext& context, const TargetFile& file, i
 void restore_socket_options(RestoreContext& context, const pb::OpenFile& file, const SocketOptions& options, int fd,
                             OptionStage stage) {
   for (const pb::SocketOption& option : options) {
-    if (stage_of(option) != stage || set_saved(option, fd)) continue;
+    if (stage_of(option) != stage || is_about_peer(option) || set_saved(option, fd)) continue;
     context.note(fmt::format("{}: socket option {} of level {} cannot be set here: {}", describe(file), option.name(),
                              option.level(), std::strerror(errno)));
   }
+  if (stage != kLate || saved_option(options, SOL_SOCKET, kSoBufLock) != 0) return;
+  int unlocked = 0;  // may have been locked on the way here; older kernels have no such option
+  ::setsockopt(fd, SOL_SOCKET, kSoBufLock, &unlocked, sizeof unlocked);
 }
 
 int saved_option(const SocketOptions& options, int level, int name) {

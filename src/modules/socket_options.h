@@ -12,6 +12,7 @@ Result<void> save_socket_options(SaveContext& context, const TargetFile& file, i
 
 enum class OptionStage {
   kBeforeBind,  // what bind, listen and connect act on: address reuse, buffers, IPV6_V6ONLY ...
+  kRoute,       // before bind too, but after a connection over the loopback interface, which it would lead astray
   kAfterwards,  // the rest, when queues are filled: some would hold data back
 };
 void restore_socket_options(RestoreContext& context, const pb::OpenFile& file, const SocketOptions& options, int fd,

@@ -1,8 +1,8 @@
 // Terminals: pseudo terminals (a master and any number of slave files), serial lines, and /dev/tty.
 //
 // Made by opening /dev/ptmx and the slave; changed by tcsetattr, TIOCSWINSZ, TIOCSPTLCK, TIOCPKT and others. Saved per
-// terminal: termios, window size, lock, packet mode, exclusive mode, line discipline, and in raw mode the bytes on
-// their way (see below).
+// terminal: termios, window size, lock, packet mode, exclusive mode, line discipline, owner and mode of the slave's file,
+// and in raw mode the bytes on their way (see below).
 //
 //   inside   the master is in this process: a fresh pseudo terminal, with the old number if it is free (numbers in
 //            between are taken for a moment, since the kernel gives out the lowest)
@@ -114,12 +114,27 @@ Result<void> save_settings(const TargetFile& file, int fd, pb::Terminal* termina
   return {};
 }
 
-Result<void> save_master(const TargetFile& file, int fd, pb::Terminal* terminal) {
+// Who may open the slave by its name: grantpt(3) gives it to the caller, who may be somebody else by now.
+void save_owner(const SaveContext& context, pb::Terminal* terminal) {
+  struct stat slave;
+  std::string path = "root" + terminal->path();
+  if (::fstatat(context.proc, path.c_str(), &slave, 0) != 0 || !S_ISCHR(slave.st_mode) || !is_pts(slave.st_rdev) ||
+      pts_index(slave.st_rdev) != terminal->index()) {
+    return;
+  }
+  terminal->set_owner_known(true);
+  terminal->set_owner(slave.st_uid);
+  terminal->set_group(slave.st_gid);
+  terminal->set_mode(slave.st_mode & 07777);
+}
+
+Result<void> save_master(const SaveContext& context, const TargetFile& file, int fd, pb::Terminal* terminal) {
   int locked = 0, packet_mode = 0;
   if (::ioctl(fd, TIOCGPTLCK, &locked) != 0 || ::ioctl(fd, TIOCGPKT, &packet_mode) != 0) {
     return errno_error("read lock and packet mode of " + file.describe());
   }
   terminal->set_kind(pb::Terminal::INSIDE);
+  save_owner(context, terminal);
   terminal->set_locked(locked != 0);
   terminal->set_packet_mode(packet_mode != 0);
   pollfd ask{fd, 0, 0};
@@ -155,7 +170,7 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
     terminal->set_device_number(file.status.st_rdev);
   }
   if (side->side() == pb::TerminalSide::MASTER) {
-    VMCKPT_TRY(save_master(file, fd, terminal));
+    VMCKPT_TRY(save_master(context, file, fd, terminal));
   }
   return {};
 }
@@ -450,6 +465,22 @@ Result<void> restore_content(const pb::Terminal& terminal, int master, int slave
   return write_through(slave, terminal.to_master());
 }
 
+// The slave's file may not be opened for this: closing it would hang the master up.
+void restore_owner(RestoreContext& context, const pb::Terminal& terminal, unsigned index) {
+  struct stat now;
+  std::string path = pts_path(index);
+  if (!terminal.owner_known() || ::stat(path.c_str(), &now) != 0 || !S_ISCHR(now.st_mode) || !is_pts(now.st_rdev) ||
+      pts_index(now.st_rdev) != index) {
+    return;
+  }
+  bool other = now.st_uid != terminal.owner() || now.st_gid != terminal.group();
+  if (other && ::chown(path.c_str(), terminal.owner(), terminal.group()) != 0) {
+    context.note(fmt::format("pseudo terminal {} belonged to user {} and group {} and belongs to {} and {} now: {}", path,
+                             terminal.owner(), terminal.group(), now.st_uid, now.st_gid, std::strerror(errno)));
+  }
+  if ((now.st_mode & 07777) != terminal.mode()) ::chmod(path.c_str(), terminal.mode());
+}
+
 Result<void> restore_inside(RestoreContext& context, const pb::Terminal& terminal) {
   auto masters = sides_of(context, terminal, pb::TerminalSide::MASTER);
   if (masters.size() != 1)
@@ -463,6 +494,7 @@ Result<void> restore_inside(RestoreContext& context, const pb::Terminal& termina
     context.note(
         fmt::format("pseudo terminal {} is {} now: the old number is in use", terminal.path(), pts_path(index)));
   }
+  restore_owner(context, terminal, index);
   VMCKPT_TRY(restore_slaves(context, terminal, pair.master.get()));
   if (terminal.controlling() && ::getsid(0) == ::getpid() && ::ioctl(pair.slave.get(), TIOCSCTTY, 0) != 0) {
     return errno_error(fmt::format("make {} the controlling terminal", pts_path(index)));

@@ -6,19 +6,24 @@
 //
 //   listener                 bound and listening again; connections that wait in it are made again if the client is
 //   inside
-//   other end inside         rebuilt as a pair with unread data; through the listener if that is inside, so that the
-//                            names are right; a pair whose listener is gone loses its names
+//   other end inside         rebuilt as a pair with unread data; through the listener, or another one with its name
+//                            where that is gone, so that the names are right
 //   other end closed         a pair whose other end is closed again; unread data first
 //   other end outside        the same, and noted: the program reads what is left, then end of file, and writing gives
 //                            EPIPE; at 0 to 2 restart's own stdio takes its place
 //   datagrams to outside     connected again to the same name (/dev/log); noted if nobody is there
 //   descriptors in a queue   refused (socket_queue.cc)
 //
-// A path is bound again: a socket file nobody uses is removed first, one in use is a problem that preflight reports.
+// A path is bound again, with the file's owner and mode: a socket file nobody uses is removed first, one in use is a
+// problem that preflight reports. It is bound with the rights that the program had; root's own make a socket only in a folder
+// that nobody but root can exchange (a daemon's in /run, made before it gave its rights up). A file that was renamed gets its new place again; where the file was gone, or its place
+// taken, only the name comes back (unix_names.cc).
 // Paths that were given relative to a working directory of that time are known from the recorder, or tried against the
 // present one. Restore: unix_socket_restore.cc. Sources: unix(7), sock_diag(7), net/unix/af_unix.c.
 #include <algorithm>
+#include <memory>
 
+#include <dirent.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -31,6 +36,8 @@
 
 namespace vmckpt {
 namespace {
+
+constexpr unsigned long kSiocUnixFile = SIOCPROTOPRIVATE + 0;  // linux/un.h, which clashes with libc's sys/un.h
 
 bool recognise(const TargetFile& file) {
   return file.socket_domain == AF_UNIX &&
@@ -47,6 +54,17 @@ std::string read_address(int fd, int (*ask)(int, sockaddr*, socklen_t*)) {
 int local_name(int fd, sockaddr* address, socklen_t* bytes) { return ::getsockname(fd, address, bytes); }
 int peer_name(int fd, sockaddr* address, socklen_t* bytes) { return ::getpeername(fd, address, bytes); }
 
+// Whose socket others see (SO_PEERCRED): the ids that its maker, or that of the other end, had at that time.
+void save_maker(const SaveContext& context, int fd, pb::UnixSocket* socket) {
+  ucred maker{};
+  socklen_t bytes = sizeof maker;
+  if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &maker, &bytes) != 0 || maker.pid != context.pid()) return;
+  pb::SocketOption* option = socket->add_options();
+  option->set_level(SOL_SOCKET);
+  option->set_name(SO_PEERCRED);
+  option->set_value(&maker, sizeof maker);
+}
+
 Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved) {
   pb::UnixSocket* socket = saved->mutable_unix_socket();
   socket->set_type(file.socket_type);
@@ -55,11 +73,43 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
   socket->set_local_address(read_address(fd, local_name));
   socket->set_peer_address(read_address(fd, peer_name));
   VMCKPT_TRY(save_socket_options(context, file, fd, socket->mutable_options()));
+  save_maker(context, fd, socket);
   if (!socket->listening()) VMCKPT_TRY(save_socket_queue(file, fd, socket->mutable_queue()));
   return {};
 }
 
-// The absolute path a socket is bound to, if it can be told, and whether that still is this socket.
+// Where a socket file has been renamed to: root can ask, others look for it in its old folder. Empty: removed, or unknown.
+std::string find_renamed_file(int fd, const std::string& old_path, uint64_t inode) {
+  constexpr int kMostNames = 10'000;
+  if (Fd file(::ioctl(fd, kSiocUnixFile)); file) {
+    auto path = read_link(fmt::format("/proc/self/fd/{}", file.get()));
+    return path.ok() ? *path : std::string();
+  }
+  std::string folder = old_path.substr(0, old_path.rfind('/') + 1);
+  std::unique_ptr<DIR, int (*)(DIR*)> directory(::opendir(folder.c_str()), ::closedir);
+  if (!directory) return {};
+  for (int names = 0; names < kMostNames; ++names) {
+    const dirent* entry = ::readdir(directory.get());
+    if (entry == nullptr) break;
+    if (static_cast<uint32_t>(entry->d_ino) == static_cast<uint32_t>(inode)) return folder + entry->d_name;
+  }
+  return {};
+}
+
+// Whether the socket's file is at `path`. Its owner and mode are saved then.
+bool save_file(const std::string& path, const UnixSocketFacts& facts, pb::UnixSocket* socket) {
+  struct stat there;
+  if (path.empty() || ::lstat(path.c_str(), &there) != 0 || !S_ISSOCK(there.st_mode)) return false;
+  // The kernel shows 32 bits of the inode number.
+  if (facts.bound_inode != 0 && static_cast<uint32_t>(there.st_ino) != static_cast<uint32_t>(facts.bound_inode)) return false;
+  socket->set_path_exists(true);
+  socket->set_path_mode(there.st_mode & 07777);
+  socket->set_path_owner(there.st_uid);
+  socket->set_path_group(there.st_gid);
+  return true;
+}
+
+// The absolute path a socket is bound to, if it can be told, and where its file is.
 Result<void> save_path(const SaveContext& context, const TargetFile& file, const UnixSocketFacts& facts,
                        pb::UnixSocket* socket) {
   std::string name = path_of(socket->local_address());
@@ -67,28 +117,26 @@ Result<void> save_path(const SaveContext& context, const TargetFile& file, const
   std::vector<std::string> candidates;
   if (name[0] == '/') candidates.push_back(name);
   else {
-    const LedgerNote* note = context.find_ledger_note(NoteKind::kUnixBind, file, -1);
-    if (note != nullptr) candidates.push_back(note->text);
+    const LedgerNote* note = context.find_ledger_note(NoteKind::kUnixBind, file, 0);
+    if (note != nullptr && note->text[0] == '/') candidates.push_back(note->text);
     if (auto folder = read_link(fmt::format("/proc/{}/cwd", context.pid())); folder.ok())
       candidates.push_back(*folder + "/" + name);
   }
   for (const std::string& path : candidates) {
-    struct stat there;
-    if (::stat(path.c_str(), &there) != 0 || !S_ISSOCK(there.st_mode)) continue;
-    // The kernel shows 32 bits of the inode number.
-    if (facts.bound_inode != 0 && static_cast<uint32_t>(there.st_ino) != static_cast<uint32_t>(facts.bound_inode))
-      continue;
+    if (!save_file(path, facts, socket)) continue;
     socket->set_bound_path(path);
-    socket->set_path_exists(true);
-    socket->set_path_mode(there.st_mode & 0777);
     return {};
   }
   if (candidates.empty()) {
     return error(fmt::format("{} is bound to the relative path \"{}\", and it is not known from which folder",
                              file.describe(), name),
-                 "launch the program with vmckpt's recorder, or let it use an absolute path");
+                 "let the program use an absolute path");
   }
-  socket->set_bound_path(candidates.front());  // removed meanwhile; still a name that the program can see
+  socket->set_bound_path(candidates.front());  // removed or renamed meanwhile; still a name that the program can see
+  bool has_own_name = socket->listening() || socket->type() == SOCK_DGRAM || !facts.has_peer;
+  if (!has_own_name || facts.bound_inode == 0) return {};
+  std::string renamed = find_renamed_file(file.duplicate.get(), candidates.front(), facts.bound_inode);
+  if (save_file(renamed, facts, socket)) socket->set_file_path(renamed);
   return {};
 }
 
@@ -193,22 +241,27 @@ Result<void> save_links(SaveContext& context) {
 
 void check_path(CheckContext& context, const pb::OpenFile& file) {
   const pb::UnixSocket& socket = file.unix_socket();
+  const std::string& path = file_path_of(socket);
   struct stat there;
-  std::string folder = socket.bound_path().substr(0, socket.bound_path().rfind('/') + 1);
-  if (::access(folder.c_str(), W_OK | X_OK) != 0) {
+  if (!socket.path_exists()) return;  // only a name: what is there now is somebody else's
+  std::string folder = path.substr(0, path.rfind('/') + 1);
+  auto write_there = [&] { return ::faccessat(AT_FDCWD, folder.c_str(), W_OK | X_OK, AT_EACCESS); };
+  bool permitted = context.access.as_target(write_there) == 0 ||
+                   (context.access.is_foreign() && is_roots_alone(folder) && write_there() == 0);
+  if (!permitted) {
     context.problem(
-        errno_error(fmt::format("socket \"{}\" ({}) cannot be made again", socket.bound_path(), describe(file)),
+        errno_error(fmt::format("socket \"{}\" ({}) cannot be made again", path, describe(file)),
                     "make its folder, or permit writing there"));
     return;
   }
-  if (::lstat(socket.bound_path().c_str(), &there) != 0) return;
+  if (::lstat(path.c_str(), &there) != 0) return;
   if (!S_ISSOCK(there.st_mode)) {
     context.problem(
-        error(fmt::format("\"{}\" ({}) was a socket and is something else now", socket.bound_path(), describe(file)),
+        error(fmt::format("\"{}\" ({}) was a socket and is something else now", path, describe(file)),
               "move it out of the way"));
-  } else if (is_unix_path_in_use(socket.bound_path(), socket.type())) {
+  } else if (is_unix_path_in_use(path, socket.type())) {
     context.problem(
-        error(fmt::format("socket \"{}\" ({}) is in use by another process", socket.bound_path(), describe(file)),
+        error(fmt::format("socket \"{}\" ({}) is in use by another process", path, describe(file)),
               "end that process"));
   }
 }
@@ -247,23 +300,19 @@ bool is_bound_anew(const pb::UnixSocket& socket) {
   return socket.peer() == pb::PEER_NONE;  // a connection has its name from the listener
 }
 
+const std::string& file_path_of(const pb::UnixSocket& socket) {
+  return socket.file_path().empty() ? socket.bound_path() : socket.file_path();
+}
+
 bool is_unix_path_in_use(const std::string& path, int type) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  Fd folder;
-  std::string name = path;
-  if (name.size() >= sizeof address.sun_path) {  // was bound by a relative path; the folder's descriptor makes it short
-    size_t slash = path.rfind('/');
-    folder = Fd(::open(path.substr(0, slash + 1).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
-    name = fmt::format("/proc/self/fd/{}{}", folder.get(), path.substr(slash));
-    if (name.size() >= sizeof address.sun_path) return true;
-  }
-  std::memcpy(address.sun_path, name.data(), name.size());
+  PathAddress address(path);
+  std::string bytes = address.bytes();
   // Connecting with another type never succeeds, so nobody at the other end notices: EPROTOTYPE means in use,
   // ECONNREFUSED that no socket is bound there any more (net/unix/af_unix.c, unix_find_bsd).
   Fd probe(::socket(AF_UNIX, (type == SOCK_DGRAM ? SOCK_STREAM : SOCK_DGRAM) | SOCK_CLOEXEC, 0));
   if (!probe) return true;
-  return ::connect(probe.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) == 0 || errno != ECONNREFUSED;
+  return ::connect(probe.get(), reinterpret_cast<const sockaddr*>(bytes.data()), static_cast<socklen_t>(bytes.size())) == 0 ||
+         errno != ECONNREFUSED;
 }
 
 const DescriptorModule kUnixSocketModule{"Unix socket", recognise, save, save_links, check, restore_unix_sockets};

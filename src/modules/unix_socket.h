@@ -5,6 +5,7 @@
 
 #include <linux/sockios.h>
 #include <sys/ioctl.h>
+#include <sys/un.h>
 
 #include "modules/descriptor_module.h"
 
@@ -20,6 +21,38 @@ bool is_bound_anew(const pb::UnixSocket& socket);
 
 // Whether any socket is bound to the file at `path`, whose own type is `type`.
 bool is_unix_path_in_use(const std::string& path, int type);
+
+// Where the socket file is: at the name it was bound to, unless it has been renamed since.
+const std::string& file_path_of(const pb::UnixSocket& socket);
+
+// unix_names.cc: a folder that nobody else knows, for socket files; removed with all that is in it.
+class PrivateFolder {
+ public:
+  static Result<PrivateFolder> make(const std::string& within);  // empty: wherever there is room
+  PrivateFolder(PrivateFolder&& other) noexcept : path_(std::move(other.path_)) { other.path_.clear(); }
+  PrivateFolder& operator=(PrivateFolder&&) = delete;
+  ~PrivateFolder();
+  // Binds to the name in `address`, word for word, with the file in here. Returns the file's path.
+  Result<std::string> bind(int fd, const std::string& address) const;
+
+ private:
+  PrivateFolder() = default;
+  std::string path_;
+};
+
+// unix_names.cc: whether nobody but root can change where this folder's name leads, or what is in it.
+bool is_roots_alone(const std::string& folder);
+
+// unix_names.cc: the address of a socket file, however long its path is.
+class PathAddress {
+ public:
+  explicit PathAddress(const std::string& path);
+  std::string bytes() const;
+
+ private:
+  sockaddr_un address_{};
+  Fd folder_;
+};
 
 Result<void> restore_unix_sockets(RestoreContext& context);
 

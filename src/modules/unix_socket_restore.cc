@@ -8,15 +8,19 @@
 //   5. queues filled                                                from the other end, while nothing is shut down
 //   6. datagram sockets connected                                   after 5: from then on they only take what their
 //                                                                   peer sends, who may be outside
-//   7. what was shut down or closed, shut down and closed; remaining options; names that had been removed, removed
+//   7. what was shut down or closed, shut down and closed; remaining options
 #include <algorithm>
+#include <optional>
 
+#include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #include "modules/descriptor_module.h"
 #include "modules/socket_options.h"
+#include "modules/unix_diag.h"
 #include "modules/unix_socket.h"
 
 namespace vmckpt {
@@ -43,6 +47,43 @@ class RoomToSend {
 
   int fd_;
   int before_;
+};
+
+// While it exists this thread has the effective ids that others shall see (SO_PEERCRED) as those of a socket's maker: the kernel
+// notes them at listen, connect and socketpair. Only a caller who may choose his ids can have others.
+class MakerIds {
+ public:
+  explicit MakerIds(const pb::UnixSocket& socket) {
+    for (const pb::SocketOption& option : socket.options()) {
+      if (option.level() != SOL_SOCKET || option.name() != SO_PEERCRED || option.value().size() != sizeof(ucred)) continue;
+      ucred maker{};
+      std::memcpy(&maker, option.value().data(), sizeof maker);
+      take(maker);
+    }
+  }
+  ~MakerIds() {
+    if (!taken_) return;
+    ::syscall(SYS_setresuid, -1, uid_, -1);
+    ::syscall(SYS_setresgid, -1, gid_, -1);
+    ::prctl(PR_SET_DUMPABLE, dumpable_);
+    ::prctl(PR_SET_PDEATHSIG, death_signal_);
+  }
+  MakerIds(const MakerIds&) = delete;
+  MakerIds& operator=(const MakerIds&) = delete;
+
+ private:
+  void take(const ucred& maker) {
+    if (uid_ != 0 || (maker.uid == uid_ && maker.gid == gid_)) return;
+    dumpable_ = ::prctl(PR_GET_DUMPABLE);
+    ::prctl(PR_GET_PDEATHSIG, &death_signal_);
+    taken_ = ::syscall(SYS_setresgid, -1, maker.gid, -1) == 0 && ::syscall(SYS_setresuid, -1, maker.uid, -1) == 0;
+    if (!taken_) ::syscall(SYS_setresgid, -1, gid_, -1);
+  }
+
+  uid_t uid_ = ::geteuid();
+  gid_t gid_ = ::getegid();
+  int dumpable_ = 1, death_signal_ = 0;
+  bool taken_ = false;
 };
 
 class UnixRestore {
@@ -101,27 +142,94 @@ class UnixRestore {
         fmt::format("{}: {} \"{}\"", describe(file), what, given.empty() ? "its abstract name" : absolute));
   }
 
+  // Whoever connects to a socket from in here goes to where its file is for now.
+  void note_place(const pb::OpenFile& file, const std::string& path) { places_[file.id()] = path; }
+
+  // The name without a file, or with the file at another place.
+  Result<void> bind_name_alone(const pb::OpenFile& file, int fd) {
+    const pb::UnixSocket& socket = file.unix_socket();
+    std::string within;
+    if (socket.path_exists()) within = file_path_of(socket).substr(0, file_path_of(socket).rfind('/') + 1);
+    auto folder = PrivateFolder::make(within);
+    auto bound = folder.ok() ? folder->bind(fd, socket.local_address()) : Result<std::string>(folder.error());
+    if (bound.ok() && socket.path_exists()) {
+      if (::rename(bound->c_str(), file_path_of(socket).c_str()) == 0) return {};
+      return errno_error(fmt::format("{}: move its file to \"{}\"", describe(file), file_path_of(socket)));
+    }
+    if (bound.ok()) {
+      note_place(file, *bound);
+      folders_.push_back(std::move(*folder));
+      return {};
+    }
+    // A listener needs a name, whatever it is.
+    sa_family_t nameless = AF_UNIX;
+    if (::bind(fd, reinterpret_cast<const sockaddr*>(&nameless), sizeof nameless) != 0) {
+      return errno_error(fmt::format("{}: bind the socket to any name", describe(file)));
+    }
+    places_[file.id()].clear();
+    context_.note(fmt::format("{} was bound to \"{}\", whose file is gone, and has another name now ({})", describe(file),
+                              socket.bound_path(), bound.error().message()));
+    return {};
+  }
+
+  // Only on the very file that has just been made: whoever may change its folder could have put another one there.
+  void restore_owner(const pb::OpenFile& file, const std::string& path, int fd) {
+    const pb::UnixSocket& socket = file.unix_socket();
+    struct stat own, there;
+    Fd place(::open(path.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
+    if (!place || ::fstat(place.get(), &there) != 0 || !S_ISSOCK(there.st_mode) || ::fstat(fd, &own) != 0) return;
+    auto diag = UnixDiag::open();
+    auto facts = diag.ok() ? diag->ask(own.st_ino) : Result<UnixSocketFacts>(diag.error());
+    if (!facts.ok() || static_cast<uint32_t>(facts->bound_inode) != static_cast<uint32_t>(there.st_ino)) return;
+    bool other_owner = there.st_uid != socket.path_owner() || there.st_gid != socket.path_group();
+    if (other_owner && ::fchownat(place.get(), "", socket.path_owner(), socket.path_group(), AT_EMPTY_PATH) != 0) {
+      context_.note(fmt::format("socket \"{}\" ({}) belonged to user {} and group {} and belongs to {} and {} now: {}", path,
+                                describe(file), socket.path_owner(), socket.path_group(), there.st_uid, there.st_gid,
+                                std::strerror(errno)));
+    }
+    if ((there.st_mode & 07777) == socket.path_mode()) return;
+    ::chmod(fmt::format("/proc/self/fd/{}", place.get()).c_str(), socket.path_mode());
+  }
+
   Result<void> bind_name(const pb::OpenFile& file, int fd) {
     const pb::UnixSocket& socket = file.unix_socket();
-    const std::string& path = socket.bound_path();
-    if (!path.empty()) {
+    const std::string& path = file_path_of(socket);
+    if (socket.bound_path().empty()) return with_address(file, socket.local_address(), path, fd, ::bind, "bind the socket to");
+    if (!socket.path_exists()) return bind_name_alone(file, fd);
+    Result<void> bound = error(fmt::format("{}: take on the program's rights to make \"{}\"", describe(file), path));
+    auto make_file = [&] {
       struct stat there;
       bool stale =
           ::lstat(path.c_str(), &there) == 0 && S_ISSOCK(there.st_mode) && !is_unix_path_in_use(path, socket.type());
       if (stale) ::unlink(path.c_str());
+      // bind makes the file with mode 0777 less umask.
+      mode_t before = ::umask(0777 & ~socket.path_mode());
+      bound = socket.file_path().empty()
+                  ? with_address(file, socket.local_address(), path, fd, ::bind, "bind the socket to")
+                  : bind_name_alone(file, fd);
+      ::umask(before);
+      return bound.ok() ? 0 : -1;
+    };
+    const FileAccess& access = context_.restore.access;
+    if (access.as_target(make_file) != 0 && access.is_foreign() && is_roots_alone(path.substr(0, path.rfind('/') + 1))) {
+      make_file();
     }
-    // bind makes the file with mode 0777 less umask.
-    mode_t before = ::umask(socket.path_exists() ? 0777 & ~socket.path_mode() : 0077);
-    auto bound = with_address(file, socket.local_address(), path, fd, ::bind, "bind the socket to");
-    ::umask(before);
-    return bound;
+    VMCKPT_TRY(std::move(bound));
+    note_place(file, path);
+    restore_owner(file, path, fd);
+    return {};
+  }
+
+  static int listen_as_maker(const pb::UnixSocket& socket, int fd, uint32_t backlog) {
+    MakerIds as(socket);
+    return ::listen(fd, static_cast<int>(backlog));
   }
 
   Result<void> make_bound(const pb::OpenFile& file) {
     const pb::UnixSocket& socket = file.unix_socket();
     Fd fd = VMCKPT_TRY(make_socket(file));
     VMCKPT_TRY(bind_name(file, fd.get()));
-    if (socket.listening() && ::listen(fd.get(), static_cast<int>(std::max(socket.backlog(), 1u))) != 0) {
+    if (socket.listening() && listen_as_maker(socket, fd.get(), std::max(socket.backlog(), 1u)) != 0) {
       return errno_error("listen on the socket of " + describe(file));
     }
     return context_.put(file, std::move(fd));
@@ -139,9 +247,26 @@ class UnixRestore {
     return nullptr;
   }
 
+  // The address that leads to a socket in here, from any working directory.
+  Result<std::string> address_of(const pb::OpenFile& file) {
+    auto place = places_.find(file.id());
+    if (place == places_.end()) return file.unix_socket().local_address();
+    if (!place->second.empty()) return PathAddress(place->second).bytes();
+    sockaddr_un address{};
+    socklen_t bytes = sizeof address;
+    if (::getsockname(context_.fd(file.id()), reinterpret_cast<sockaddr*>(&address), &bytes) != 0) {
+      return errno_error("ask for the new name of " + describe(file));
+    }
+    return std::string(reinterpret_cast<char*>(&address), bytes);
+  }
+
   Result<void> connect_to(const pb::OpenFile& client, int fd, const pb::OpenFile& listener) {
-    return with_address(client, listener.unix_socket().local_address(), listener.unix_socket().bound_path(), fd,
-                        ::connect, "connect to");
+    return connect_at(client, fd, VMCKPT_TRY(address_of(listener)));
+  }
+
+  Result<void> connect_at(const pb::OpenFile& client, int fd, const std::string& address) {
+    if (::connect(fd, reinterpret_cast<const sockaddr*>(address.data()), static_cast<socklen_t>(address.size())) == 0) return {};
+    return errno_error(describe(client) + ": connect it again");
   }
 
   // Strangers may have connected as soon as the name was there; they are turned away and may try again.
@@ -156,18 +281,50 @@ class UnixRestore {
   }
 
   Result<void> make_by_accept(const pb::OpenFile& client, const pb::OpenFile& accepted, const pb::OpenFile& listener) {
+    return make_by_accept(client, accepted, context_.fd(listener.id()), VMCKPT_TRY(address_of(listener)));
+  }
+
+  Result<void> make_by_accept(const pb::OpenFile& client, const pb::OpenFile& accepted, int listener,
+                              const std::string& listener_address) {
     Fd client_fd = VMCKPT_TRY(make_socket(client));
     if (!client.unix_socket().local_address().empty()) VMCKPT_TRY(bind_name(client, client_fd.get()));
-    VMCKPT_TRY(connect_to(client, client_fd.get(), listener));
-    Fd accepted_fd = VMCKPT_TRY(accept_own(accepted, context_.fd(listener.id())));
+    // What one end has shut down the other one feels, unless it was shut down before it was connected.
+    uint32_t shut = client.unix_socket().shutdown(), felt = accepted.unix_socket().shutdown();
+    if ((shut & kNoMoreReading) != 0 && (felt & kNoMoreWriting) == 0) ::shutdown(client_fd.get(), SHUT_RD);
+    if ((shut & kNoMoreWriting) != 0 && (felt & kNoMoreReading) == 0) ::shutdown(client_fd.get(), SHUT_WR);
+    auto connect_as_maker = [&]() -> Result<void> {
+      MakerIds as(accepted.unix_socket());
+      return connect_at(client, client_fd.get(), listener_address);
+    };
+    // The maker may have lost the right to connect since.
+    if (!connect_as_maker().ok()) VMCKPT_TRY(connect_at(client, client_fd.get(), listener_address));
+    Fd accepted_fd = VMCKPT_TRY(accept_own(accepted, listener));
     restore_socket_options(context_, accepted, accepted.unix_socket().options(), accepted_fd.get(),
                            OptionStage::kBeforeBind);
     VMCKPT_TRY(context_.put(client, std::move(client_fd)));
     return context_.put(accepted, std::move(accepted_fd));
   }
 
+  // Ends whose listener is gone have their names from another one that exists for this connection only.
+  Result<void> make_by_own_listener(const pb::OpenFile& client, const pb::OpenFile& accepted) {
+    const std::string& name = accepted.unix_socket().local_address();
+    Fd listener(::socket(AF_UNIX, accepted.unix_socket().type() | SOCK_CLOEXEC, 0));
+    if (!listener) return errno_error("make a socket");
+    std::string address = name;
+    std::optional<PrivateFolder> folder;
+    if (!path_of(name).empty()) {
+      folder.emplace(VMCKPT_TRY(PrivateFolder::make("")));
+      address = PathAddress(VMCKPT_TRY(folder->bind(listener.get(), name))).bytes();
+    } else if (::bind(listener.get(), reinterpret_cast<const sockaddr*>(name.data()), static_cast<socklen_t>(name.size())) != 0) {
+      return errno_error("bind to an abstract name");
+    }
+    if (::listen(listener.get(), 1) != 0) return errno_error("listen on a socket");
+    return make_by_accept(client, accepted, listener.get(), address);
+  }
+
   Result<std::pair<Fd, Fd>> make_pair_like(const pb::OpenFile& file) {
     int ends[2];
+    MakerIds as(file.unix_socket());
     if (::socketpair(AF_UNIX, file.unix_socket().type() | SOCK_CLOEXEC, 0, ends) != 0) {
       return errno_error("make the socket pair of " + describe(file));
     }
@@ -194,6 +351,15 @@ class UnixRestore {
       if (const pb::OpenFile* listener = find_listener(socket)) return make_by_accept(*peer, file, *listener);
       if (const pb::OpenFile* listener = find_listener(peer->unix_socket()))
         return make_by_accept(file, *peer, *listener);
+      if (named) {
+        // The accepted end came last, and has a name in any case.
+        bool peer_accepted = socket.local_address().empty() || (!peer->unix_socket().local_address().empty() &&
+                                                                peer->unix_socket().inode() > socket.inode());
+        auto made = peer_accepted ? make_by_own_listener(file, *peer) : make_by_own_listener(*peer, file);
+        if (made.ok()) return {};
+        context_.note(fmt::format("{} and {} are connected without their names ({})", describe(file), describe(*peer),
+                                  made.error().message()));
+      }
     }
     auto [first, second] = VMCKPT_TRY(make_pair_like(file));
     restore_socket_options(context_, file, socket.options(), first.get(), OptionStage::kBeforeBind);
@@ -214,6 +380,7 @@ class UnixRestore {
       const pb::OpenFile* listener = find(file->unix_socket().peer_id());
       if (listener == nullptr) return error(describe(*file) + " waits at a listener that the image does not have");
       Fd fd = VMCKPT_TRY(make_socket(*file));
+      if (!file->unix_socket().local_address().empty()) VMCKPT_TRY(bind_name(*file, fd.get()));
       VMCKPT_TRY(connect_to(*file, fd.get(), *listener));
       VMCKPT_TRY(context_.put(*file, std::move(fd)));
     }
@@ -247,9 +414,14 @@ class UnixRestore {
       return {};
     }
     const pb::OpenFile* peer = socket.peer() == pb::PEER_INSIDE ? find(socket.peer_id()) : nullptr;
-    auto done = with_address(file, socket.peer_address(),
-                             peer != nullptr ? peer->unix_socket().bound_path() : path_of(socket.peer_address()),
-                             context_.fd(file.id()), ::connect, "connect to");
+    std::string address = peer != nullptr ? VMCKPT_TRY(address_of(*peer)) : socket.peer_address();
+    Result<void> done = error(describe(file) + ": take on the program's rights to connect it again");
+    auto connect_now = [&] {
+      done = connect_at(file, context_.fd(file.id()), address);
+      return done.ok() ? 0 : -1;
+    };
+    if (peer != nullptr) connect_now();
+    else context_.restore.access.as_target(connect_now);
     if (!done.ok()) context_.note(done.error().message() + "; it is not connected now");
     return {};
   }
@@ -285,7 +457,7 @@ class UnixRestore {
   // `by_name`: to the address of `file`; otherwise over the connection.
   Result<void> send_whole(const pb::OpenFile& file, int sender, const std::string& data, bool by_name) {
     RoomToSend room(sender, data.size());
-    std::string name = by_name ? address_anywhere(file.unix_socket()) : std::string();
+    std::string name = by_name ? VMCKPT_TRY(address_of(file)) : std::string();
     size_t sent = 0;
     do {
       ssize_t put = ::sendto(sender, data.data() + sent, data.size() - sent, MSG_DONTWAIT | MSG_NOSIGNAL,
@@ -298,16 +470,6 @@ class UnixRestore {
     return {};
   }
 
-  // The address of a bound socket that is right from any working directory.
-  static std::string address_anywhere(const pb::UnixSocket& socket) {
-    if (socket.bound_path().empty()) return socket.local_address();
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    if (socket.bound_path().size() >= sizeof address.sun_path) return socket.local_address();
-    std::memcpy(address.sun_path, socket.bound_path().data(), socket.bound_path().size());
-    return std::string(reinterpret_cast<char*>(&address), sizeof address);
-  }
-
   Result<void> finish(const pb::OpenFile& file) {
     const pb::UnixSocket& socket = file.unix_socket();
     if (socket.peer() == pb::PEER_STDIO) return {};
@@ -316,21 +478,23 @@ class UnixRestore {
     if (socket.peer() == pb::PEER_INSIDE && !socket.pending()) {
       if ((socket.shutdown() & kNoMoreWriting) != 0) ::shutdown(fd, SHUT_WR);
       if ((socket.shutdown() & kNoMoreReading) != 0 && socket.type() == SOCK_DGRAM) ::shutdown(fd, SHUT_RD);
-    } else if (socket.type() == SOCK_DGRAM && socket.shutdown() != 0) {
+    } else if (socket.type() == SOCK_DGRAM || socket.pending() || (socket.peer() == pb::PEER_NONE && !socket.listening())) {
       if ((socket.shutdown() & kNoMoreWriting) != 0) ::shutdown(fd, SHUT_WR);
       if ((socket.shutdown() & kNoMoreReading) != 0) ::shutdown(fd, SHUT_RD);
     }
-    if (socket.listening() && ::listen(fd, static_cast<int>(socket.backlog())) != 0) {
+    if (socket.listening() && listen_as_maker(socket, fd, socket.backlog()) != 0) {
       return errno_error("listen on the socket of " + describe(file));
     }
-    if (is_bound_anew(socket) && !socket.bound_path().empty() && !socket.path_exists())
-      ::unlink(socket.bound_path().c_str());
+    if (socket.listening() && (socket.shutdown() & kNoMoreWriting) != 0) ::shutdown(fd, SHUT_WR);
+    if (socket.listening() && (socket.shutdown() & kNoMoreReading) != 0) ::shutdown(fd, SHUT_RD);
     restore_socket_options(context_, file, socket.options(), fd, OptionStage::kAfterwards);
     return {};
   }
 
   RestoreContext& context_;
   std::vector<const pb::OpenFile*> files_;
+  std::map<uint32_t, std::string> places_;  // of bound sockets, by id: where the file is; empty: bound to any name
+  std::vector<PrivateFolder> folders_;      // until all connections are made
   std::map<uint32_t, Fd> closing_;  // other ends that were closed or outside, kept until unread data is back
 };
 

@@ -11,16 +11,18 @@ namespace vmckpt {
 
 constexpr uint64_t kLedgerMagic0 = 0x4c54504b434d5631ull;  // found by scanning libvmckpt.so's writable pages
 constexpr uint64_t kLedgerMagic1 = 0x9d1c3f5a7e2b6840ull;
-constexpr uint32_t kLedgerVersion = 4;
+constexpr uint32_t kLedgerVersion = 5;
 
-constexpr uint32_t kLedgerNotes = 1024;         // notes of any kind
-constexpr uint32_t kLedgerNoteTextBytes = 240;  // longest path kept with a note
+constexpr uint32_t kLedgerNotes = 1024;         // notes of any kind in the ledger itself
+constexpr uint32_t kLedgerNoteTables = 11;      // further tables, each as large as all notes before it: 2 Mi notes
+constexpr uint32_t kLedgerNoteTextBytes = 236;  // longest path kept with a note
 constexpr uint32_t kLedgerFilters = 16;         // seccomp filters the program installed itself
 constexpr uint32_t kLedgerFilterInstructions = 4096;
 
 enum class NoteKind : uint32_t {
   kFree = 0,
   kClaimed = 0xffff,      // being written
+  kStale = 0xfffe,        // of something that is not there any more; the recorder uses the note again
   kInotifyWatch = 1,      // fd, value = watch descriptor, text = path watched, absolute where the recorder could tell
   kEventfdSemaphore = 2,  // fd: created with EFD_SEMAPHORE (fdinfo shows it only on newer kernels)
   kUnixBind = 3,          // fd, text = path of a Unix socket bound by a relative path, made absolute where the recorder could
@@ -30,6 +32,7 @@ struct LedgerNote {
   NoteKind kind;
   int32_t fd;
   int64_t value;
+  uint32_t mark;  // notes.cc
   char text[kLedgerNoteTextBytes];
 };
 
@@ -78,12 +81,14 @@ struct Ledger {
   uint32_t mlockall_flags;
   uint32_t notes_used;  // notes at or beyond this index have never been used
   uint32_t aio_submitters;  // threads inside io_submit
-  uint32_t reserved;
+  uint32_t note_tables_used;
   LedgerAioContext aio_contexts[kLedgerAioContexts];
+
+  uint64_t note_tables[kLedgerNoteTables];  // addresses; note N is in the ledger below kLedgerNotes, else in one of these
 
   LedgerFilter filters[kLedgerFilters];
   uint64_t filter_instructions[kLedgerFilterInstructions];  // struct sock_filter, 8 bytes each
-  LedgerNote notes[kLedgerNotes];                           // last: read only as far as notes_used
+  LedgerNote notes[kLedgerNotes];                           // last: read only as far as they are used
 };
 
 }  // namespace vmckpt

@@ -22,6 +22,7 @@
 
 #include "player/player.h"
 #include "recorder/ledger.h"
+#include "recorder/notes.h"
 #include "recorder/recorder.h"
 
 namespace vmckpt {
@@ -96,6 +97,7 @@ static void forget_writers() {
   __atomic_store_n(&g_ledger.writers, 0, __ATOMIC_RELEASE);
   __atomic_store_n(&g_ledger.aio_submitters, 0, __ATOMIC_RELEASE);
   forget_kvm_lock();
+  forget_notes_lock();
 }
 
 __attribute__((constructor(101))) static void open_ledger() {
@@ -120,65 +122,7 @@ __attribute__((constructor(101))) static void open_ledger() {
   __atomic_store_n(&ledger.magic0, kLedgerMagic0, __ATOMIC_RELEASE);
 }
 
-static size_t copy_text(char* to, size_t room, const char* from) {
-  size_t used = 0;
-  while (used + 1 < room && from[used] != '\0') {
-    to[used] = from[used];
-    ++used;
-  }
-  to[used] = '\0';
-  return used;
-}
-
-static void set_kind(LedgerNote& note, NoteKind kind) { __atomic_store(&note.kind, &kind, __ATOMIC_RELEASE); }
-
-// Takes a free note, or marks one as lost. `kind` is stored last: a note is free until it is whole.
-static LedgerNote* claim_note() {
-  for (uint32_t i = 0; i < kLedgerNotes; ++i) {
-    NoteKind expected = NoteKind::kFree;
-    LedgerNote& note = g_ledger.notes[i];
-    if (note.kind != NoteKind::kFree) continue;
-    // Claim by compare-and-swap so that two threads never share a note.
-    NoteKind claimed = NoteKind::kClaimed;
-    if (!__atomic_compare_exchange(&note.kind, &expected, &claimed, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) continue;
-    uint32_t used = __atomic_load_n(&g_ledger.notes_used, __ATOMIC_RELAXED);
-    while (used < i + 1 && !__atomic_compare_exchange_n(&g_ledger.notes_used, &used, i + 1, false, __ATOMIC_ACQ_REL,
-                                                        __ATOMIC_RELAXED)) {
-    }
-    return &note;
-  }
-  __atomic_add_fetch(&g_ledger.notes_lost, 1, __ATOMIC_RELAXED);
-  return nullptr;
-}
-
-void forget_notes(NoteKind kind, int fd, int64_t value, bool any_value) {
-  for (uint32_t i = 0; i < g_ledger.notes_used; ++i) {
-    LedgerNote& note = g_ledger.notes[i];
-    if (note.kind == kind && note.fd == fd && (any_value || note.value == value)) {
-      set_kind(note, NoteKind::kFree);
-    }
-  }
-}
-
-// Notes a path, made absolute: the working directory may be another one by the time of the checkpoint.
-void note_path(NoteKind kind, int fd, int64_t value, const char* path) {
-  LedgerUpdate update;
-  forget_notes(kind, fd, value, false);
-  LedgerNote* note = claim_note();
-  if (note == nullptr) return;
-  note->fd = fd;
-  note->value = value;
-  size_t used = 0;
-  if (path[0] != '/' && !is_locked_in()) {
-    long length = raw_call(SYS_getcwd, reinterpret_cast<long>(note->text), sizeof note->text);
-    used = length > 0 ? static_cast<size_t>(length) - 1 : 0;
-  } else if (path[0] != '/' && g_directory_is_known) {
-    used = copy_text(note->text, sizeof note->text, g_directory);
-  }
-  if (used != 0 && used + 1 < sizeof note->text) note->text[used++] = '/';
-  copy_text(note->text + used, sizeof note->text - used, path);
-  set_kind(*note, kind);
-}
+const char* directory_when_locked() { return g_directory_is_known ? g_directory : nullptr; }
 
 void note_seccomp_filter(unsigned int flags, const void* program, int32_t tid) {
   LedgerUpdate update;
@@ -251,23 +195,19 @@ EXPORT int munlockall() noexcept {
 EXPORT int inotify_add_watch(int fd, const char* path, uint32_t mask) noexcept {
   REAL(inotify_add_watch);
   int watch = real(fd, path, mask);
-  if (watch >= 0) note_path(NoteKind::kInotifyWatch, fd, watch, path);
+  if (watch >= 0) take_note(NoteKind::kInotifyWatch, fd, watch, path);
   return watch;
 }
 
 EXPORT int inotify_rm_watch(int fd, int watch) noexcept {
   REAL(inotify_rm_watch);
   int result = real(fd, watch);
-  if (result == 0) {
-    LedgerUpdate update;
-    forget_notes(NoteKind::kInotifyWatch, fd, watch, false);
-  }
+  if (result == 0) forget_note(NoteKind::kInotifyWatch, fd, watch);
   return result;
 }
 
 static int note_inotify(int fd) {
-  LedgerUpdate update;
-  if (fd >= 0) forget_notes(NoteKind::kInotifyWatch, fd, 0, true);
+  if (fd >= 0) forget_notes_of(NoteKind::kInotifyWatch, fd);
   return fd;
 }
 
@@ -296,16 +236,12 @@ static void note_directory(const char* path) {
 
 static void note_eventfd(int fd, int flags) {
   if (fd < 0) return;
-  LedgerUpdate update;
-  name_eventfd(fd);
-  forget_notes(NoteKind::kEventfdSemaphore, fd, 0, true);
-  if (flags & EFD_SEMAPHORE) {
-    if (LedgerNote* note = claim_note()) {
-      note->fd = fd;
-      note->value = 0;
-      set_kind(*note, NoteKind::kEventfdSemaphore);
-    }
+  {
+    LedgerUpdate update;
+    name_eventfd(fd);
   }
+  if (flags & EFD_SEMAPHORE) take_note(NoteKind::kEventfdSemaphore, fd, 0, nullptr);
+  else forget_note(NoteKind::kEventfdSemaphore, fd, 0);
 }
 
 EXPORT int eventfd(unsigned int count, int flags) noexcept {
@@ -321,7 +257,7 @@ EXPORT int bind(int fd, const sockaddr* address, socklen_t bytes) noexcept {
   if (result == 0 && address != nullptr && address->sa_family == AF_UNIX &&
       bytes > static_cast<socklen_t>(offsetof(sockaddr_un, sun_path))) {
     const char* path = reinterpret_cast<const sockaddr_un*>(address)->sun_path;
-    if (path[0] != '\0' && path[0] != '/') note_path(NoteKind::kUnixBind, fd, 0, path);
+    if (path[0] != '\0' && path[0] != '/') take_note(NoteKind::kUnixBind, fd, 0, path);
   }
   return result;
 }
@@ -385,8 +321,10 @@ EXPORT long syscall(long number, ...) noexcept {
     }
   } else if (number == SYS_madvise) {
     __atomic_add_fetch(&g_ledger.madvise_generation, 1, __ATOMIC_RELEASE);
+  } else if (number == SYS_inotify_rm_watch) {
+    forget_note(NoteKind::kInotifyWatch, static_cast<int>(a[0]), static_cast<int>(a[1]));
   } else if (number == SYS_inotify_add_watch) {
-    note_path(NoteKind::kInotifyWatch, fd, result, reinterpret_cast<const char*>(a[1]));
+    take_note(NoteKind::kInotifyWatch, fd, result, reinterpret_cast<const char*>(a[1]));
   } else if (number == SYS_eventfd || number == SYS_eventfd2) {
     note_eventfd(static_cast<int>(result), number == SYS_eventfd2 ? static_cast<int>(a[1]) : 0);
   } else if (number == SYS_dup || number == SYS_dup2 || number == SYS_dup3 ||

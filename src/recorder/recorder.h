@@ -2,6 +2,7 @@
 #pragma once
 
 #include <errno.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "recorder/ledger.h"
@@ -35,6 +36,19 @@ inline long libc_result(long result) {
   errno = static_cast<int>(-result);
   return -1;
 }
+
+inline size_t copy_text(char* to, size_t room, const char* from) {
+  size_t used = 0;
+  while (used + 1 < room && from[used] != '\0') {
+    to[used] = from[used];
+    ++used;
+  }
+  to[used] = '\0';
+  return used;
+}
+
+// Where relative paths of a program that has locked itself in start; null: not known.
+const char* directory_when_locked();
 
 bool devices_are_allowed();  // launch --allow-devices
 

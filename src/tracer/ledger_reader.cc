@@ -1,11 +1,14 @@
 #include "tracer/ledger_reader.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstring>
 #include <string_view>
 #include <utility>
 #include <vector>
+
+#include <sys/uio.h>
 
 #include "core/proc.h"
 #include "tracer/stopped_world.h"
@@ -60,6 +63,13 @@ void make_absolute(pid_t pid, LedgerNote& note) {
   if (path.size() < sizeof note.text) std::memcpy(note.text, path.c_str(), path.size() + 1);
 }
 
+// Table T has the notes from kLedgerNotes << T on, as many again.
+uint64_t address_of_note(const Ledger& ledger, uint32_t number) {
+  if (number < kLedgerNotes) return ledger.self + offsetof(Ledger, notes) + uint64_t{number} * sizeof(LedgerNote);
+  auto table = static_cast<unsigned>(std::bit_width(number / kLedgerNotes) - 1);
+  return ledger.note_tables[table] + uint64_t{number - (kLedgerNotes << table)} * sizeof(LedgerNote);
+}
+
 }  // namespace
 
 Result<uint64_t> find_ledger(pid_t pid, const std::string& maps, uint64_t hint) {
@@ -90,11 +100,41 @@ Result<std::unique_ptr<Ledger>> read_ledger(pid_t pid, uint64_t address) {
     return error(fmt::format("process {} was launched by another version of vmckpt", pid),
                  "use that version's `vmckpt checkpoint`");
   }
-  uint32_t used = ledger->notes_used < kLedgerNotes ? ledger->notes_used : kLedgerNotes;
-  ledger->notes_used = used;
+  ledger->note_tables_used = std::min(ledger->note_tables_used, kLedgerNoteTables);
+  ledger->notes_used = std::min(ledger->notes_used, kLedgerNotes << ledger->note_tables_used);
+  uint32_t used = std::min(ledger->notes_used, kLedgerNotes);
   VMCKPT_TRY(read_memory(pid, address + offsetof(Ledger, notes), ledger->notes, used * sizeof(LedgerNote)));
   for (uint32_t i = 0; i < used; ++i) make_absolute(pid, ledger->notes[i]);
   return ledger;
+}
+
+Result<std::vector<LedgerNote>> read_further_notes(pid_t pid, const Ledger& ledger) {
+  std::vector<LedgerNote> notes;
+  for (uint32_t table = 0; table < ledger.note_tables_used; ++table) {
+    const uint32_t first = kLedgerNotes << table;
+    if (ledger.notes_used <= first) break;
+    const uint32_t count = std::min(ledger.notes_used - first, first);
+    notes.resize(notes.size() + count);
+    VMCKPT_TRY(read_memory(pid, ledger.note_tables[table], &notes[notes.size() - count], count * sizeof(LedgerNote)));
+  }
+  return notes;
+}
+
+Result<void> mark_notes_stale(pid_t pid, const Ledger& ledger, const std::vector<uint32_t>& numbers) {
+  constexpr size_t kAtOnce = 512;  // process_vm_writev takes 1024 (IOV_MAX)
+  const NoteKind stale = NoteKind::kStale;
+  for (size_t done = 0; done < numbers.size(); done += kAtOnce) {
+    std::vector<iovec> from, to;
+    for (size_t i = done; i < std::min(done + kAtOnce, numbers.size()); ++i) {
+      from.push_back({const_cast<NoteKind*>(&stale), sizeof stale});
+      to.push_back({reinterpret_cast<void*>(address_of_note(ledger, numbers[i]) + offsetof(LedgerNote, kind)), sizeof stale});
+    }
+    const auto bytes = static_cast<ssize_t>(from.size() * sizeof stale);
+    if (::process_vm_writev(pid, from.data(), from.size(), to.data(), to.size(), 0) != bytes) {
+      return errno_error(fmt::format("take notes back in the ledger of process {}", pid));
+    }
+  }
+  return {};
 }
 
 }  // namespace vmckpt

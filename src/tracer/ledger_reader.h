@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "core/result.h"
 #include "recorder/ledger.h"
@@ -12,5 +13,9 @@ namespace vmckpt {
 // a restarted target too, whatever its pages are backed by: `hint` is where it was last time (0: unknown).
 Result<uint64_t> find_ledger(pid_t pid, const std::string& maps, uint64_t hint);
 Result<std::unique_ptr<Ledger>> read_ledger(pid_t pid, uint64_t address);
+// The notes beyond those in the ledger itself.
+Result<std::vector<LedgerNote>> read_further_notes(pid_t pid, const Ledger& ledger);
+// Lets the recorder use notes again that say nothing any more: those with these numbers, ascending.
+Result<void> mark_notes_stale(pid_t pid, const Ledger& ledger, const std::vector<uint32_t>& numbers);
 
 }  // namespace vmckpt

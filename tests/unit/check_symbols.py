@@ -12,6 +12,7 @@ RECORDER_MAY_USE = {
     "dladdr": "its own path, for LD_PRELOAD",
     "dlsym": "the wrapped functions' real definitions",
     "memcpy": "plain copying",
+    "memset": "plain filling",
     "strlen": "plain counting",
     "strcmp": "plain comparing",
     "__register_atfork": "a forked child has no other thread inside a ledger update",

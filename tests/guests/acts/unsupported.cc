@@ -2,6 +2,7 @@
 // program then goes on as if nothing had been tried.
 
 #include <fcntl.h>
+#include <linux/bpf.h>
 #include <linux/netlink.h>
 #include <linux/perf_event.h>
 #include <mqueue.h>
@@ -50,6 +51,18 @@ static void hold(const std::string& kind) {
     need(socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE), "a netlink socket");
   } else if (kind == "packet-socket") {
     need(socket(AF_PACKET, SOCK_RAW, htons(ETH_P_ALL)), "a packet socket");
+  } else if (kind == "bpf-map") {
+    bpf_attr attributes{};
+    attributes.map_type = BPF_MAP_TYPE_ARRAY;
+    attributes.key_size = attributes.value_size = 4;
+    attributes.max_entries = 1;
+    need(syscall(SYS_bpf, BPF_MAP_CREATE, &attributes, sizeof attributes), "a BPF map");
+  } else if (kind == "lease-breaking") {
+    signal(SIGIO, SIG_IGN);
+    act::make_file("leased", "content");
+    need(fcntl(MUST(open("leased", O_RDWR)), F_SETLEASE, F_WRLCK), "a lease");
+    int opened = open("leased", O_RDONLY | O_NONBLOCK);
+    need(opened >= 0 || errno != EWOULDBLOCK ? -1 : 0, "a lease that is being broken");
   } else if (kind == "userfaultfd") {
     need(syscall(SYS_userfaultfd, O_CLOEXEC), "userfaultfd");
   } else if (kind == "fanotify") {
@@ -93,6 +106,18 @@ static void hold(const std::string& kind) {
     int fd = MUST(open("/dev/zero", O_RDONLY));
     send_descriptor(pair[0], fd);
     close(fd);
+  } else if (kind == "tcp-not-accepted" || kind == "unix-not-accepted") {
+    int family = kind[0] == 't' ? AF_INET : AF_UNIX;
+    sockaddr_storage address{};
+    address.ss_family = static_cast<sa_family_t>(family);
+    if (family == AF_INET) reinterpret_cast<sockaddr_in*>(&address)->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    int listener = MUST(socket(family, SOCK_STREAM, 0)), client = MUST(socket(family, SOCK_STREAM, 0));
+    MUST(bind(listener, reinterpret_cast<sockaddr*>(&address), family == AF_INET ? sizeof(sockaddr_in) : sizeof(sa_family_t)));
+    MUST(listen(listener, 8));
+    socklen_t bytes = sizeof address;
+    MUST(getsockname(listener, reinterpret_cast<sockaddr*>(&address), &bytes));
+    MUST(connect(client, reinterpret_cast<sockaddr*>(&address), bytes));
+    MUST(act::write_text(client, "unread"));
   } else if (kind == "child") {
     child = MUST(fork());
     if (child == 0) {

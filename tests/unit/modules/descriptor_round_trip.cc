@@ -311,6 +311,7 @@ std::string comparable(const pb::DescriptorTable& original) {
       file.mutable_timerfd()->clear_settime_flags();
     }
     if (file.has_unix_socket()) file.mutable_unix_socket()->clear_inode();
+    if (file.has_pidfd()) file.mutable_pidfd()->clear_inode();
     if (file.has_inet_socket()) {
       pb::InetSocket& socket = *file.mutable_inet_socket();
       socket.clear_inode();

@@ -536,9 +536,37 @@ TEST_CASE("netlink and packet sockets are refused by name") {
   std::string message = message_of(netlink.save());
   CHECK(message.find("descriptor 6 (\"socket:[") == 0);
   CHECK(message.find("is a netlink socket (a connection to the kernel), which cannot be saved; ") != std::string::npos);
-  if (int fd = ::socket(AF_INET, SOCK_RAW, IPPROTO_ICMP); fd >= 0) {
-    ::close(fd);
-    RoundTrip raw([] { put_at(::socket(AF_INET, SOCK_RAW, IPPROTO_ICMP), 6); });
-    CHECK(message_of(raw.save()).find("is a raw socket") != std::string::npos);
+}
+
+TEST_CASE("a raw socket is bound and connected again, with its filter of ICMP types") {
+  Fd allowed(::socket(AF_INET, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_ICMP));
+  if (!allowed) {
+    WARN("raw sockets need CAP_NET_RAW");
+    return;
   }
+  constexpr int kIcmpFilter = 1;
+  RoundTrip trip([] {
+    sockaddr_in own{}, peer{};
+    own.sin_family = peer.sin_family = AF_INET;
+    own.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    peer.sin_addr.s_addr = htonl(INADDR_LOOPBACK + 1);
+    put_at(::socket(AF_INET, SOCK_RAW, IPPROTO_ICMP), 6);
+    EXPECT(::bind(6, reinterpret_cast<sockaddr*>(&own), sizeof own) == 0);
+    EXPECT(::connect(6, reinterpret_cast<sockaddr*>(&peer), sizeof peer) == 0);
+    uint32_t hidden = ~1u;
+    EXPECT(::setsockopt(6, SOL_RAW, kIcmpFilter, &hidden, sizeof hidden) == 0);
+  });
+  REQUIRE(message_of(trip.save()) == "");
+  CHECK(trip.check().empty());
+  CHECK(trip.restore([] {
+    sockaddr_in own{};
+    socklen_t bytes = sizeof own;
+    EXPECT(::getsockname(6, reinterpret_cast<sockaddr*>(&own), &bytes) == 0);
+    EXPECT(own.sin_addr.s_addr == htonl(INADDR_LOOPBACK));
+    uint32_t hidden = 0;
+    bytes = sizeof hidden;
+    EXPECT(::getsockopt(6, SOL_RAW, kIcmpFilter, &hidden, &bytes) == 0);
+    EXPECT(hidden == ~1u);
+    EXPECT(::send(6, "echo here", 9, 0) == 9);  // it is connected
+  }) == "");
 }
