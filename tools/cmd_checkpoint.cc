@@ -7,6 +7,7 @@
 
 #include "command_line.h"
 #include "commands.h"
+#include "core/printable.h"
 #include "supervisor/control_socket.h"
 
 namespace vmckpt {
@@ -48,7 +49,7 @@ Result<pb::CheckpointDone> wait_for_image(int fd) {
       continue;
     }
     if (shown) std::fputs("\r\033[K", stderr);
-    if (reply.has_error()) return error(reply.error());
+    if (reply.has_error()) return error(printable(reply.error()));
     return reply.done();
   }
 }
@@ -91,11 +92,11 @@ int cmd_checkpoint(int argc, char** argv) {
     std::printf("%s\n", to_json(*done).c_str());
     return kExitOk;
   }
-  std::printf("%s\n", done->image().c_str());
+  std::printf("%s\n", printable(done->image()).c_str());
   std::fprintf(stderr, "vmckpt: %.1f MiB in %.0f ms; the target stood still for %.2f ms\n",
                static_cast<double>(done->image_bytes()) / (1 << 20), static_cast<double>(done->total_us()) / 1e3,
                static_cast<double>(done->pause_us()) / 1e3);
-  for (const std::string& note : done->notes()) std::fprintf(stderr, "vmckpt: note: %s\n", note.c_str());
+  for (const std::string& note : done->notes()) std::fprintf(stderr, "vmckpt: note: %s\n", printable(note).c_str());
   return kExitOk;
 }
 

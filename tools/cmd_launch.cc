@@ -11,6 +11,7 @@
 #include "core/random.h"
 #include "supervisor/control_socket.h"
 #include "supervisor/detach.h"
+#include "supervisor/detached_stdio.h"
 #include "supervisor/launch.h"
 #include "supervisor/service.h"
 
@@ -61,7 +62,8 @@ int cmd_launch(int argc, char** argv) {
   options.add_options()
       ("name,n", po::value<std::string>(), "the target's name (default: the command's)")
       ("image-dir,d", po::value<std::string>(), "where its images go (default: the current folder)")
-      ("detach", "return when it runs; prints NAME PID")
+      ("detach", "return when it runs; prints NAME PID. Its output goes to IMAGE_DIR/NAME.log unless it is redirected to a file")
+      ("terminal", "with --detach: give it a terminal of its own, for `vmckpt attach` (it has one when launched from a terminal)")
       ("allow-io-uring", "do not deny io_uring; while a ring exists checkpoints are refused")
       ("allow-devices", "do not hide vhost, VFIO and their kind; while one is open checkpoints are refused");
   int command_word = first_command_word(argc, argv);
@@ -76,7 +78,11 @@ int cmd_launch(int argc, char** argv) {
   launch.command.assign(argv + command_word, argv + argc);
   launch.filter = !values.count("allow-io-uring");
   launch.allow_devices = values.count("allow-devices") != 0;
-  launch.detached = values.count("detach") != 0;
+  const bool detached = values.count("detach") != 0, terminal_wanted = values.count("terminal") != 0;
+  if (terminal_wanted && !detached) {
+    std::fprintf(stderr, "vmckpt: launch: --terminal is for --detach; see vmckpt launch --help\n");
+    return kExitUsage;
+  }
 
   Target target;
   target.command = launch.command;
@@ -91,7 +97,7 @@ int cmd_launch(int argc, char** argv) {
   if (!sockets.ok()) return fail(kVerb, sockets.error());
   target.name = values.count("name") ? values["name"].as<std::string>() : free_name(*sockets, launch.command[0]);
 
-  auto detacher = Detacher::detach(launch.detached);
+  auto detacher = Detacher::detach(detached);
   if (!detacher.ok()) return fail(kVerb, detacher.error());
   auto give_up = [&](const Error& error) {
     detacher->report_failure("vmckpt: launch: " + error.message());
@@ -99,6 +105,13 @@ int cmd_launch(int argc, char** argv) {
   };
   auto listener = ControlListener::create(target.name);
   if (!listener.ok()) return give_up(listener.error());
+  DetachedStdio stdio;
+  if (detached) {
+    auto taken = take_detached_stdio(target.image_dir, target.name, terminal_wanted);
+    if (!taken.ok()) return give_up(taken.error());
+    stdio = std::move(*taken);
+    target.log = stdio.log;
+  }
   TerminalControl terminal;
   sigset_t mask = prepare_service();
   auto pid = start_program(launch, mask);
@@ -108,7 +121,7 @@ int cmd_launch(int argc, char** argv) {
   }
   target.pid = *pid;
   detacher->report_running(fmt::format("{} {}\n", target.name, target.pid));
-  return exit_status_of(serve(target, *listener, terminal, launch.detached));
+  return exit_status_of(serve(target, *listener, terminal, detached, std::move(stdio.terminal_master)));
 }
 
 }  // namespace vmckpt

@@ -3,13 +3,16 @@
 #include <optional>
 
 #include <nlohmann/json.hpp>
+#include <fcntl.h>
 #include <unistd.h>
 
 #include "command_line.h"
 #include "commands.h"
 #include "core/clock.h"
+#include "core/printable.h"
 #include "supervisor/control_socket.h"
 #include "supervisor/detach.h"
+#include "supervisor/detached_stdio.h"
 #include "supervisor/patience.h"
 #include "supervisor/restart_sequence.h"
 #include "supervisor/service.h"
@@ -43,7 +46,8 @@ int cmd_restart(int argc, char** argv) {
   po::options_description options("options");
   options.add_options()
       ("name,n", po::value<std::string>(), "the target's new name (default: its old one, numbered if taken)")
-      ("detach", "return when it runs; prints NAME PID, or the JSON object")
+      ("detach", "return when it runs; prints NAME PID, or the JSON object. Output as with launch --detach")
+      ("terminal", "with --detach: give it a terminal of its own, for `vmckpt attach`")
       ("cpu-check", po::value<std::string>()->default_value("strict"),
        "strict: the processor must have all that the old one had; guest: all that a KVM guest was shown; none: trust me")
       ("changed-files", po::value<std::string>()->default_value("refuse"),
@@ -60,6 +64,11 @@ int cmd_restart(int argc, char** argv) {
   if (auto status = parse_command_line(argc, argv, kVerb, options, {"IMAGE"}, values)) return *status;
   request.image = values["IMAGE"].as<std::string>();
   request.detached = values.count("detach") != 0;
+  const bool terminal_wanted = values.count("terminal") != 0;
+  if (terminal_wanted && !request.detached) {
+    std::fprintf(stderr, "vmckpt: restart: --terminal is for --detach; see vmckpt restart --help\n");
+    return kExitUsage;
+  }
   const bool json = values.count("json") != 0;
   const std::string cpu_check = values["cpu-check"].as<std::string>();
   if (cpu_check != "strict" && cpu_check != "guest" && cpu_check != "none") {
@@ -102,17 +111,22 @@ int cmd_restart(int argc, char** argv) {
   if (values.count("name")) request.name = values["name"].as<std::string>();
   if (auto checked = check_name(request.name.empty() ? "x" : request.name); !checked.ok()) return give_up(checked.error());
   std::optional<ControlListener> listener;
-  request.claim_name = [&](const std::string& saved_name) -> Result<void> {
+  DetachedStdio stdio;
+  request.claim_name = [&](const pb::Target& saved) -> Result<void> {
     // Until now a signal ends this command as any other; from now on there is something to clean up. The target gets the masks of
     // its image.
     (void)prepare_service();
-    if (request.name.empty()) request.name = free_name(*sockets, saved_name);
+    if (request.name.empty()) request.name = free_name(*sockets, saved.name());
     listener.emplace(VMCKPT_TRY(ControlListener::create(request.name)));
+    if (request.detached) stdio = VMCKPT_TRY(take_detached_stdio(saved.image_dir(), request.name, terminal_wanted));
     return {};
   };
+  Fd callers_stderr(::fcntl(2, F_DUPFD_CLOEXEC, 3));  // with --detach 2 is the target's by then
   request.tell_notes = [&](const std::vector<std::string>& notes) {
-    // A terminal is the target's screen by now: what is said there would stand in its midst (--json tells it all the same).
-    for (size_t i = 0; !json && !::isatty(2) && i < notes.size(); ++i) std::fprintf(stderr, "vmckpt: note: %s\n", notes[i].c_str());
+    // In the foreground a terminal is the target's screen by now: what is said there would stand in its midst (--json tells it
+    // all the same).
+    if (json || (!request.detached && ::isatty(callers_stderr.get()))) return;
+    for (const std::string& note : notes) ::dprintf(callers_stderr.get(), "vmckpt: note: %s\n", printable(note).c_str());
   };
   auto result = restart_target(request);
   if (!result.ok()) {
@@ -121,10 +135,16 @@ int cmd_restart(int argc, char** argv) {
     if (int signal = pending_end_signal(); signal != 0) end_by(signal);
     return kExitFailed;
   }
+  callers_stderr.reset();
   Target& target = result->target;
+  Fd terminal_master = std::move(stdio.terminal_master ? stdio.terminal_master : result->terminal_master);
+  if (!stdio.log.empty()) target.log = stdio.log;
+  if (terminal_master && target.log.empty()) {
+    if (auto log = choose_log(target.image_dir, target.name); log.ok()) target.log = *log;
+  }
   if (json && !request.detached) std::fputs(to_json(*result).c_str(), stderr);
   detacher->report_running(json ? to_json(*result) : fmt::format("{} {}\n", target.name, target.pid));
-  return exit_status_of(serve(target, *listener, terminal, request.detached, std::move(result->terminal_master)));
+  return exit_status_of(serve(target, *listener, terminal, request.detached, std::move(terminal_master)));
 }
 
 }  // namespace vmckpt

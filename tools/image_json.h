@@ -9,6 +9,7 @@
 #include <google/protobuf/message.h>
 #include <nlohmann/json.hpp>
 
+#include "core/printable.h"
 #include "image/reader.h"
 
 namespace vmckpt {
@@ -19,9 +20,6 @@ Json message_to_json(const google::protobuf::Message& message);
 
 // The whole image: header, sizes and metadata.
 Json image_to_json(const ImageReader& image);
-
-// Text from an image as a terminal may show it: control characters and bytes that are not UTF-8 become \xNN.
-std::string printable(std::string_view text);
 
 std::string to_hex(std::string_view bytes);
 

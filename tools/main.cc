@@ -16,7 +16,11 @@ constexpr VerbEntry kVerbs[] = {
     {"launch", vmckpt::cmd_launch, "start a program so that it can be checkpointed"},
     {"checkpoint", vmckpt::cmd_checkpoint, "write an image of a running target"},
     {"restart", vmckpt::cmd_restart, "restart a target from an image"},
-    {"list", vmckpt::cmd_list, "show the running targets"},
+    {"list", vmckpt::cmd_list, "show the running targets, and those that have ended lately"},
+    {"attach", vmckpt::cmd_attach, "show a detached target's terminal and type at it"},
+    {"logs", vmckpt::cmd_logs, "print what a detached target has said"},
+    {"stop", vmckpt::cmd_stop, "ask a target to end, and end it if it does not"},
+    {"kill", vmckpt::cmd_kill, "end a target at once"},
     {"inspect", vmckpt::cmd_inspect, "show what an image holds"},
     {"verify", vmckpt::cmd_verify, "check an image's checksums and structure"},
     {"doctor", vmckpt::cmd_doctor, "tell what this host can and cannot do"},
@@ -25,7 +29,27 @@ constexpr VerbEntry kVerbs[] = {
 void print_usage(FILE* to) {
   std::fputs("usage: vmckpt VERB [OPTION...]\n\n", to);
   for (const VerbEntry& verb : kVerbs) std::fprintf(to, "  %-12s %s\n", verb.name, verb.summary);
+  std::fprintf(to, "  %-12s %s\n  %-12s %s\n", "help [VERB]", "print this, or what a verb does", "version", "print the version");
   std::fputs("\nvmckpt VERB --help tells more.\n", to);
+}
+
+int no_such_verb(const char* name) {
+  std::fprintf(stderr, "vmckpt: there is no verb \"%s\"\n", name);
+  print_usage(stderr);
+  return 2;
+}
+
+int help(int argc, char** argv) {
+  if (argc < 3) {
+    print_usage(stdout);
+    return 0;
+  }
+  char option[] = "--help";
+  char* words[] = {argv[2], option, nullptr};
+  for (const VerbEntry& verb : kVerbs) {
+    if (std::strcmp(argv[2], verb.name) == 0) return verb.run(2, words);
+  }
+  return no_such_verb(argv[2]);
 }
 
 }  // namespace
@@ -38,15 +62,10 @@ int main(int argc, char** argv) {
   for (const VerbEntry& verb : kVerbs) {
     if (std::strcmp(argv[1], verb.name) == 0) return verb.run(argc - 1, argv + 1);
   }
-  if (std::strcmp(argv[1], "--help") == 0 || std::strcmp(argv[1], "-h") == 0 || std::strcmp(argv[1], "help") == 0) {
-    print_usage(stdout);
-    return 0;
-  }
-  if (std::strcmp(argv[1], "--version") == 0) {
+  if (std::strcmp(argv[1], "--help") == 0 || std::strcmp(argv[1], "-h") == 0 || std::strcmp(argv[1], "help") == 0) return help(argc, argv);
+  if (std::strcmp(argv[1], "--version") == 0 || std::strcmp(argv[1], "version") == 0) {
     std::printf("vmckpt %s\n", VMCKPT_VERSION);
     return 0;
   }
-  std::fprintf(stderr, "vmckpt: there is no verb \"%s\"\n", argv[1]);
-  print_usage(stderr);
-  return 2;
+  return no_such_verb(argv[1]);
 }

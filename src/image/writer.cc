@@ -267,9 +267,10 @@ Result<std::string> ImageWriter::commit(const pb::Image& metadata) {
   std::string path = destination_.path;
   int err;
   if (numbered) {
-    uint64_t number = 0;
-    do path = fmt::format("{}-{}.ckpt", destination_.numbered_stem, ++number);
-    while ((err = name_without_replacing(fd_.get(), temporary_path_, path)) == EEXIST);
+    for (;; ++destination_.number) {
+      path = fmt::format("{}-{}.ckpt", destination_.numbered_stem, destination_.number);
+      if ((err = name_without_replacing(fd_.get(), temporary_path_, path)) != EEXIST) break;
+    }
   } else {
     err = name_without_replacing(fd_.get(), temporary_path_, path);
   }

@@ -19,7 +19,8 @@ using Id128 = std::array<uint8_t, 16>;
 struct ImageDestination {
   std::string path;            // absolute
   bool replace = false;        // the path exists and is this target's own image: rename over it
-  std::string numbered_stem;   // when set, path is ignored: STEM-N.ckpt with the first free N at commit
+  std::string numbered_stem;   // when set, path is ignored: STEM-N.ckpt, the newest with the highest N
+  uint64_t number = 1;         // the N to begin with; the first that is free from there on
 };
 
 struct ImageIdentity {
@@ -48,6 +49,8 @@ class ImageWriter {
   Result<std::string> commit(const pb::Image& metadata);
 
   uint64_t page_bytes_written() const { return page_bytes_written_; }  // page data, holes not counted
+  bool is_numbered() const { return !destination_.numbered_stem.empty(); }
+  uint64_t number() const { return destination_.number; }              // after commit under a numbered name
   uint64_t file_bytes() const { return file_bytes_; }                  // after commit: blocks allocated to the file
 
  private:

@@ -68,6 +68,8 @@ void enter_saved_time(const pb::Host& host, std::vector<std::string>& notes) {
     notes.push_back("the target's monotonic clock jumps: " + written.error().message());
     return;
   }
+  constexpr int64_t kWorthTellingNs = 1'000'000'000;
+  if (gap_ns < kWorthTellingNs) return;
   notes.push_back(fmt::format("the target was away for {:.1f} s; its monotonic clock goes on without the gap",
                               static_cast<double>(gap_ns) / 1e9));
 }

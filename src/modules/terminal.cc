@@ -529,7 +529,7 @@ Result<void> restore_without_terminal(RestoreContext& context, const pb::Termina
   VMCKPT_TRY(restore_slaves(context, terminal, pair.master.get()));
   VMCKPT_TRY(restore_dev_tty(context, terminal, pair.slave.get()));
   context.note(fmt::format(
-      "the program had terminal {} and restart has none: it gets a terminal of its own that nobody types at",
+      "the program had terminal {} and restart has none: it gets a terminal of its own; see vmckpt attach",
       terminal.path()));
   context.restore.terminal_master = VMCKPT_TRY(context.lift(std::move(pair.master)));
   return {};

@@ -2,7 +2,9 @@
 #include "supervisor/checkpoint_sequence.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cstring>
+#include <filesystem>
 #include <future>
 
 #include <fcntl.h>
@@ -102,11 +104,29 @@ Result<void> check_may_look_into(pid_t pid) {
                "give vmckpt CAP_SYS_PTRACE (docker run --cap-add=SYS_PTRACE), or let the program stay the user that launches it");
 }
 
+// The N of the NAME-N.ckpt with the highest one in the folder, 0 if there is none. Others may have been removed meanwhile: a
+// number that was used is not used again, or the newest image would not be the one with the highest.
+uint64_t highest_number(const std::string& directory, const std::string& name) {
+  uint64_t highest = 0;
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(directory, ignored)) {
+    const std::string file = entry.path().filename().string();
+    constexpr std::string_view kEnd = ".ckpt";
+    if (!file.starts_with(name + "-") || !file.ends_with(kEnd)) continue;
+    const std::string_view digits = std::string_view(file).substr(name.size() + 1, file.size() - name.size() - 1 - kEnd.size());
+    uint64_t number = 0;
+    const auto [end, problem] = std::from_chars(digits.data(), digits.data() + digits.size(), number);
+    if (problem == std::errc() && end == digits.data() + digits.size() && number < uint64_t{1} << 62) highest = std::max(highest, number);
+  }
+  return highest;
+}
+
 // Decides the final name before anything is stopped, so that a refused name costs nothing.
 Result<ImageDestination> choose_destination(const Target& target, const CheckpointRequest& request) {
   ImageDestination destination;
   if (request.output.empty()) {
     destination.numbered_stem = target.image_dir + "/" + target.name;
+    destination.number = std::max(target.images_numbered, highest_number(target.image_dir, target.name)) + 1;
     return destination;
   }
   destination.path = request.output;
@@ -166,11 +186,13 @@ Result<StoppedWorld> freeze_with_ledger(pid_t pid, const CheckpointRequest& requ
   }
 }
 
-void save_target(const Target& target, pb::Target* saved) {
+void save_target(const Target& target, const ImageDestination& destination, pb::Target* saved) {
   saved->set_name(target.name);
   saved->set_target_id(target.target_id.data(), target.target_id.size());
   saved->set_generation(target.generation);
   saved->set_image_dir(target.image_dir);
+  saved->set_log(target.log);
+  saved->set_images_numbered(destination.numbered_stem.empty() ? target.images_numbered : destination.number);
   for (const std::string& word : target.command) saved->add_command(word);
   saved->set_devices_denied(target.launch_filter);
   saved->set_ledger_address(target.ledger_address);
@@ -272,7 +294,7 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   VMCKPT_TRY(check_may_look_into(pid));
   std::string maps = VMCKPT_TRY(read_whole_file(fmt::format("/proc/{}/maps", pid)));
   target.ledger_address = VMCKPT_TRY(find_ledger(pid, maps, target.ledger_address));
-  save_target(target, image.mutable_target());
+  save_target(target, destination, image.mutable_target());
   auto early_ledger = VMCKPT_TRY(read_ledger(pid, target.ledger_address));
   AddressSpacePreview preview = VMCKPT_TRY(preview_address_space(pid, early_ledger->madvise_generation));
   const uint32_t kvm_objects = VMCKPT_TRY(count_kvm_objects(pid, early_ledger->kvm));
@@ -388,6 +410,7 @@ Result<CheckpointResult> CheckpointInProgress::write() {
   fault_point("write");
   if (progress_.cancelled) return error("the checkpoint was cancelled: who asked for it has gone");
   result_.image = VMCKPT_TRY(writer_.commit(metadata_));
+  if (writer_.is_numbered()) result_.image_number = writer_.number();
   clock.mark("commit");
   if (world_) result_.pause_us = monotonic_us() - frozen_us_;
   result_.memory_bytes_saved = writer_.page_bytes_written();

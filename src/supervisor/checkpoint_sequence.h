@@ -32,6 +32,7 @@ using Phases = std::vector<std::pair<std::string, int64_t>>;  // name, microseco
 
 struct CheckpointResult {
   std::string image;
+  uint64_t image_number = 0;  // N of NAME-N.ckpt; 0: of another name
   int64_t pause_us = 0;  // first thread stopped to last one resumed; with `stop` to the commit
   int64_t total_us = 0;
   uint64_t image_bytes = 0;         // on disk

@@ -14,8 +14,10 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "core/printable.h"
 #include "core/proc.h"
 #include "modules/host.h"
+#include "supervisor/ended_targets.h"
 
 namespace vmckpt {
 namespace {
@@ -36,7 +38,11 @@ Result<sockaddr_un> address_of(const std::string& path) {
 
 std::string directory_path() {
   if (const char* own = std::getenv("VMCKPT_RUNTIME_DIR"); own != nullptr && *own != '\0') return own;
-  if (const char* xdg = std::getenv("XDG_RUNTIME_DIR"); xdg != nullptr && *xdg == '/') return std::string(xdg) + "/vmckpt";
+  if (const char* xdg = std::getenv("XDG_RUNTIME_DIR"); xdg != nullptr && *xdg == '/') {
+    // su and sudo leave another user's here, and a service may have none behind it.
+    struct stat info {};
+    if (::stat(xdg, &info) == 0 && S_ISDIR(info.st_mode) && info.st_uid == ::geteuid() && ::access(xdg, W_OK) == 0) return std::string(xdg) + "/vmckpt";
+  }
   return fmt::format("/tmp/vmckpt-{}", ::geteuid());
 }
 
@@ -266,7 +272,7 @@ Result<pb::Status> ask_status(const std::string& socket_path) {
   }
   if (!answer.ok()) return answer.error();
   const pb::ControlReply& reply = *answer;
-  if (reply.has_error()) return error(reply.error());
+  if (reply.has_error()) return error(printable(reply.error()));
   VMCKPT_TRY(check_name(reply.status().name()));  // another user's supervisor may say anything
   return reply.status();
 }
@@ -288,9 +294,15 @@ Result<Fd> find_target(const std::string& name_or_pid) {
                  "continue it first, with `fg` or `bg` in its shell");
   }
   if (matches.size() > 1) return error("several targets are running: " + names, "name one of them");
+  for (const pb::EndedTarget& ended : list_ended()) {
+    if (name_or_pid != ended.name() && !(name_or_pid.empty() && names.empty())) continue;
+    std::string cure = ended.last_image().empty() ? "it had made no image" : "restart it from " + printable(ended.last_image());
+    if (!ended.log().empty()) cure += "; `vmckpt logs " + ended.name() + "` shows what it said";
+    return error(fmt::format("target \"{}\" {}", ended.name(), how_it_ended(ended)), cure);
+  }
   if (name_or_pid.empty()) return error("no target is running", "start one with `vmckpt launch`");
   std::string known = names.empty() ? "none is running" : "running: " + names;
-  return error(fmt::format("no target \"{}\" ({})", name_or_pid, known),
+  return error(fmt::format("no target \"{}\" ({})", printable(name_or_pid), known),
                "if its supervisor was killed it runs on, but can no longer be checkpointed");
 }
 

@@ -22,7 +22,9 @@ constexpr int kMaxInterpreters = 4;  // the kernel's own limit on #! chains is o
 
 Result<std::string> find_in_path(const std::string& command) {
   if (command.find('/') != std::string::npos) {
-    if (::access(command.c_str(), F_OK) != 0) return errno_error("start " + command);
+    if (::access(command.c_str(), F_OK) != 0) {
+      return errno_error("start " + command, errno == ENOENT ? "look at its name, and at the folder you are in" : "");
+    }
     if (::access(command.c_str(), X_OK) != 0) return errno_error("start " + command, "make it executable");
     return command;
   }
@@ -36,18 +38,29 @@ Result<std::string> find_in_path(const std::string& command) {
     if (::stat(candidate.c_str(), &info) == 0 && S_ISREG(info.st_mode) && ::access(candidate.c_str(), X_OK) == 0) return candidate;
     start = end + 1;
   }
-  return error(fmt::format("start {}: it is in no folder of PATH", command));
+  struct stat here {};
+  const bool is_here = ::stat(command.c_str(), &here) == 0 && S_ISREG(here.st_mode);
+  return error(fmt::format("start {}: it is in no folder of PATH", command),
+               is_here ? fmt::format("the one in this folder is ./{}", command) : "give its path, or install it");
 }
 
 Result<void> check_elf(const std::string& path, int fd, const Elf64_Ehdr& header) {
   if (header.e_ident[EI_CLASS] != ELFCLASS64 || header.e_machine != EM_X86_64) {
     return error(path + " is no 64-bit x86 program: only those can be checkpointed");
   }
-  bool dynamic = false;
+  bool dynamic = false, go = false;
   std::string interpreter;
   for (unsigned i = 0; i < header.e_phnum; ++i) {
     Elf64_Phdr segment{};
     VMCKPT_TRY(pread_exactly(fd, &segment, sizeof segment, header.e_phoff + uint64_t{i} * header.e_phentsize, path));
+    // Go's linker notes the program's build id under its own name (cmd/link, ELFNOTE_GO_NAME).
+    struct {
+      Elf64_Nhdr head;
+      char name[4];
+    } note{};
+    if (segment.p_type == PT_NOTE && ::pread(fd, &note, sizeof note, static_cast<off_t>(segment.p_offset)) == sizeof note) {
+      go |= note.head.n_namesz == 4 && std::memcmp(note.name, "Go", 3) == 0;
+    }
     if (segment.p_type != PT_INTERP) continue;
     dynamic = true;
     interpreter.resize(std::min<size_t>(segment.p_filesz, PATH_MAX));
@@ -63,7 +76,7 @@ Result<void> check_elf(const std::string& path, int fd, const Elf64_Ehdr& header
   }
   if (!dynamic) {
     return error(path + " is statically linked: the recorder, a preloaded library, cannot be in it",
-                 "use a dynamically linked build of it");
+                 go ? "build it with `go build -buildmode=pie`" : "use a dynamically linked build of it");
   }
   return {};
 }
@@ -112,17 +125,6 @@ void allow_sanitizer_runtimes() {
   ::setenv("ASAN_OPTIONS", value.c_str(), 1);
 }
 
-// Output of a detached target stays where its caller sent it, unless that is a pipe: its reader would wait for the target.
-void detach_stdio() {
-  int null = ::open("/dev/null", O_RDWR);
-  ::dup2(null, 0);
-  for (int fd : {1, 2}) {
-    struct stat info {};
-    if (::fstat(fd, &info) != 0 || S_ISFIFO(info.st_mode) || S_ISSOCK(info.st_mode)) ::dup2(null, fd);
-  }
-  if (null > 2) ::close(null);
-}
-
 }  // namespace
 
 Result<std::string> find_recorder() {
@@ -169,7 +171,6 @@ Result<pid_t> start_program(const LaunchOptions& options, const sigset_t& mask) 
   pid_t pid = ::fork();
   if (pid < 0) return errno_error("start a process");
   if (pid == 0) {
-    if (options.detached) detach_stdio();
     set_preload(recorder);
     allow_sanitizer_runtimes();
     if (options.allow_devices) ::setenv("VMCKPT_ALLOW_DEVICES", "1", 1);

@@ -14,7 +14,6 @@ struct LaunchOptions {
   std::vector<std::string> command;
   bool filter = true;         // deny io_uring and Linux AIO
   bool allow_devices = false; // do not deny vhost, VFIO and their kind
-  bool detached = false;
 };
 
 // Path of libvmckpt.so beside this program or in the library folder that belongs to it.

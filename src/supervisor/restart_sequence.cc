@@ -222,6 +222,8 @@ Target target_of(const RestartRequest& request, const ImageReader& image, const 
   Target target;
   target.name = request.name.empty() ? saved.name() : request.name;
   target.image_dir = saved.image_dir();
+  target.log = saved.log();
+  target.images_numbered = saved.images_numbered();
   target.command.assign(saved.command().begin(), saved.command().end());
   std::copy(std::begin(image.header().target_id), std::end(image.header().target_id), target.target_id.begin());
   std::copy(std::begin(image.header().image_id), std::end(image.header().image_id), target.parent_image_id.begin());
@@ -292,7 +294,7 @@ Result<RestartResult> restart_target(const RestartRequest& request) {
 
   // 2. preflight: all problems at once, nothing started yet
   VMCKPT_TRY(preflight(image, request.cpu_check, request.guest_clock, request.files, result.notes));
-  if (request.claim_name) VMCKPT_TRY(request.claim_name(metadata.target().name()));
+  if (request.claim_name) VMCKPT_TRY(request.claim_name(metadata.target()));
   clock.mark("preflight");
 
   // 3. to 6.; once more in a namespace, where all numbers are free, if somebody took one of them after we had looked

@@ -19,7 +19,7 @@ struct RestartRequest {
   std::string image;
   std::string name;  // empty: the image's
   // Called with the image's name when all checks have passed and nothing has been started: makes sure of the control socket.
-  std::function<Result<void>(const std::string&)> claim_name;
+  std::function<Result<void>(const pb::Target&)> claim_name;
   // Called with the notes right before the target runs, so that its own output comes after them.
   std::function<void(const std::vector<std::string>&)> tell_notes;
   CpuCheck cpu_check = CpuCheck::kStrict;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <ctime>
 #include <list>
 #include <memory>
 #include <new>
@@ -24,6 +25,8 @@
 #include "core/clock.h"
 #include "core/proc.h"
 #include "supervisor/checkpoint_sequence.h"
+#include "supervisor/ended_targets.h"
+#include "supervisor/target_terminal.h"
 
 namespace vmckpt {
 namespace {
@@ -37,6 +40,7 @@ constexpr int kServiceSignals[] = {SIGCHLD, SIGINT, SIGQUIT, SIGTERM, SIGHUP, SI
 struct Client {
   Fd fd;
   bool waits_for_checkpoint = false;
+  bool attached = false;  // to the target's terminal
 };
 
 // The image being written by a thread of its own, while the service goes on.
@@ -57,7 +61,7 @@ class Service {
  public:
   Service(Target& target, ControlListener& listener, TerminalControl& terminal, bool detached, Fd terminal_master)
       : target_(target), listener_(listener), terminal_(terminal), detached_(detached),
-        terminal_master_(std::move(terminal_master)) {}
+        target_terminal_(std::move(terminal_master), target.log) {}
 
   int run() {
     sigset_t mask;
@@ -75,6 +79,8 @@ class Service {
     }
     end_namespace();
     terminal_.take_back(WIFSIGNALED(wait_status_));
+    while (target_terminal_.exists() && !show_to_attached(target_terminal_.take_shown())) {}
+    remember();
     return wait_status_;
   }
 
@@ -121,7 +127,8 @@ class Service {
   void wait_for_events() {
     const bool accepting = monotonic_us() >= accept_again_us_;
     std::vector<pollfd> polls = {{signals_.get(), POLLIN, 0}, {accepting ? listener_.fd() : -1, POLLIN, 0},
-                                 {written_.get(), POLLIN, 0}, {terminal_master_.get(), POLLIN, 0}};
+                                 {written_.get(), POLLIN, 0}, {target_terminal_.fd(), POLLIN, 0}};
+    if (target_terminal_.has_input_left()) polls[3].events |= POLLOUT;
     std::vector<Client*> polled;
     for (Client& client : clients_) {
       polls.push_back({client.fd.get(), POLLIN, 0});
@@ -135,10 +142,12 @@ class Service {
     if (ready < 0) return;
     if (polls[0].revents) take_signals();
     if (polls[2].revents) finish_writing();
-    if (polls[3].revents) drain_terminal();
+    if (polls[3].revents & POLLOUT) target_terminal_.pass_on_typed();
     for (size_t i = 0; i < polled.size(); ++i) {
       if (polls[4 + i].revents) serve_client(*polled[i]);
     }
+    // Behind the clients that were polled: one that does not read is dropped here.
+    if (polls[3].revents & ~POLLOUT) (void)show_to_attached(target_terminal_.take_shown());
     if (accepting && polls[1].revents) accept_client();
   }
 
@@ -152,10 +161,58 @@ class Service {
     }
   }
 
-  // What the target says to a terminal that nobody looks at.
-  void drain_terminal() {
-    char lost[4096];
-    if (::read(terminal_master_.get(), lost, sizeof lost) <= 0) terminal_master_.reset();
+  // True when there was nothing to show. A client that does not keep up is dropped: it may attach again.
+  bool show_to_attached(const std::string& text) {
+    if (text.empty()) return true;
+    pb::ControlReply reply;
+    reply.set_shown(text);
+    clients_.remove_if([&](const Client& client) { return client.attached && !send_reply(client.fd.get(), reply).ok(); });
+    return false;
+  }
+
+  void attach(Client& client, const pb::AttachOrder& order) {
+    if (!target_terminal_.exists()) {
+      return reply_error(&client, fmt::format("target \"{}\" has no terminal of its own; launch or restart it with --detach --terminal{}",
+                                              target_.name, target_.log.empty() ? "" : ", or read its log with vmckpt logs"));
+    }
+    client.attached = true;
+    pb::ControlReply reply;
+    reply.set_shown(target_terminal_.recently_shown());
+    (void)send_reply(client.fd.get(), reply);
+    target_terminal_.resize(order.size().rows(), order.size().columns());
+  }
+
+  // All processes of the target, when its first has ended what that left behind.
+  std::vector<pid_t> processes() const {
+    std::vector<pid_t> found;
+    auto descendants = list_descendants(::getpid());
+    for (pid_t pid : descendants.ok() ? *descendants : std::vector<pid_t>{target_.pid}) {
+      const bool snapshot = writing_ && pid == writing_->checkpoint->snapshot_pid();
+      if (pid != target_.namespace_init && !snapshot && process_exists(pid)) found.push_back(pid);
+    }
+    return found;
+  }
+
+  // SIGKILL is for all, so that nothing is left over; others are for the program, which knows its children.
+  void send_signal(int signal) {
+    for (pid_t pid : processes()) {
+      if (signal != SIGKILL && !target_ended_ && pid != target_.pid) continue;
+      ::kill(pid, signal);
+      if (signal != SIGKILL) ::kill(pid, SIGCONT);  // a stopped one takes no signal but this
+    }
+  }
+
+  void remember() const {
+    pb::EndedTarget ended;
+    ended.set_name(target_.name);
+    ended.set_pid(target_.pid);
+    ended.set_wait_status(wait_status_);
+    ended.set_ended_s(std::time(nullptr));
+    ended.set_image_dir(target_.image_dir);
+    ended.set_last_image(last_image_);
+    ended.set_log(target_.log);
+    for (const std::string& word : target_.command) ended.add_command(word);
+    remember_ended(ended);
   }
 
   void accept_client() {
@@ -181,6 +238,14 @@ class Service {
     } else if (request.has_checkpoint()) {
       client.waits_for_checkpoint = true;
       orders_.push_back({request.checkpoint(), &client});
+    } else if (request.has_signal()) {
+      send_signal(request.signal().signal());
+    } else if (request.has_attach()) {
+      attach(client, request.attach());
+    } else if (request.has_resize()) {
+      if (client.attached) target_terminal_.resize(request.resize().rows(), request.resize().columns());
+    } else if (request.kind_case() == pb::ControlRequest::kTyped) {
+      if (client.attached) target_terminal_.type(request.typed());
     } else {
       reply_error(&client, "this supervisor does not know that request; it is of another version");
     }
@@ -206,16 +271,10 @@ class Service {
     status.set_name(target_.name);
     pid_t remaining = target_ended_ ? 0 : target_.pid;
     status.set_supervisor_pid(::getpid());
-    uint32_t processes = 0;
-    auto descendants = list_descendants(::getpid());
-    for (pid_t pid : descendants.ok() ? *descendants : std::vector<pid_t>{target_.pid}) {
-      bool snapshot = writing_ && pid == writing_->checkpoint->snapshot_pid();
-      if (pid == target_.namespace_init || snapshot || !process_exists(pid)) continue;
-      ++processes;
-      if (target_ended_) remaining = pid;  // what the launched program left behind is the target now
-    }
+    const std::vector<pid_t> all = processes();
+    if (target_ended_ && !all.empty()) remaining = all.back();  // what the launched program left behind is the target now
     status.set_pid(remaining);
-    status.set_processes(processes);
+    status.set_processes(static_cast<uint32_t>(all.size()));
     auto fields = read_status(remaining);
     bool stopped = fields.ok() && status_field(*fields, "State").starts_with("T");
     status.set_state(writing_ ? "checkpointing" : remaining == 0 ? "ended" : stopped ? "stopped" : "running");
@@ -224,6 +283,8 @@ class Service {
     for (const std::string& word : target_.command) status.add_command(word);
     status.set_checkpoints(checkpoints_);
     status.set_last_image(last_image_);
+    status.set_log(target_.log);
+    status.set_has_terminal(target_terminal_.exists());
     return status;
   }
 
@@ -306,6 +367,7 @@ class Service {
       if (done->stop) done->checkpoint->kill_target();
       ++checkpoints_;
       last_image_ = result.value().image;
+      target_.images_numbered = std::max(target_.images_numbered, result.value().image_number);
     }
     done->checkpoint.reset();  // lets go of the snapshot, or of a target that was stopped in vain
     if (done->client == nullptr) return;
@@ -344,7 +406,7 @@ class Service {
   ControlListener& listener_;
   TerminalControl& terminal_;
   const bool detached_;
-  Fd terminal_master_;  // of a terminal that stands in for one that restart had not
+  TargetTerminal target_terminal_;
   Fd signals_, written_;
   std::list<Client> clients_;
   std::list<Order> orders_;

@@ -20,6 +20,8 @@ struct KvmHost;
 struct Target {
   std::string name;
   std::string image_dir;
+  std::string log;               // where a detached target's output goes; empty: where the caller had it
+  uint64_t images_numbered = 0;  // highest number ever given to an image of its own
   std::vector<std::string> command;
   Id128 target_id{};       // made at launch, kept by every restart
   Id128 parent_image_id{};  // image it was restarted from, or zeros

@@ -1,0 +1,87 @@
+// vmckpt logs: what a detached target, running or ended, has said.
+#include <cstdio>
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "command_line.h"
+#include "commands.h"
+#include "supervisor/control_socket.h"
+#include "supervisor/ended_targets.h"
+
+namespace vmckpt {
+
+namespace po = boost::program_options;
+
+namespace {
+
+constexpr Verb kVerb = {"logs", "[NAME]", "Prints what a detached target has said; also of one that has ended within a day."};
+constexpr int kLookAgainMs = 200;
+
+struct Log {
+  std::string path;
+  Fd connection;  // closed by the supervisor when the target has ended; none: it has ended
+};
+
+// The running target of that name, else the latest that has ended. Empty: the only one running, else the latest ended.
+Result<Log> find_log(const std::string& name) {
+  auto choose = [](const std::string& target, const std::string& path, Fd connection) -> Result<Log> {
+    if (path.empty()) return error(fmt::format("target \"{}\" has no log: what it says goes where its caller wanted it", target));
+    return Log{path, std::move(connection)};
+  };
+  std::vector<std::pair<std::string, pb::Status>> running;
+  for (const std::string& socket : list_sockets()) {
+    auto status = ask_status(socket);
+    if (status.ok() && (name.empty() || name == status->name())) running.emplace_back(socket, std::move(*status));
+  }
+  if (running.size() > 1) return error("several targets are running", "name one of them");
+  if (running.size() == 1) return choose(running[0].second.name(), running[0].second.log(), VMCKPT_TRY(connect_to(running[0].first)));
+  for (const pb::EndedTarget& ended : list_ended()) {
+    if (name.empty() || name == ended.name()) return choose(ended.name(), ended.log(), Fd());
+  }
+  return error(name.empty() ? "there is no target" : fmt::format("there is no target \"{}\"", name), "`vmckpt list` shows those there are");
+}
+
+Result<void> print_rest(int file, const std::string& path) {
+  for (char text[64 << 10];;) {
+    const ssize_t got = ::read(file, text, sizeof text);
+    if (got == 0) return {};
+    if (got < 0) return errno_error("read " + path);
+    VMCKPT_TRY(write_exactly(1, text, static_cast<size_t>(got), "standard output"));
+  }
+}
+
+Result<void> print(const Log& log, bool follow) {
+  Fd file = VMCKPT_TRY(open_file(log.path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK));
+  for (;;) {
+    // Looked at first: what was said before the end is printed.
+    pollfd poll{log.connection.get(), POLLIN, 0};
+    const bool ended = !log.connection || ::poll(&poll, 1, 0) > 0;
+    VMCKPT_TRY(print_rest(file.get(), log.path));
+    if (!follow || ended) return {};
+    (void)::poll(&poll, 1, kLookAgainMs);
+    // A log that grew too long has been replaced by a new one.
+    struct stat here {}, there {};
+    if (::fstat(file.get(), &here) == 0 && ::stat(log.path.c_str(), &there) == 0 && here.st_ino != there.st_ino) {
+      VMCKPT_TRY(print_rest(file.get(), log.path));
+      file = VMCKPT_TRY(open_file(log.path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK));
+    }
+  }
+}
+
+}  // namespace
+
+int cmd_logs(int argc, char** argv) {
+  po::options_description options("options");
+  options.add_options()("follow,f", "go on as more is said, until the target has ended");
+  po::variables_map values;
+  if (auto status = parse_command_line(argc, argv, kVerb, options, {"TARGET?"}, values)) return *status;
+  auto log = find_log(values.count("TARGET") ? values["TARGET"].as<std::string>() : "");
+  if (!log.ok()) return fail(kVerb, log.error());
+  auto printed = print(*log, values.count("follow") != 0);
+  return printed.ok() ? kExitOk : fail(kVerb, printed.error());
+}
+
+}  // namespace vmckpt
