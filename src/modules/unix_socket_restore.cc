@@ -197,11 +197,12 @@ class UnixRestore {
     if (socket.bound_path().empty()) return with_address(file, socket.local_address(), path, fd, ::bind, "bind the socket to");
     if (!socket.path_exists()) return bind_name_alone(file, fd);
     Result<void> bound = error(fmt::format("{}: take on the program's rights to make \"{}\"", describe(file), path));
+    // Whether it is in use only somebody can tell who may connect.
+    struct stat there;
+    bool stale =
+        ::lstat(path.c_str(), &there) == 0 && S_ISSOCK(there.st_mode) && !is_unix_path_in_use(path, socket.type());
+    if (stale) ::unlink(path.c_str());
     auto make_file = [&] {
-      struct stat there;
-      bool stale =
-          ::lstat(path.c_str(), &there) == 0 && S_ISSOCK(there.st_mode) && !is_unix_path_in_use(path, socket.type());
-      if (stale) ::unlink(path.c_str());
       // bind makes the file with mode 0777 less umask.
       mode_t before = ::umask(0777 & ~socket.path_mode());
       bound = socket.file_path().empty()
