@@ -62,6 +62,7 @@ void save_maker(const SaveContext& context, int fd, pb::UnixSocket* socket) {
   pb::SocketOption* option = socket->add_options();
   option->set_level(SOL_SOCKET);
   option->set_name(SO_PEERCRED);
+  maker.pid = 0;  // the target itself
   option->set_value(&maker, sizeof maker);
 }
 
