@@ -98,6 +98,7 @@ static void forget_writers() {
   __atomic_store_n(&g_ledger.aio_submitters, 0, __ATOMIC_RELEASE);
   forget_kvm_lock();
   forget_notes_lock();
+  forget_ram_lock();
 }
 
 __attribute__((constructor(101))) static void open_ledger() {
@@ -109,6 +110,7 @@ __attribute__((constructor(101))) static void open_ledger() {
   ledger.player_entry = reinterpret_cast<uint64_t>(&vmckpt_player_entry);
   ledger.arena = reinterpret_cast<uint64_t>(g_arena);
   ledger.kvm = kvm_ledger_address();
+  open_ram_ledger();
   ledger.arena_slots = kArenaSlots;
   ledger.arena_slot_bytes = kArenaSlotBytes;
   if (&__rseq_size != nullptr && __rseq_size != 0) {
@@ -171,17 +173,11 @@ void* real_function(const char* name) { return dlsym(RTLD_NEXT, name); }
 
 using namespace vmckpt;
 
-EXPORT int madvise(void* address, size_t bytes, int advice) noexcept {
-  REAL(madvise);
-  int result = real(address, bytes, advice);
-  __atomic_add_fetch(&g_ledger.madvise_generation, 1, __ATOMIC_RELEASE);
-  return result;
-}
-
 EXPORT int mlockall(int flags) noexcept {
   REAL(mlockall);
   int result = real(flags);
   if (result == 0) g_ledger.mlockall_flags = static_cast<uint32_t>(flags);
+  if (result == 0 && (flags & MCL_CURRENT)) note_lock_of_all(true);
   return result;
 }
 
@@ -189,6 +185,7 @@ EXPORT int munlockall() noexcept {
   REAL(munlockall);
   int result = real();
   if (result == 0) g_ledger.mlockall_flags = 0;
+  if (result == 0) note_lock_of_all(false);
   return result;
 }
 
@@ -305,7 +302,8 @@ EXPORT long syscall(long number, ...) noexcept {
   if (number == SYS_io_destroy) return libc_result(aio_destroy(a[0]));
   if (number == SYS_io_submit) return libc_result(aio_submit(a[0], a[1], a[2]));
   if (locks_in) prepare_for_lock();
-  const long result = raw_call(number, a[0], a[1], a[2], a[3], a[4], a[5]);
+  long result;
+  if (!ram_call(number, a, &result)) result = raw_call(number, a[0], a[1], a[2], a[3], a[4], a[5]);
   if (result < 0 && result >= -4095) {
     errno = static_cast<int>(-result);
     return -1;
@@ -319,7 +317,7 @@ EXPORT long syscall(long number, ...) noexcept {
     if (a[0] == SECCOMP_SET_MODE_FILTER) {
       note_seccomp_filter(static_cast<unsigned int>(a[1]), reinterpret_cast<const void*>(a[2]), own_tid());
     }
-  } else if (number == SYS_madvise) {
+  } else if (number == SYS_madvise || number == SYS_process_madvise) {
     __atomic_add_fetch(&g_ledger.madvise_generation, 1, __ATOMIC_RELEASE);
   } else if (number == SYS_inotify_rm_watch) {
     forget_note(NoteKind::kInotifyWatch, static_cast<int>(a[0]), static_cast<int>(a[1]));

@@ -67,6 +67,12 @@ int note_duplicate(int fd, int duplicate);   // dup(2) and its kin; returns `dup
 long aio_setup(long events, unsigned long* context);
 long aio_destroy(long id);
 long aio_submit(long id, long count, long requests);
+// ram_recorder.cc
+void open_ram_ledger();
+void forget_ram_lock();                                              // in a forked child
+void note_lock_of_all(bool locked);                                  // mlockall(2), munlockall(2)
+void note_ram_mapping(long address, uint64_t bytes, int flags);      // what mmap(2) answered
+bool ram_call(long number, const long (&arguments)[6], long* result);  // false: no call that matters there
 
 // The next definition of a wrapped function: libc's.
 void* real_function(const char* name);

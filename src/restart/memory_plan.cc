@@ -26,14 +26,29 @@ std::vector<PageRun> runs_of(const std::vector<PageRecord>& records) {
   return runs;
 }
 
+// Guest RAM: runs below this many bytes are read, others mapped. A mapping for each page would fray the address space, slow down
+// the next fork, and count against vm.max_map_count.
+uint64_t choose_read_threshold(const std::vector<PageRun>& runs) {
+  constexpr uint64_t kReadBudgetBytes = 24u << 20;  // about 10 ms
+  constexpr size_t kMaxImageMappings = 20'000;      // well below vm.max_map_count's 65530
+  for (uint64_t threshold = 256u << 10; threshold > 4096; threshold /= 2) {
+    uint64_t bytes = 0;
+    for (const PageRun& run : runs) bytes += run.bytes < threshold ? run.bytes : 0;
+    if (bytes <= kReadBudgetBytes) return threshold;
+    auto mapped = std::count_if(runs.begin(), runs.end(), [&](const PageRun& run) { return run.bytes >= threshold / 2; });
+    if (static_cast<size_t>(mapped) > kMaxImageMappings) return threshold;
+  }
+  return 0;
+}
+
 bool has_advice(const pb::Mapping& mapping, const char* flag) {
   return std::find(mapping.advice().begin(), mapping.advice().end(), flag) != mapping.advice().end();
 }
 
 class MemoryPlanner {
  public:
-  MemoryPlanner(const ImageReader& image, const MappingSources& sources, TapeDraft& tape)
-      : image_(image), sources_(sources), tape_(tape), runs_(runs_of(image.records_of(0))) {
+  MemoryPlanner(const ImageReader& image, const GuestRam& guest_ram, const MappingSources& sources, TapeDraft& tape)
+      : image_(image), guest_ram_(guest_ram), sources_(sources), tape_(tape), runs_(runs_of(image.records_of(0))) {
     constexpr int kDroppable = 0x08;  // MAP_DROPPABLE (include/uapi/linux/mman.h), a type like MAP_PRIVATE
     if (void* page = ::mmap(nullptr, 4096, PROT_NONE, kDroppable | MAP_ANONYMOUS, -1, 0); page != MAP_FAILED) {
       ::munmap(page, 4096);
@@ -49,8 +64,12 @@ class MemoryPlanner {
     const std::vector<PageRun> runs = take_runs(mapping);
     const uint64_t protection = runs.empty() ? mapping.protection() : mapping.protection() | PROT_READ | PROT_WRITE;
     VMCKPT_TRY(map(mapping, protection));
+    const uint64_t read_below = guest_ram_.is_mapped(mapping) ? choose_read_threshold(runs) : ~uint64_t{0};
+    for (const PageRun& run : runs) {
+      if (run.bytes < read_below) reads_.add(run);
+      else map_run(mapping, run);
+    }
     advise(mapping, kBeforeContent);
-    for (const PageRun& run : runs) reads_.add(run);
     mappings_.push_back({&mapping, protection});
     return {};
   }
@@ -128,6 +147,12 @@ class MemoryPlanner {
     return {};
   }
 
+  void map_run(const pb::Mapping& mapping, const PageRun& run) {
+    tape_.call(SYS_mmap, {run.address, run.bytes, mapping.protection(), MAP_PRIVATE | MAP_FIXED | noreserve(mapping),
+                          static_cast<uint64_t>(image_.fd()), run.file_offset},
+               true, fmt::format("map {} bytes of guest memory at {:#x} from the image", run.bytes, run.address));
+  }
+
   struct Advice {
     const char* flag;
     int advice;
@@ -161,6 +186,7 @@ class MemoryPlanner {
   }
 
   const ImageReader& image_;
+  const GuestRam& guest_ram_;
   const MappingSources& sources_;
   TapeDraft& tape_;
   std::vector<PageRun> runs_;
@@ -173,11 +199,12 @@ class MemoryPlanner {
 
 }  // namespace
 
-Result<void> plan_memory(const pb::AddressSpace& space, const ImageReader& image, const MappingSources& sources,
-                         const std::vector<pid_t>& helper_numbers, TapeDraft& tape) {
-  MemoryPlanner planner(image, sources, tape);
+Result<void> plan_memory(const pb::AddressSpace& space, const ImageReader& image, const GuestRam& guest_ram,
+                         const MappingSources& sources, const std::vector<pid_t>& helper_numbers, TapeDraft& tape) {
+  MemoryPlanner planner(image, guest_ram, sources, tape);
   for (const pb::Mapping& mapping : space.mappings()) VMCKPT_TRY(planner.add(mapping));
   planner.finish(helper_numbers);
+  guest_ram.draft_ledger(tape);
   if (space.mlockall_flags() != 0) tape.call(SYS_mlockall, {space.mlockall_flags() & MCL_FUTURE});
   return {};
 }

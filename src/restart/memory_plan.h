@@ -1,6 +1,6 @@
 // From the image's mappings and page index to the calls that make the address space again.
 //
-// What was anonymous is anonymous again: its content is read into it (page_reads.h).
+// What was anonymous is anonymous again: its content is read into it (page_reads.h). Only guest RAM is mapped (guest_ram.h).
 #pragma once
 
 #include <cstdint>
@@ -12,6 +12,7 @@
 #include "core/result.h"
 #include "image/memory.pb.h"
 #include "image/reader.h"
+#include "restart/guest_ram.h"
 #include "tracer/tape_draft.h"
 
 namespace vmckpt {
@@ -23,8 +24,8 @@ struct MappingSources {
 };
 
 // `helper_numbers`: as choose_helper_numbers() gives them.
-Result<void> plan_memory(const pb::AddressSpace& space, const ImageReader& image, const MappingSources& sources,
-                         const std::vector<pid_t>& helper_numbers, TapeDraft& tape);
+Result<void> plan_memory(const pb::AddressSpace& space, const ImageReader& image, const GuestRam& guest_ram,
+                         const MappingSources& sources, const std::vector<pid_t>& helper_numbers, TapeDraft& tape);
 
 // PR_SET_MM_MAP: brk, stack, arguments, environment, auxiliary vector and /proc/PID/exe. `executable_fd` -1: not to be had.
 void plan_layout(const pb::AddressSpace& space, int executable_fd, TapeDraft& tape);

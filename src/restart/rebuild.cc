@@ -215,6 +215,7 @@ struct Materials {
   int executable_fd;
   int kvm_device;
   GuestClock guest_clock;
+  const GuestRam& guest_ram;
   std::vector<pid_t> helper_numbers;  // free for threads that only help
 };
 
@@ -287,7 +288,7 @@ Result<Tapes> draft_tapes(const Materials& materials, const Arena& arena, const 
   leader.call(SYS_munmap, {arena_end, kEndOfUserSpace - arena_end}, true, "unmap the memory above the arena");
   plan_vdso_return(vdso, leader);
   // 2. the target's memory
-  VMCKPT_TRY(plan_memory(image.memory(), materials.image,
+  VMCKPT_TRY(plan_memory(image.memory(), materials.image, materials.guest_ram,
                          {[&](const pb::Mapping& mapping) { return materials.files.open_for(mapping); },
                           [&](const pb::Mapping& mapping) { return materials.files.segment_of(mapping); }},
                          materials.helper_numbers, leader));
@@ -400,8 +401,9 @@ Result<Prepared> rebuild(RebuildInputs& inputs, const Birthplace& birthplace, in
 
   MappedFiles files(*captured, access, service);
   const std::vector<Vma> own_maps = VMCKPT_TRY(read_maps(::getpid()));
-  Materials materials{inputs.image,   image,         service,    files, *captured, own_maps,
-                      executable_fd, kvm_device, inputs.guest_clock, free_helper_numbers(image)};
+  const GuestRam guest_ram(inputs.image);
+  Materials materials{inputs.image,  image,      service,            files,     *captured,                 own_maps,
+                      executable_fd, kvm_device, inputs.guest_clock, guest_ram, free_helper_numbers(image)};
   // Tapes hold addresses of the arena, whose size depends on the tapes: draft once to measure, once for good.
   const uint64_t vdso_size = vdso_bytes(own_maps);
   VdsoPlan vdso = VMCKPT_TRY(make_vdso_plan(image.memory(), own_maps, 0, 0));

@@ -37,7 +37,7 @@ TEST_CASE("what was anonymous is read, however long it is") {
   *space.add_mappings() = anonymous(0x10000000, 64u << 20, PROT_READ | PROT_WRITE);
   auto image = image_with_runs(space, {{0x10000000, 16u << 20}, {0x13000000, 4096}});
   TapeDraft tape;
-  REQUIRE(plan_memory(space, *image, kNoFile, kNoHelpers, tape).ok());
+  REQUIRE(plan_memory(space, *image, GuestRam(), kNoFile, kNoHelpers, tape).ok());
   CHECK(count(tape, SYS_mmap) == 1);
   CHECK((tape.all_calls().front().args[3] & MAP_ANONYMOUS) != 0);
   CHECK(count(tape, kOpReadList) == 1);
@@ -48,7 +48,7 @@ TEST_CASE("helpers read along, each under a number that is free, and are gone be
   *space.add_mappings() = anonymous(0x10000000, 64u << 20, PROT_READ | PROT_WRITE);
   auto image = image_with_runs(space, {{0x10000000, 64u << 20}});
   TapeDraft tape;
-  REQUIRE(plan_memory(space, *image, kNoFile, {4001, 4002}, tape).ok());
+  REQUIRE(plan_memory(space, *image, GuestRam(), kNoFile, {4001, 4002}, tape).ok());
   std::vector<int64_t> order;
   for (const TapeCall& call : tape.all_calls()) order.push_back(call.number);
   CHECK(order == std::vector<int64_t>{SYS_mmap, kOpThread, kOpThread, kOpReadList, kOpJoin, kOpJoin});
@@ -62,7 +62,7 @@ TEST_CASE("little content is not worth a helper") {
   *space.add_mappings() = anonymous(0x10000000, 1u << 20, PROT_READ | PROT_WRITE);
   auto image = image_with_runs(space, {{0x10000000, 1u << 20}});
   TapeDraft tape;
-  REQUIRE(plan_memory(space, *image, kNoFile, {4001, 4002}, tape).ok());
+  REQUIRE(plan_memory(space, *image, GuestRam(), kNoFile, {4001, 4002}, tape).ok());
   CHECK(count(tape, kOpThread) == 0);
 }
 
@@ -73,7 +73,7 @@ TEST_CASE("advice on huge pages comes before the content that is to lie in them"
   *space.add_mappings() = mapping;
   auto image = image_with_runs(space, {{0x10000000, 4u << 20}});
   TapeDraft tape;
-  REQUIRE(plan_memory(space, *image, kNoFile, kNoHelpers, tape).ok());
+  REQUIRE(plan_memory(space, *image, GuestRam(), kNoFile, kNoHelpers, tape).ok());
   std::vector<int64_t> order;
   for (const TapeCall& call : tape.all_calls()) order.push_back(call.number);
   CHECK(order == std::vector<int64_t>{SYS_mmap, SYS_madvise, kOpReadList});
@@ -84,7 +84,7 @@ TEST_CASE("a read-only mapping with content gets its protection after its conten
   *space.add_mappings() = anonymous(0x10000000, 1u << 20, PROT_READ);
   auto image = image_with_runs(space, {{0x10000000, 8192}});
   TapeDraft tape;
-  REQUIRE(plan_memory(space, *image, kNoFile, kNoHelpers, tape).ok());
+  REQUIRE(plan_memory(space, *image, GuestRam(), kNoFile, kNoHelpers, tape).ok());
   std::vector<int64_t> order;
   for (const TapeCall& call : tape.all_calls()) order.push_back(call.number);
   CHECK(order == std::vector<int64_t>{SYS_mmap, kOpReadList, SYS_mprotect});
@@ -97,7 +97,7 @@ TEST_CASE("a stack stays one mapping that grows down, however long its content")
   *space.add_mappings() = stack;
   auto image = image_with_runs(space, {{0x10000000, 8u << 20}});
   TapeDraft tape;
-  REQUIRE(plan_memory(space, *image, kNoFile, kNoHelpers, tape).ok());
+  REQUIRE(plan_memory(space, *image, GuestRam(), kNoFile, kNoHelpers, tape).ok());
   CHECK(count(tape, SYS_mmap) == 1);
   CHECK((tape.all_calls().front().args[3] & MAP_GROWSDOWN) != 0);
 }
@@ -109,7 +109,7 @@ TEST_CASE("fork advice is given again after the content is in place") {
   *space.add_mappings() = mapping;
   auto image = image_with_runs(space, {{0x10000000, 4096}});
   TapeDraft tape;
-  REQUIRE(plan_memory(space, *image, kNoFile, kNoHelpers, tape).ok());
+  REQUIRE(plan_memory(space, *image, GuestRam(), kNoFile, kNoHelpers, tape).ok());
   const TapeCall& last = tape.all_calls().back();
   CHECK(last.number == SYS_madvise);
   CHECK(last.args[2] == MADV_DONTFORK);
