@@ -53,7 +53,7 @@ def busy_guest(user):
     try:
         guest.launch()
         for _ in range(2):
-            guest.console_command("(while :; do :; done) &")
+            guest.console_command("{ (while :; do :; done) & }")
         guest.wait_for_ticks(5)
         report = guest.checkpoint("--stop")
         guest.ended()
