@@ -4,6 +4,9 @@
 // size, owner, times and seals belong to it. A descriptor adds access mode, status flags and position. Restored after RebuiltFiles
 // has made the file again: it is opened once more for every open file description through /proc/self/fd, which works
 // without a path and gives each its own position. Sources: memfd_create(2), proc_pid_fd(5).
+#include <set>
+
+#include <fcntl.h>
 #include <unistd.h>
 
 #include "modules/descriptor_module.h"
@@ -19,14 +22,27 @@ bool recognise(const TargetFile& file) {
 }
 
 Result<void> restore(RestoreContext& context) {
+  std::set<uint64_t> given;  // captured files whose own descriptor the target has
   for (const pb::OpenFile& file : context.table.files()) {
     if (!file.has_captured()) continue;
     int whole = context.restore.captured.fd(file.captured().captured_id());
     if (whole < 0)
       return error(fmt::format("{}: the image has no content for it", describe(file)), "use another image");
     uint32_t dropped = kTmpfileBit | O_DIRECTORY | O_CREAT | O_EXCL | O_TRUNC | O_NOFOLLOW | O_ASYNC | O_DIRECT;
-    Fd fd = VMCKPT_TRY(reopen(whole, static_cast<int>(file.status_flags() & ~dropped)));
     const bool is_place = (file.status_flags() & O_PATH) != 0;
+    // The descriptor that memfd_create gives does not count as a writer, one that opened the file again does, and a file with a
+    // writer cannot be executed (ETXTBSY; i_writecount in fs/open.c). So the first that may be memfd_create's own is.
+    const bool may_be_first = !is_place && (file.status_flags() & (O_ACCMODE | O_APPEND)) == O_RDWR;
+    Fd fd;
+    if (may_be_first && given.insert(file.captured().captured_id()).second) {
+      fd = Fd(::fcntl(whole, F_DUPFD_CLOEXEC, context.restore.first_service_fd));
+      if (!fd) return errno_error(fmt::format("{}: duplicate its descriptor", describe(file)));
+      if (::fcntl(fd.get(), F_SETFL, file.status_flags() & ~dropped) != 0 || ::lseek(fd.get(), 0, SEEK_SET) < 0) {
+        return errno_error(fmt::format("{}: set its status flags", describe(file)));
+      }
+    } else {
+      fd = VMCKPT_TRY(reopen(whole, static_cast<int>(file.status_flags() & ~dropped)));
+    }
     if (!is_place && file.captured().position() != 0 && ::lseek(fd.get(), file.captured().position(), SEEK_SET) < 0) {
       return errno_error(fmt::format("{}: go to position {}", describe(file), file.captured().position()));
     }

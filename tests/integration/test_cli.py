@@ -201,6 +201,14 @@ def test_a_runtime_folder_that_is_missing_or_somebody_elses_is_not_used(stage):
         assert outcome.status == 0, outcome
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/userfaultfd"), reason="/dev/userfaultfd is not there")
+def test_a_denied_device_is_told_by_name_once_and_only_if_it_is_there(stage):
+    script = "for d in ('/dev/sgx_vepc', '/dev/userfaultfd', '/dev/userfaultfd'):\n  try: open(d)\n  except FileNotFoundError: print('none')"
+    outcome = stage.vmckpt_ok("launch", "--", "/usr/bin/python3", "-c", script)
+    assert outcome.stdout == "none\n" * 3
+    assert outcome.stderr.count("denied") == 1 and "/dev/userfaultfd" in outcome.stderr, outcome
+
+
 def test_launch_passes_the_programs_status_through(stage):
     assert stage.vmckpt("launch", "--", "sh", "-c", "exit 42").status == 42
     assert stage.vmckpt("launch", "--", "true").status == 0

@@ -53,6 +53,7 @@ PROCESS_ACTS = [
     Act("locked_in", "own prctl", may_be_refused="seccomp"),
     Act("locked_in", "checkpoint prctl"),
     Act("locked_in", "checkpoint syscall"),
+    Act("strict_mode"),
     Act("spawn"),
     Act("exec_self", "execv"),
     Act("exec_self", "clean"),

@@ -1,6 +1,8 @@
 // A memfd that is held as a descriptor, mapped shared and mapped private: content, size, offset, seals, name; one
 // without any mapping; one sealed against writing.
 
+#include <sys/sendfile.h>
+
 #include "act.h"
 
 constexpr size_t kBytes = 512 * 1024;
@@ -32,7 +34,25 @@ int main(int argc, char** argv) {
   act::fill(only_mapped, kBytes, seed + 1);
   close(closed_but_mapped);
 
+  // A program in a memfd, as container runtimes have it.
+  int program = MUST(memfd_create("program", 0));
+  int true_fd = MUST(open("/bin/true", O_RDONLY));
+  struct stat true_info {};
+  MUST(fstat(true_fd, &true_info));
+  MUST(sendfile(program, true_fd, nullptr, static_cast<size_t>(true_info.st_size)));
+  close(true_fd);
+
   act::intermission();
+
+  if (pid_t child = MUST(fork()); child == 0) {
+    const char* words[] = {"true", nullptr};
+    fexecve(program, const_cast<char**>(words), environ);
+    _exit(errno == ETXTBSY ? 26 : 1);
+  } else {
+    int status = -1;
+    MUST(waitpid(child, &status, 0));
+    act::expect_equal("status of the program in a memfd", 0, status);
+  }
 
   struct stat info {};
   MUST(fstat(fd, &info));
