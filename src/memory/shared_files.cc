@@ -11,6 +11,7 @@
 
 #include "core/proc.h"
 #include "memory/file_access.h"
+#include "memory/file_owner.h"
 #include "memory/maps.h"
 
 namespace vmckpt {
@@ -21,8 +22,27 @@ constexpr char kCure[] = "restart with --shared-files=overwrite to put the image
 
 std::string describe(const pb::CapturedFile& file) { return "memory file " + file.path(); }
 
+bool is_of_owner(const pb::CapturedFile& file, const struct stat& now) {
+  return !file.has_owner() || is_same_owner(static_cast<uid_t>(file.uid()), now.st_uid);
+}
+
+// On tmpfs the numbers of inodes start over with the machine: only its owner tells another user's file from this one. And what
+// has a second name may be a file that somebody has linked here.
 bool is_same(const pb::CapturedFile& file, const struct stat& now) {
-  return now.st_dev == file.device() && now.st_ino == file.inode() && static_cast<uint64_t>(now.st_size) == file.size_bytes();
+  return now.st_dev == file.device() && now.st_ino == file.inode() && static_cast<uint64_t>(now.st_size) == file.size_bytes() &&
+         is_of_owner(file, now) && now.st_nlink == 1;
+}
+
+// Whether --shared-files=overwrite or leave may use what is there: not a third user's, who would read what is written to it, or have it changed.
+bool may_be_used(const pb::CapturedFile& file, const struct stat& now) {
+  return is_of_owner(file, now) || now.st_uid == ::geteuid();
+}
+
+std::string describe_difference(const pb::CapturedFile& file, const struct stat& now) {
+  if (!is_of_owner(file, now)) return fmt::format("it belongs to user {} and belonged to {}", now.st_uid, file.uid());
+  if (now.st_ino != file.inode() || now.st_dev != file.device()) return "another file has its name by now";
+  if (now.st_nlink != 1) return "it has another name, too";
+  return fmt::format("it has {} bytes and had {}", now.st_size, file.size_bytes());
 }
 
 // A process that maps the file, or has it open; 0 when none is seen. Processes of other users show nothing to an ordinary one.
@@ -58,13 +78,13 @@ void check_present(const pb::CapturedFile& file, const struct stat& now, SharedF
     problems.push_back(error(describe(file) + " is no regular file any more", "put back what was there"));
   } else if (::faccessat(AT_FDCWD, path.c_str(), R_OK | W_OK, AT_EACCESS) != 0) {
     problems.push_back(errno_error("open " + describe(file), "restart as the user who owns it, or change its permissions"));
+  } else if (rule != SharedFiles::kRestore && !may_be_used(file, now)) {
+    problems.push_back(error(fmt::format("{} is another user's: {}", describe(file), describe_difference(file, now)), "remove it"));
   } else if (rule == SharedFiles::kLeave && static_cast<uint64_t>(now.st_size) < file.size_bytes()) {
     problems.push_back(error(fmt::format("{} has {} bytes and had {}", describe(file), now.st_size, file.size_bytes()), "put the old file back"));
   } else if (rule == SharedFiles::kRestore && !is_same(file, now)) {
-    const std::string what = now.st_ino != file.inode() || now.st_dev != file.device()
-                                 ? "another file has its name by now"
-                                 : fmt::format("it has {} bytes and had {}", now.st_size, file.size_bytes());
-    problems.push_back(error(fmt::format("{} is not what it was: {}", describe(file), what), "remove it; " + std::string(kCure)));
+    const std::string cure = may_be_used(file, now) ? "remove it; " + std::string(kCure) : "remove it";
+    problems.push_back(error(fmt::format("{} is not what it was: {}", describe(file), describe_difference(file, now)), cure));
   } else if (rule == SharedFiles::kRestore) {
     if (pid_t user = find_user(path, now); user != 0) {
       problems.push_back(error(fmt::format("{} is in use by process {} ({})", describe(file), user, command_of(user)),
@@ -142,7 +162,7 @@ Result<Fd> open_shared_file(const pb::CapturedFile& file, const FileAccess& acce
     struct stat now {};
     if (::fstat(fd.get(), &now) != 0) return errno_error("examine " + describe(file));
     // Once more: it may have been exchanged since the preflight.
-    if (!S_ISREG(now.st_mode) || (rule == SharedFiles::kRestore && !is_same(file, now))) {
+    if (!S_ISREG(now.st_mode) || (rule == SharedFiles::kRestore ? !is_same(file, now) : !may_be_used(file, now))) {
       return error(describe(file) + " has changed since it was looked at", "restart again");
     }
     if (rule == SharedFiles::kLeave) return fd;

@@ -101,6 +101,29 @@ def test_another_file_of_that_name_is_not_overwritten_unless_that_is_asked_for(s
     assert segment.read_bytes() != b"\xcc" * size
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be two users")
+def test_another_users_file_is_not_taken_for_it_though_inode_and_size_are_the_same(stage, segment):
+    target, report = checkpoint_and_kill(stage, segment)
+    before = segment.read_bytes()
+    os.chown(segment, 4243, 4243)
+    segment.chmod(0o666)
+    expect_refusal(stage, report, segment, "belongs to user 4243")
+    for rule in ["overwrite", "leave"]:
+        outcome = stage.vmckpt("restart", report["image"], "--detach", "-n", "refused", f"--shared-files={rule}")
+        assert outcome.status == 1 and "belongs to user 4243" in outcome.stderr, outcome
+    assert segment.read_bytes() == before
+    os.chown(segment, stage.user.uid, stage.user.uid)
+    segment.chmod(0o640)
+    second = segment.with_name(segment.name + ".second")
+    os.link(segment, second)
+    try:
+        expect_refusal(stage, report, segment, "another name")
+    finally:
+        second.unlink()
+    target.restart(report["image"])
+    end(stage, target)
+
+
 def test_a_link_in_its_place_is_not_followed(stage, segment):
     _, report = checkpoint_and_kill(stage, segment)
     victim = stage.file("victim", "precious")
