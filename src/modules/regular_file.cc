@@ -5,6 +5,7 @@
 // owner). Its content stays the user's affair, as with any program that is stopped and started again, with one
 // exception: a small file that is open for writing is copied, in case that it is a temporary one that the program
 // renames or removes before it ends. Where it is missing at restart it is made again from the copy.
+// A program whose rights are not the caller's gets copies of its own files alone.
 //
 // Preflight, a problem each: a path that is gone, leads to another type of file or over a symbolic link, or may not be
 // opened. Files are opened with the rights that the program had (memory/file_access.h). A file that has changed:
@@ -35,6 +36,8 @@
 #include <unistd.h>
 
 #include "core/proc.h"
+#include "memory/file_owner.h"
+#include "modules/credentials.h"
 #include "modules/descriptor_module.h"
 
 namespace vmckpt {
@@ -186,6 +189,17 @@ bool is_in_temporary_folder(const SaveContext& context, const std::string& path)
   return false;
 }
 
+// With this process's rights any file can be read: what is in the image can come back to the target.
+bool may_be_read_by_target(const SaveContext& context, const TargetFile& file) {
+  if (can_read(file.flags)) return true;
+  auto status = read_status(context.pid());
+  if (!status.ok()) return false;
+  pb::Credentials target;
+  save_credentials(*status, &target);
+  if (target.uid_size() != 4) return false;
+  return !FileAccess(target, {}).is_foreign() || file.status.st_uid == target.uid(3);
+}
+
 // A file that the program is writing may be a temporary one: renamed or removed by the time of the restart.
 void keep_content(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved) {
   pb::PathFile* path_file = saved->mutable_path_file();
@@ -200,6 +214,7 @@ void keep_content(SaveContext& context, const TargetFile& file, int fd, pb::Open
                              file.describe()));
     return;
   }
+  if (!may_be_read_by_target(context, file)) return;
   auto id = capture_content(context, file, fd, true);
   if (!id.ok()) return;  // it may be written but not read
   context.kept_bytes += bytes;
@@ -262,6 +277,11 @@ bool is_seen_by_path(const pb::OpenFile& file) {
 // /proc and /sys give out new inodes as they like.
 FileAccess access_to(const FileAccess& access, const pb::PathFile& file) {
   return file.volatile_content() ? access.accepting_others() : access;
+}
+
+// The target makes a missing file again: content that it could write, but not read, is nothing that it may have.
+bool has_content(const FileAccess& access, const pb::PathFile& file) {
+  return file.content_id() != 0 && may_have_content(access, file.origin());
 }
 
 int located_flags(const pb::PathFile& file) {
@@ -329,17 +349,17 @@ void check_missing(CheckContext& context, const pb::OpenFile& file, const Error&
   const pb::PathFile& then = file.path_file();
   const FilePolicy& policy = context.access.policy();
   const std::string folder = then.path().substr(0, std::max<size_t>(then.path().rfind('/'), 1));
+  const bool content = has_content(context.access, then);
   const bool has_folder = context.access.accepting_others().locate(folder, O_DIRECTORY, {}).ok();
   if (S_ISREG(then.mode()) && !then.volatile_content()) {
-    if (has_folder && then.content_id() != 0) {
+    if (has_folder && content) {
       return context.note(fmt::format("file \"{}\" ({}) is missing; it is made again as it was at the checkpoint",
                                       then.path(), describe(file)));
     }
     if (policy.empty_missing) {
       return context.note(fmt::format("file \"{}\" ({}) is missing; {}", then.path(), describe(file),
-                                      !has_folder              ? "so is its folder, and it has no name now"
-                                      : then.content_id() != 0 ? "it is made again as it was at the checkpoint"
-                                                               : "it is made anew, without its content"));
+                                      !has_folder ? "so is its folder, and it has no name now"
+                                                  : "it is made anew, without its content"));
     }
   }
   if (may_be_own(file, ENOENT)) return;
@@ -425,7 +445,7 @@ class Opener {
     if (made != made_.end()) return access().open(then.path(), flags, made->second);
     auto fd = access_to(access(), then).open(then.path(), flags, then.origin());
     const bool can_be_made = S_ISREG(then.mode()) && !then.volatile_content() &&
-                             (then.content_id() != 0 || access().policy().empty_missing);
+                             (has_content(access(), then) || access().policy().empty_missing);
     if (fd.ok() || fd.error().err != ENOENT || !can_be_made) return fd;
     auto again = make(then);
     if (!again.ok() && again.error().err == ENOENT && !access().policy().empty_missing) return fd;
@@ -434,13 +454,15 @@ class Opener {
   }
 
   Result<void> make(const pb::PathFile& then) {
-    auto fd = access().create(then.path(), O_RDWR | O_NOFOLLOW, then.mode() & 07777);
+    auto fd = access().create(then.path(), O_RDWR | O_NOFOLLOW, 0600);
     const bool has_folder = fd.ok();
     if (!fd.ok() && fd.error().err == ENOENT && access().policy().empty_missing) {
       fd = context_.lift(Fd(::memfd_create("missing", MFD_CLOEXEC)));
     }
     Fd made = VMCKPT_TRY(std::move(fd));
-    if (then.content_id() != 0) VMCKPT_TRY(context_.restore.captured.fill(then.content_id(), made.get()));
+    if (has_content(access(), then)) VMCKPT_TRY(context_.restore.captured.fill(then.content_id(), made.get()));
+    // Only now: nobody else has it open while it gets its content and its owner.
+    if (has_folder && ::fchmod(made.get(), then.mode() & 07777) != 0) return errno_error("set the mode of " + then.path());
     if (has_folder) made_[then.path()] = inode_of(made.get());
     else nameless_[then.path()] = std::move(made);
     return {};

@@ -170,6 +170,41 @@ def test_what_root_opened_for_a_program_without_privileges_comes_back_if_it_is_t
     assert log.read_text() == "one\ntwo\n"
 
 
+@as_root
+@pytest.mark.parametrize("readable", [False, True], ids=["only written", "read, too"])
+def test_a_program_without_privileges_gets_no_copy_of_a_file_of_roots_that_is_missing(make_stage, readable):
+    stage = make_stage(ROOT)
+    folder = make_nobodys_folder(stage)
+    log = folder / "log"
+    log.write_text("for root only\n")
+    log.chmod(0o600)
+    how = "os.O_RDWR" if readable else "os.O_WRONLY"
+    target = begin(stage, f"log = os.open('folder/log', {how} | os.O_APPEND)\n" + BECOME_NOBODY,
+                   "assert os.fstat(log).st_size == 0 and os.fstat(log).st_uid == os.getuid()")
+    image = target.checkpoint()
+    assert (b"for root only" in image.read_bytes()) == readable
+    target.kill()
+    log.unlink()
+    expect_refusal(stage, image, "folder/log", "is missing")
+    assert not log.exists()
+    target.restart(image, options=["--missing-files=empty"])
+    end(stage, target)
+
+
+@as_root
+def test_a_program_without_privileges_gets_its_own_file_made_again_though_it_only_writes_to_it(make_stage):
+    stage = make_stage(ROOT)
+    folder = make_nobodys_folder(stage)
+    target, image = begin_as_nobody(stage, "written file", "os.write(held, b'more')")
+    mode = stat.S_IMODE((folder / "own").stat().st_mode)
+    (folder / "own").unlink()
+    target.restart(image)
+    end(stage, target)
+    made = folder / "own"
+    assert made.read_text() == "own content\nmore"
+    assert (made.stat().st_uid, stat.S_IMODE(made.stat().st_mode)) == (NOBODY, mode)
+
+
 # ---- files that changed ---------------------------------------------------------------------------------------------
 
 DISK = "disk = os.open('disk', os.O_RDWR | os.O_CREAT, 0o644); os.pwrite(disk, b'old', 0)"
