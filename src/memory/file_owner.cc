@@ -1,6 +1,7 @@
 #include "memory/file_owner.h"
 
 #include <algorithm>
+#include <cerrno>
 
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -30,6 +31,11 @@ bool has_number_here(uid_t uid) {
 bool is_same_owner(uid_t then, uid_t now) { return then == now || (now == kOverflowUser && !has_number_here(then)); }
 
 bool is_same_owner(const pb::Inode& then, uid_t now) { return then.number() == 0 || is_same_owner(then.uid(), now); }
+
+Error another_users(const std::string& path, const pb::Inode& then, uid_t now) {
+  return Error{fmt::format("\"{}\" belongs to user {} and belonged to {} at the checkpoint", path, now, then.uid()), EPERM,
+               "put back what was there, or pass --changed-files=accept"};
+}
 
 bool may_have_content(const FileAccess& access, const pb::Inode& then) {
   if (!access.is_foreign()) return true;

@@ -15,6 +15,7 @@
 //   written to at its end            a note: a log; what came after the checkpoint is written over
 //   opened for appending             nothing, when it only has more in it now; otherwise a note
 //   only read                        a note
+//   another user's by now            a problem (--changed-files=accept: a note)
 //
 // Numbers 0 to 2 that cannot be opened again are restart's own, as if they had been a pipe (stdio.cc).
 //
@@ -320,10 +321,22 @@ std::string describe_change(const pb::OpenFile& file, const Change& change, cons
   return text;
 }
 
+bool is_compared(const pb::PathFile& then, uint32_t flags) {
+  return S_ISREG(then.mode()) && !then.volatile_content() && (flags & O_PATH) == 0;
+}
+
 // See the head of this file.
 void check_changes(CheckContext& context, const pb::OpenFile& file, const struct stat& now) {
   const pb::PathFile& then = file.path_file();
-  if (!S_ISREG(then.mode()) || then.volatile_content() || (file.status_flags() & O_PATH) != 0) return;
+  if (!is_compared(then, file.status_flags())) return;
+  // Whoever owns a file can make its size and time what they were.
+  if (!is_same_owner(then.origin(), now.st_uid)) {
+    Error problem = another_users(then.path(), then.origin(), now.st_uid);
+    problem.what = fmt::format("{}: {}", describe(file), problem.what);
+    if (context.access.policy().accept_changed) context.note(problem.what);
+    else if (may_be_own(file, EPERM)) return;
+    else return context.problem(std::move(problem));
+  }
   const Change change = change_of(then, now);
   if (!change.any()) return;
   const bool writes = can_write(file.status_flags());
@@ -444,6 +457,11 @@ class Opener {
     auto made = made_.find(then.path());
     if (made != made_.end()) return access().open(then.path(), flags, made->second);
     auto fd = access_to(access(), then).open(then.path(), flags, then.origin());
+    if (fd.ok() && is_compared(then, static_cast<uint32_t>(flags)) && !access().policy().accept_changed) {
+      // Once more: it may have been exchanged since the preflight.
+      const pb::Inode now = inode_of(fd->get());
+      if (!is_same_owner(then.origin(), now.uid())) return another_users(then.path(), then.origin(), now.uid());
+    }
     const bool can_be_made = S_ISREG(then.mode()) && !then.volatile_content() &&
                              (has_content(access(), then) || access().policy().empty_missing);
     if (fd.ok() || fd.error().err != ENOENT || !can_be_made) return fd;

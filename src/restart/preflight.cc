@@ -5,6 +5,7 @@
 
 #include "image/trust.h"
 #include "memory/address_space.h"
+#include "memory/file_owner.h"
 #include "memory/page_scan.h"
 #include "memory/shared_files.h"
 #include "modules/aio.h"
@@ -46,7 +47,10 @@ void check_size_beside_build_id(const pb::AddressSpace& space, const pb::FileIde
 
 void check_mapped_files(const pb::AddressSpace& space, const FileAccess& access, const std::set<std::string>& put_back,
                         std::vector<Error>& problems, std::vector<std::string>& notes) {
-  std::set<std::string> seen;
+  std::set<std::string> seen, written;
+  for (const pb::Mapping& mapping : space.mappings()) {
+    if (mapping.kind() == pb::Mapping::FILE_SHARED && mapping.writable_file()) written.insert(mapping.file().path());
+  }
   for (const pb::Mapping& mapping : space.mappings()) {
     bool refers = mapping.kind() == pb::Mapping::FILE_PRIVATE || mapping.kind() == pb::Mapping::FILE_SHARED;
     if (!refers || !seen.insert(mapping.file().path()).second) continue;
@@ -55,6 +59,11 @@ void check_mapped_files(const pb::AddressSpace& space, const FileAccess& access,
     std::string difference = difference_from(mapping.file(), access, &now);
     // What a shared mapping shows is the file's content, whatever it is by now; a private one was made of the old content.
     const bool opened = !now.path().empty();
+    if (opened && written.count(now.path()) != 0 && !access.policy().accept_changed &&
+        !is_same_owner(mapping.file().origin(), now.origin().uid())) {
+      problems.push_back(another_users(now.path(), mapping.file().origin(), now.origin().uid()));
+      continue;
+    }
     if (mapping.kind() == pb::Mapping::FILE_SHARED && opened && now.size_bytes() >= mapping.file().size_bytes()) continue;
     if (difference.empty()) {
       if (opened) check_size_beside_build_id(space, mapping.file(), now.size_bytes(), problems, notes);

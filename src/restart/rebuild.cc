@@ -20,6 +20,7 @@
 #include "memory/maps.h"
 #include "memory/address_space.h"
 #include "memory/captured_files.h"
+#include "memory/file_owner.h"
 #include "modules/aio.h"
 #include "modules/credentials.h"
 #include "modules/descriptors.h"
@@ -114,6 +115,10 @@ class MappedFiles {
     if (is_new) {
       pb::FileIdentity now;
       Fd fd = VMCKPT_TRY(open_mapped_file(mapping.file(), writable ? O_RDWR : O_RDONLY, access_, &now));
+      // Once more: it may have been exchanged since the preflight.
+      if (writable && !access_.policy().accept_changed && !is_same_owner(mapping.file().origin(), now.origin().uid())) {
+        return another_users(now.path(), mapping.file().origin(), now.origin().uid());
+      }
       known->second = ::fcntl(fd.get(), F_DUPFD_CLOEXEC, service_.first());
       if (known->second < 0) return errno_error("keep " + mapping.file().path() + " open");
     }

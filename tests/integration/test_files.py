@@ -283,6 +283,39 @@ def test_output_that_went_on_after_the_checkpoint_is_written_over(stage):
     assert (stage.work / "out").read_text() == "one two on"
 
 
+# What it holds of "file", which belongs to its user.
+HOLDS = {
+    "read": "held = os.open('file', os.O_RDONLY)",
+    "written": "held = os.open('file', os.O_RDWR)",
+    "log": "held = os.open('file', os.O_WRONLY | os.O_APPEND)",
+    "shared mapping": "f = os.open('file', os.O_RDWR); held = mmap.mmap(f, 0); os.close(f)",
+}
+
+
+@as_root
+@pytest.mark.parametrize("how", HOLDS)
+def test_another_users_file_is_refused_though_size_and_time_are_the_same(stage, how):
+    file = stage.file("file", "mine" * 1024)
+    os.chown(file, stage.user.uid, stage.user.uid)
+    target = begin(stage, HOLDS[how])
+    image = stage.vmckpt_ok("checkpoint", target.name, "--shared-files=none", "--json").json["image"]
+    target.kill()
+    forged = stage.file("forged", "evil" * 1024)
+    forged.chmod(0o666)
+    times = file.stat()
+    os.utime(forged, ns=(times.st_atime_ns, times.st_mtime_ns))
+    os.chown(forged, 4243, 4243)
+    file.rename(stage.work / "away")
+    forged.rename(file)
+    expect_refusal(stage, image, f'file" belongs to user 4243 and belonged to {stage.user.uid}', "--changed-files=accept")
+    target.restart(image, options=["--changed-files=accept"])
+    target.kill()
+    file.unlink()
+    (stage.work / "away").rename(file)
+    target.restart(image)
+    end(stage, target)
+
+
 # ---- files that are missing -----------------------------------------------------------------------------------------
 
 def test_a_small_file_that_was_being_written_is_made_again_when_it_is_missing(stage):
