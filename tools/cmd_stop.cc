@@ -8,6 +8,7 @@
 #include "command_line.h"
 #include "commands.h"
 #include "core/clock.h"
+#include "core/printable.h"
 #include "supervisor/control_socket.h"
 
 namespace vmckpt {
@@ -39,7 +40,7 @@ Result<bool> wait_for_end(int connection, int64_t timeout_us) {
     if (got == 0 || (got < 0 && errno == ECONNRESET)) return true;
     if (got < 0 && errno != EINTR) return errno_error("hear from the supervisor");
     pb::ControlReply answer;
-    if (got > 0 && answer.ParseFromArray(reply, static_cast<int>(got)) && answer.has_error()) return error(answer.error());
+    if (got > 0 && answer.ParseFromArray(reply, static_cast<int>(got)) && answer.has_error()) return error(printable(answer.error()));
   }
 }
 

@@ -3,6 +3,8 @@
 #include <cstdio>
 #include <sstream>
 
+#include "core/printable.h"
+
 namespace vmckpt {
 
 namespace po = boost::program_options;
@@ -51,7 +53,7 @@ std::optional<int> parse_command_line(int argc, char** argv, const Verb& verb, p
 }
 
 int fail(const Verb& verb, const Error& error) {
-  std::fprintf(stderr, "vmckpt: %s: %s\n", verb.name, error.message().c_str());
+  std::fprintf(stderr, "vmckpt: %s: %s\n", verb.name, printable_message(error.message()).c_str());
   return kExitFailed;
 }
 

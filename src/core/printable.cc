@@ -28,9 +28,7 @@ size_t utf8_length(std::string_view text) {
   return length;
 }
 
-}  // namespace
-
-std::string printable(std::string_view text) {
+std::string escape(std::string_view text, std::string_view stays) {
   std::string shown;
   for (size_t at = 0; at < text.size();) {
     const auto byte = static_cast<unsigned char>(text[at]);
@@ -38,16 +36,22 @@ std::string printable(std::string_view text) {
     // C1 control characters (U+0080 to U+009F) steer terminals too.
     const bool control =
         byte < 0x20 || byte == 0x7f || (byte == 0xc2 && length == 2 && static_cast<unsigned char>(text[at + 1]) < 0xa0);
-    if (length == 0 || control || byte == '\\') {
+    if (stays.find(text[at]) == std::string_view::npos && (length == 0 || control || byte == '\\')) {
       for (size_t end = at + std::max<size_t>(length, 1); at < end; ++at) {
         shown += text[at] == '\\' ? "\\\\" : fmt::format("\\x{:02x}", static_cast<unsigned char>(text[at]));
       }
     } else {
-      shown += text.substr(at, length);
-      at += length;
+      shown += text.substr(at, std::max<size_t>(length, 1));
+      at += std::max<size_t>(length, 1);
     }
   }
   return shown;
 }
+
+}  // namespace
+
+std::string printable(std::string_view text) { return escape(text, ""); }
+
+std::string printable_message(std::string_view text) { return escape(text, "\n\\"); }
 
 }  // namespace vmckpt

@@ -496,6 +496,9 @@ EXPORT int ioctl(int fd, unsigned long request, ...) noexcept {
 }
 
 EXPORT void* mmap(void* address, size_t bytes, int protection, int flags, int fd, off_t offset) noexcept {
+  if (!ram_has_room_for_mapping(reinterpret_cast<uint64_t>(address), bytes, flags)) {
+    return reinterpret_cast<void*>(libc_result(-ENOMEM));
+  }
   const long result = raw_call(SYS_mmap, reinterpret_cast<long>(address), static_cast<long>(bytes), protection, flags, fd, offset);
   note_mapping(fd, flags, offset, result);
   note_ram_mapping(result, bytes, flags);

@@ -47,11 +47,12 @@ struct RamLedger {
   uint64_t magic;
   uint64_t self;   // own address: tells a copy from the one in use
   uint32_t bytes;  // sizeof(RamLedger): another version's is another size
-  uint32_t lock;
   uint32_t ranges_used;
+  uint64_t owner;            // of the lock: its thread pointer; 0: nobody
   uint32_t images;           // how many of them are image-backed
   uint32_t filters_checked;  // seccomp filters (Ledger::filters_used) that are known to allow what making good takes
   uint32_t small_discards;   // that have split a mapping
+  uint32_t large_discards;
   RamRange ranges[kRamRanges];
 };
 

@@ -42,24 +42,28 @@ void open_ram_ledger() {
 namespace {
 
 constexpr uint64_t kPageBytes = 4096;
-constexpr uint32_t kMostSmallDiscards = 20'000;  // each may split a mapping, and vm.max_map_count is 65,530
+// Each discard that is not next to the last one may split a mapping in three, and vm.max_map_count is 65,530, of which restart
+// has taken up to 20,000 (restart/memory_plan.cc). Beyond these, what is discarded is filled with zeros.
+constexpr uint32_t kMostSmallDiscards = 8'000, kMostLargeDiscards = 8'000;
 constexpr uint64_t kSmallDiscardBytes = 2u << 20;
 
 uint64_t page_up(uint64_t value) { return (value + kPageBytes - 1) & ~(kPageBytes - 1); }
 
-// Held for some hundred instructions. A handler that interrupts its own thread in there goes on without it after a while.
+// Held for some hundred instructions. A handler that interrupts its own thread in there goes on without it.
 class RamLock {
  public:
   RamLock() {
-    for (int tries = 0; tries < 1'000'000; ++tries) {
-      uint32_t open = 0;
-      held_ = __atomic_compare_exchange_n(&g_ram.lock, &open, 1, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
-      if (held_) return;
+    const uint64_t self = reinterpret_cast<uint64_t>(__builtin_thread_pointer());
+    // Long enough for a holder that waits for its processor; one that is never seen again must not stop us for good.
+    for (uint32_t tries = 0; tries < 100'000'000; ++tries) {
+      uint64_t nobody = 0;
+      held_ = __atomic_compare_exchange_n(&g_ram.owner, &nobody, self, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
+      if (held_ || nobody == self) return;
       __builtin_ia32_pause();
     }
   }
   ~RamLock() {
-    if (held_) __atomic_store_n(&g_ram.lock, 0, __ATOMIC_RELEASE);
+    if (held_) __atomic_store_n(&g_ram.owner, 0, __ATOMIC_RELEASE);
   }
 
  private:
@@ -187,8 +191,10 @@ bool may_split(const RamRange& piece) {
   static uint64_t last_start, last_end;
   const uint64_t before = __atomic_exchange_n(&last_start, piece.start, __ATOMIC_RELAXED);
   const uint64_t behind = __atomic_exchange_n(&last_end, piece.end, __ATOMIC_RELAXED);
-  if (piece.end - piece.start >= kSmallDiscardBytes || piece.end == before || piece.start == behind) return true;
-  return __atomic_fetch_add(&g_ram.small_discards, 1, __ATOMIC_RELAXED) < kMostSmallDiscards;
+  if (piece.end == before || piece.start == behind) return true;
+  const bool small = piece.end - piece.start < kSmallDiscardBytes;
+  uint32_t& count = small ? g_ram.small_discards : g_ram.large_discards;
+  return __atomic_fetch_add(&count, 1, __ATOMIC_RELAXED) < (small ? kMostSmallDiscards : kMostLargeDiscards);
 }
 
 // The content goes, the memory stays what it is to the program.
@@ -246,6 +252,7 @@ long for_image_pieces(uint64_t start, uint64_t end, Action action) {
   while (start < end) {
     const RamRange piece = piece_at(start, end);
     if (piece.state == RamState::kImage) {
+      if (!has_room()) return -ENOMEM;
       if (const long result = action(piece); result < 0) return result;
     }
     start = piece.end;
@@ -315,7 +322,6 @@ long advise_image(uint64_t start, uint64_t end, int advice) {
     case MADV_FREE: return discard_all(start, end, advice);
     case MADV_REMOVE: return -EINVAL;  // of private memory
     case MADV_WIPEONFORK:
-    case MADV_COLLAPSE:
       if (const long result = for_image_pieces(start, end, anonymous); result < 0) return result;
       return real();
     case MADV_GUARD_INSTALL: {
@@ -343,13 +349,15 @@ long advise_image(uint64_t start, uint64_t end, int advice) {
 }
 
 bool changes_content(int advice) {
-  return advice == MADV_DONTNEED || advice == MADV_DONTNEED_LOCKED || advice == MADV_FREE || advice == MADV_COLLAPSE ||
-         advice == MADV_GUARD_INSTALL;
+  return advice == MADV_DONTNEED || advice == MADV_DONTNEED_LOCKED || advice == MADV_FREE || advice == MADV_GUARD_INSTALL;
 }
 
 long lock_memory(long number, uint64_t address, uint64_t bytes, long flags, bool locked) {
-  const long result = raw_call(number, static_cast<long>(address), static_cast<long>(bytes), flags);
   const uint64_t start = address & ~(kPageBytes - 1), end = page_up(address + bytes);
+  if (touches_image(start, end) && !has_room()) return -ENOMEM;
+  const long result = raw_call(number, static_cast<long>(address), static_cast<long>(bytes), flags);
+  // What a checkpoint has read of mappings before the freeze may be out of date.
+  __atomic_add_fetch(&g_ledger.madvise_generation, 1, __ATOMIC_RELEASE);
   if (result >= 0 && touches_image(start, end)) {
     LedgerUpdate update;
     change_ranges(start, end, [&](RamRange& range) {
@@ -363,7 +371,7 @@ long lock_memory(long number, uint64_t address, uint64_t bytes, long flags, bool
 
 // A child has no memory that was not to be forked, and no thread that holds the lock.
 void forget_ram_lock() {
-  __atomic_store_n(&g_ram.lock, 0, __ATOMIC_RELEASE);
+  __atomic_store_n(&g_ram.owner, 0, __ATOMIC_RELEASE);
   for (uint32_t i = 0; i < g_ram.ranges_used;) {
     if (g_ram.ranges[i].state == RamState::kImage && (g_ram.ranges[i].advice & kRamDontFork)) {
       g_ram.ranges[i] = g_ram.ranges[--g_ram.ranges_used];
@@ -375,6 +383,7 @@ void forget_ram_lock() {
 }
 
 void note_lock_of_all(bool locked) {
+  __atomic_add_fetch(&g_ledger.madvise_generation, 1, __ATOMIC_RELEASE);
   if (!knows_images()) return;
   LedgerUpdate update;
   change_ranges(0, ~uint64_t{0}, [&](RamRange& range) {
@@ -393,9 +402,18 @@ void note_ram_mapping(long address, uint64_t bytes, int flags) {
 
 long ram_madvise(uint64_t address, uint64_t bytes, int advice) {
   const uint64_t end = page_up(address + bytes);
-  if (address % kPageBytes != 0 || end <= address || !touches_image(address, end)) return raw_madvise(address, bytes, advice);
+  if (address % kPageBytes != 0 || end <= address) return raw_madvise(address, bytes, advice);
+  if (!touches_image(address, end)) {
+    const long result = raw_madvise(address, bytes, advice);
+    // Looked at again: between the two a checkpoint may lie, and behind it another life, in which an image backs the range.
+    if (result < 0 || !changes_content(advice) || !touches_image(address, end)) return result;
+  }
   LedgerUpdate update;
   return advise_image(address, end, advice);
+}
+
+bool ram_has_room_for_mapping(uint64_t address, uint64_t bytes, int flags) {
+  return !(flags & MAP_FIXED) || !touches_image(address, page_up(address + bytes)) || has_room();
 }
 
 long ram_munmap(uint64_t address, uint64_t bytes) {
@@ -525,6 +543,10 @@ bool ram_call(long number, const long (&a)[6], long* result) {
   const auto u = [&](int i) { return static_cast<uint64_t>(a[i]); };
   switch (number) {
     case SYS_mmap:
+      if (!ram_has_room_for_mapping(u(0), u(1), static_cast<int>(a[3]))) {
+        *result = -ENOMEM;
+        return true;
+      }
       *result = raw_call(SYS_mmap, a[0], a[1], a[2], a[3], a[4], a[5]);
       note_ram_mapping(*result, u(1), static_cast<int>(a[3]));
       return true;

@@ -91,6 +91,11 @@ static void prepare_for_lock() {
   g_directory_is_known = raw_call(SYS_getcwd, reinterpret_cast<long>(g_directory), sizeof g_directory) > 0;
 }
 
+// Set before the call that locks in: with TSYNC the other threads are filtered before it comes back.
+static bool lock_in() { return __atomic_exchange_n(&g_locked_in, true, __ATOMIC_RELAXED); }
+static void was_not_locked_in(bool before) {
+  if (!before) __atomic_store_n(&g_locked_in, false, __ATOMIC_RELAXED);
+}
 static void note_lock() { __atomic_store_n(&g_locked_in, true, __ATOMIC_RELAXED); }
 
 // A child forked while another thread was inside an update has no such thread.
@@ -300,9 +305,10 @@ EXPORT int prctl(int option, ...) noexcept {
   const bool locks_in = option == PR_SET_SECCOMP;
   const bool installs_filter = locks_in && a2 == SECCOMP_MODE_FILTER;
   if (locks_in) prepare_for_lock();
+  const bool before = locks_in && lock_in();
   int result = real(option, a2, a3, a4, a5);
   if (result != 0 && locks_in && a2 == SECCOMP_MODE_STRICT && errno == EINVAL) result = static_cast<int>(libc_result(be_strict()));
-  if (result == 0 && locks_in) note_lock();
+  if (result != 0 && locks_in) was_not_locked_in(before);
   if (result == 0 && installs_filter) note_seccomp_filter(0, reinterpret_cast<const void*>(a3), own_tid());
   return result;
 }
@@ -329,24 +335,29 @@ EXPORT long syscall(long number, ...) noexcept {
   for (long& argument : a) argument = va_arg(list, long);
   va_end(list);
   const bool locks_in = number == SYS_seccomp && (a[0] == SECCOMP_SET_MODE_FILTER || a[0] == SECCOMP_SET_MODE_STRICT);
+  if (number == SYS_prctl && a[0] == PR_SET_SECCOMP) return prctl(PR_SET_SECCOMP, a[1], a[2], a[3], a[4]);
   if (number == SYS_ioctl) return ioctl(static_cast<int>(a[0]), static_cast<unsigned long>(a[1]), a[2]);
   if (number == SYS_io_setup) return libc_result(aio_setup(a[0], reinterpret_cast<unsigned long*>(a[1])));
   if (number == SYS_io_destroy) return libc_result(aio_destroy(a[0]));
   if (number == SYS_io_submit) return libc_result(aio_submit(a[0], a[1], a[2]));
   if (locks_in) prepare_for_lock();
+  const bool before = locks_in && lock_in();
   long result;
   if (!ram_call(number, a, &result)) result = raw_call(number, a[0], a[1], a[2], a[3], a[4], a[5]);
   if (locks_in && a[0] == SECCOMP_SET_MODE_STRICT && result == -EINVAL && a[1] == 0 && a[2] == 0) result = be_strict();
   if (result < 0 && result >= -4095) {
+    if (locks_in) was_not_locked_in(before);
     errno = static_cast<int>(-result);
     return -1;
   }
   const int fd = static_cast<int>(a[0]);
   // seccomp(2): with TSYNC and no listener, the number of a thread that stands in the way.
   constexpr long kListenerOrThread = SECCOMP_FILTER_FLAG_TSYNC | SECCOMP_FILTER_FLAG_NEW_LISTENER;
-  if (locks_in && result > 0 && (a[1] & kListenerOrThread) == SECCOMP_FILTER_FLAG_TSYNC) return result;
+  if (locks_in && result > 0 && (a[1] & kListenerOrThread) == SECCOMP_FILTER_FLAG_TSYNC) {
+    was_not_locked_in(before);
+    return result;
+  }
   if (locks_in) {
-    note_lock();
     if (a[0] == SECCOMP_SET_MODE_FILTER) {
       note_seccomp_filter(static_cast<unsigned int>(a[1]), reinterpret_cast<const void*>(a[2]), own_tid());
     }

@@ -71,6 +71,8 @@ long aio_submit(long id, long count, long requests);
 void open_ram_ledger();
 void forget_ram_lock();                                              // in a forked child
 void note_lock_of_all(bool locked);                                  // mlockall(2), munlockall(2)
+// False: what is known of image-backed memory around a new mapping would not fit (the caller answers ENOMEM).
+bool ram_has_room_for_mapping(uint64_t address, uint64_t bytes, int flags);
 void note_ram_mapping(long address, uint64_t bytes, int flags);      // what mmap(2) answered
 bool ram_call(long number, const long (&arguments)[6], long* result);  // false: no call that matters there
 

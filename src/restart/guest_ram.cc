@@ -41,7 +41,7 @@ bool find_ram_ledger(const ImageReader& image, uint64_t ledger_address, RamLedge
     if (record.address + record.bytes + kNearBytes < ledger_address || record.address > ledger_address + kNearBytes) continue;
     for (uint64_t at = 0; at < record.bytes; at += kPageBytes) {
       RamLedger head{};
-      if (!pread_exactly(image.fd(), &head, offsetof(RamLedger, lock), record.file_offset + at, image.path()).ok()) return false;
+      if (!pread_exactly(image.fd(), &head, offsetof(RamLedger, owner), record.file_offset + at, image.path()).ok()) return false;
       if (head.magic != kRamLedgerMagic || head.self != record.address + at || head.bytes != sizeof head) continue;
       return read_saved(image, head.self, saved, sizeof *saved) && saved->ranges_used != 0 && saved->ranges_used <= kRamRanges;
     }
@@ -79,9 +79,13 @@ std::vector<std::pair<uint64_t, uint64_t>> memory_slots(const pb::Kvm& kvm) {
 bool filters_allow(const pb::Image& image) {
   TapeDraft calls;
   constexpr uint64_t kAnywhere = 0x7f0000000000, kBytes = 4096, kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
-  for (uint64_t flags : {kFlags, kFlags | MAP_NORESERVE}) {
-    calls.call(SYS_mmap, {kAnywhere, kBytes, PROT_READ | PROT_WRITE, flags, ~uint64_t{0}, 0});
+  for (uint64_t flags : {kFlags, kFlags | MAP_NORESERVE, kFlags & ~uint64_t{MAP_FIXED}, (kFlags & ~uint64_t{MAP_FIXED}) | MAP_NORESERVE}) {
+    calls.call(SYS_mmap, {flags & MAP_FIXED ? kAnywhere : 0, kBytes, PROT_READ | PROT_WRITE, flags, ~uint64_t{0}, 0});
   }
+  calls.call(SYS_mprotect, {kAnywhere, kBytes, PROT_READ});
+  calls.call(SYS_mremap, {kAnywhere, kBytes, kBytes, MREMAP_MAYMOVE | MREMAP_FIXED, kAnywhere});
+  calls.call(SYS_munmap, {kAnywhere, kBytes});
+  calls.call(SYS_mlock2, {kAnywhere, kBytes, MLOCK_ONFAULT});
   for (int advice : {MADV_DONTNEED, MADV_DONTFORK, MADV_DONTDUMP, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_MERGEABLE}) {
     calls.call(SYS_madvise, {kAnywhere, kBytes, static_cast<uint64_t>(advice)});
   }
@@ -147,6 +151,10 @@ GuestRam::GuestRam(const ImageReader& image) {
 
 bool GuestRam::is_mapped(const pb::Mapping& mapping) const {
   return std::find(mapped_.begin(), mapped_.end(), std::pair<uint64_t, uint64_t>(mapping.start(), mapping.end())) != mapped_.end();
+}
+
+bool GuestRam::holds(uint64_t address) const {
+  return std::any_of(mapped_.begin(), mapped_.end(), [&](const auto& range) { return range.first <= address && address < range.second; });
 }
 
 void GuestRam::draft_ledger(TapeDraft& tape) const {

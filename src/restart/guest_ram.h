@@ -22,6 +22,7 @@ class GuestRam {
   explicit GuestRam(const ImageReader& image);
 
   bool is_mapped(const pb::Mapping& mapping) const;
+  bool holds(uint64_t address) const;  // inside of a mapping of that kind
   // When the memory is in place: tells the recorder what became of it.
   void draft_ledger(TapeDraft& tape) const;
 

@@ -26,17 +26,21 @@ std::vector<PageRun> runs_of(const std::vector<PageRecord>& records) {
   return runs;
 }
 
-// Guest RAM: runs below this many bytes are read, others mapped. A mapping for each page would fray the address space, slow down
+// Of all guest RAM: runs below this many bytes are read, others mapped. A mapping for each page would fray the address space, slow down
 // the next fork, and count against vm.max_map_count.
 uint64_t choose_read_threshold(const std::vector<PageRun>& runs) {
   constexpr uint64_t kReadBudgetBytes = 24u << 20;  // about 10 ms
-  constexpr size_t kMaxImageMappings = 20'000;      // well below vm.max_map_count's 65530
-  for (uint64_t threshold = 256u << 10; threshold > 4096; threshold /= 2) {
+  constexpr size_t kMaxImageMappings = 10'000;      // each is two of vm.max_map_count's 65,530: the run, and the gap behind it
+  auto mapped = [&](uint64_t threshold) {
+    return static_cast<size_t>(std::count_if(runs.begin(), runs.end(), [&](const PageRun& run) { return run.bytes >= threshold; }));
+  };
+  uint64_t threshold = 256u << 10;
+  while (mapped(threshold) > kMaxImageMappings) threshold *= 2;
+  if (threshold > 256u << 10) return threshold;
+  for (; threshold > 4096; threshold /= 2) {
     uint64_t bytes = 0;
     for (const PageRun& run : runs) bytes += run.bytes < threshold ? run.bytes : 0;
-    if (bytes <= kReadBudgetBytes) return threshold;
-    auto mapped = std::count_if(runs.begin(), runs.end(), [&](const PageRun& run) { return run.bytes >= threshold / 2; });
-    if (static_cast<size_t>(mapped) > kMaxImageMappings) return threshold;
+    if (bytes <= kReadBudgetBytes || mapped(threshold / 2) > kMaxImageMappings) return threshold;
   }
   return 0;
 }
@@ -49,6 +53,9 @@ class MemoryPlanner {
  public:
   MemoryPlanner(const ImageReader& image, const GuestRam& guest_ram, const MappingSources& sources, TapeDraft& tape)
       : image_(image), guest_ram_(guest_ram), sources_(sources), tape_(tape), runs_(runs_of(image.records_of(0))) {
+    std::vector<PageRun> of_guest_ram = runs_;
+    std::erase_if(of_guest_ram, [&](const PageRun& run) { return !guest_ram.holds(run.address); });
+    read_guest_ram_below_ = choose_read_threshold(of_guest_ram);
     constexpr int kDroppable = 0x08;  // MAP_DROPPABLE (include/uapi/linux/mman.h), a type like MAP_PRIVATE
     if (void* page = ::mmap(nullptr, 4096, PROT_NONE, kDroppable | MAP_ANONYMOUS, -1, 0); page != MAP_FAILED) {
       ::munmap(page, 4096);
@@ -58,13 +65,18 @@ class MemoryPlanner {
 
   // The mapping, empty, and writable where content is to come.
   Result<void> add(const pb::Mapping& mapping) {
-    if (mapping.kind() == pb::Mapping::VDSO || mapping.kind() == pb::Mapping::VCPU_RUN || mapping.kind() == pb::Mapping::AIO_RING) {
+    if (mapping.kind() == pb::Mapping::VDSO || mapping.kind() == pb::Mapping::VCPU_RUN) return {};
+    if (mapping.kind() == pb::Mapping::AIO_RING) {
+      // io_setup must not choose this place, or one that overlaps it: the ring is moved here, and mremap refuses that.
+      tape_.call(SYS_mmap, {mapping.start(), mapping.end() - mapping.start(), PROT_NONE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, ~uint64_t{0}, 0},
+                 true, fmt::format("keep the place of an AIO ring at {:#x}", mapping.start()));
       return {};
     }
     const std::vector<PageRun> runs = take_runs(mapping);
     const uint64_t protection = runs.empty() ? mapping.protection() : mapping.protection() | PROT_READ | PROT_WRITE;
     VMCKPT_TRY(map(mapping, protection));
-    const uint64_t read_below = guest_ram_.is_mapped(mapping) ? choose_read_threshold(runs) : ~uint64_t{0};
+    const uint64_t read_below = guest_ram_.is_mapped(mapping) ? read_guest_ram_below_ : ~uint64_t{0};
     for (const PageRun& run : runs) {
       if (run.bytes < read_below) reads_.add(run);
       else map_run(mapping, run);
@@ -190,6 +202,7 @@ class MemoryPlanner {
   const MappingSources& sources_;
   TapeDraft& tape_;
   std::vector<PageRun> runs_;
+  uint64_t read_guest_ram_below_ = 0;
   size_t next_ = 0;
   PageReads reads_;
   std::vector<std::pair<const pb::Mapping*, uint64_t>> mappings_;  // with the protection that they have until their content is there
@@ -205,7 +218,7 @@ Result<void> plan_memory(const pb::AddressSpace& space, const ImageReader& image
   for (const pb::Mapping& mapping : space.mappings()) VMCKPT_TRY(planner.add(mapping));
   planner.finish(helper_numbers);
   guest_ram.draft_ledger(tape);
-  if (space.mlockall_flags() != 0) tape.call(SYS_mlockall, {space.mlockall_flags() & MCL_FUTURE});
+  if (space.mlockall_flags() & MCL_FUTURE) tape.call(SYS_mlockall, {space.mlockall_flags() & (MCL_FUTURE | MCL_ONFAULT)});
   return {};
 }
 

@@ -108,13 +108,17 @@ std::vector<std::string> directories_to_search() {
   std::vector<std::string> directories = {directory_path()};
   if (::geteuid() != 0 || std::getenv("VMCKPT_RUNTIME_DIR") != nullptr) return directories;
   std::error_code ignored;
+  // Anybody can make a folder of any name there, or a link: only one that its user, and nobody else, could have filled.
+  auto is_private = [](const std::string& path, struct stat* info) {
+    return ::lstat(path.c_str(), info) == 0 && S_ISDIR(info->st_mode) && (info->st_mode & 077) == 0;
+  };
+  struct stat info {};
   for (const auto& entry : std::filesystem::directory_iterator("/run/user", ignored)) {
-    directories.push_back(entry.path().string() + "/vmckpt");
+    const std::string path = entry.path().string() + "/vmckpt";
+    if (is_private(path, &info)) directories.push_back(path);
   }
   for (const auto& entry : std::filesystem::directory_iterator("/tmp", ignored)) {
-    // Anybody can make a folder of any name there: only one that its user, and nobody else, could have filled.
-    struct stat info {};
-    if (::lstat(entry.path().c_str(), &info) != 0 || !S_ISDIR(info.st_mode) || (info.st_mode & 077) != 0) continue;
+    if (!is_private(entry.path().string(), &info)) continue;
     if (entry.path().filename() == fmt::format("vmckpt-{}", info.st_uid)) directories.push_back(entry.path().string());
   }
   return directories;
@@ -182,6 +186,10 @@ Result<ControlListener> ControlListener::create(const std::string& name) {
 }
 
 void remove_if_stale(const std::string& socket_path) {
+  // Only in a folder of one's own: whoever owns it may hold its lock, or lead its names elsewhere.
+  struct stat folder {};
+  const std::string directory = std::filesystem::path(socket_path).parent_path().string();
+  if (::lstat(directory.c_str(), &folder) != 0 || !S_ISDIR(folder.st_mode) || folder.st_uid != ::geteuid() || (folder.st_mode & 077) != 0) return;
   auto lock = lock_directory(std::filesystem::path(socket_path).parent_path().string());
   struct stat info {};
   if (!lock.ok() || ::lstat(socket_path.c_str(), &info) != 0 || !S_ISSOCK(info.st_mode) || info.st_uid != ::geteuid()) return;
@@ -222,7 +230,12 @@ Result<Fd> connect_to(const std::string& socket_path) {
   sockaddr_un address = VMCKPT_TRY(address_of(socket_path));
   Fd fd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
   if (!fd) return errno_error("make a socket");
+  // A supervisor that does not take connections, another user's perhaps, must not keep us waiting for ever.
+  timeval limit{1, 0};
+  (void)::setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
   if (::connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0) return errno_error("connect to " + socket_path);
+  limit = {};
+  (void)::setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
   return fd;
 }
 
@@ -231,7 +244,8 @@ std::vector<std::string> list_sockets() {
   for (const std::string& directory : directories_to_search()) {
     std::error_code ignored;
     for (const auto& entry : std::filesystem::directory_iterator(directory, ignored)) {
-      if (entry.path().string().ends_with(kSuffix)) sockets.push_back(entry.path().string());
+      // In another user's folder a name may be anything, and is shown.
+      if (entry.path().string().ends_with(kSuffix) && check_name(entry.path().stem().string()).ok()) sockets.push_back(entry.path().string());
     }
   }
   std::sort(sockets.begin(), sockets.end());
@@ -273,20 +287,26 @@ Result<pb::Status> ask_status(const std::string& socket_path) {
   if (!answer.ok()) return answer.error();
   const pb::ControlReply& reply = *answer;
   if (reply.has_error()) return error(printable(reply.error()));
-  VMCKPT_TRY(check_name(reply.status().name()));  // another user's supervisor may say anything
-  return reply.status();
+  // Another user's supervisor may say anything; who it is the kernel says.
+  pb::Status status = reply.status();
+  if (status.name() != std::filesystem::path(socket_path).stem().string()) return error("the supervisor behind " + socket_path + " gives another name");
+  if (const pid_t supervisor = supervisor_behind(fd.get()); supervisor > 0) status.set_supervisor_pid(supervisor);
+  return status;
 }
 
 Result<Fd> find_target(const std::string& name_or_pid) {
-  std::vector<std::string> matches;
+  std::vector<std::string> matches, matches_of_others;
   std::string names;
   for (const std::string& socket : list_sockets()) {
     auto status = ask_status(socket);
     if (!status.ok()) continue;
     names += (names.empty() ? "" : ", ") + status->name();
     bool by_pid = name_or_pid == std::to_string(status->pid()) || name_or_pid == std::to_string(status->supervisor_pid());
-    if (name_or_pid.empty() || name_or_pid == status->name() || by_pid) matches.push_back(socket);
+    const bool own = std::filesystem::path(socket).parent_path() == std::filesystem::path(directory_path());
+    if (name_or_pid.empty() || name_or_pid == status->name() || by_pid) (own ? matches : matches_of_others).push_back(socket);
   }
+  // Root's own come first: nobody else's can take their names.
+  if (matches.empty()) matches = std::move(matches_of_others);
   if (matches.size() == 1) {
     Fd fd = VMCKPT_TRY(connect_to(matches.front()));
     if (stopped_supervisor(fd.get()) == 0) return fd;

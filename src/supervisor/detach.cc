@@ -7,11 +7,19 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "core/printable.h"
+
 namespace vmckpt {
 
 Result<Detacher> Detacher::detach(bool wanted) {
   Detacher detacher;
   if (!wanted) return detacher;
+  // A standard descriptor that is closed would be taken by the first file that is opened.
+  for (int fd = 0; fd < 3; ++fd) {
+    if (::fcntl(fd, F_GETFD) >= 0) continue;
+    const int null = ::open("/dev/null", O_RDWR);  // the lowest number that is free: fd
+    if (null > fd) ::close(null);
+  }
   int ends[2];
   if (::pipe2(ends, O_CLOEXEC) != 0) return errno_error("make a pipe");
   Fd read_end(ends[0]);
@@ -50,10 +58,10 @@ void Detacher::report_running(const std::string& text) {
 
 void Detacher::report_failure(const std::string& message) {
   if (!report_) {
-    std::fprintf(stderr, "%s\n", message.c_str());
+    std::fprintf(stderr, "%s\n", printable_message(message).c_str());
     return;
   }
-  std::string text = "F" + message + "\n";
+  std::string text = "F" + printable_message(message) + "\n";
   (void)!::write(report_.get(), text.data(), text.size());
 }
 

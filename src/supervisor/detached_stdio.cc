@@ -48,7 +48,11 @@ Result<void> put_at(int from, int number) {
 
 Result<std::string> choose_log(const std::string& image_dir, const std::string& name) {
   const std::string beside_images = image_dir + "/" + name + ".log";
-  auto log = open_log(beside_images);
+  // In a folder that others may change the name could be led elsewhere.
+  struct stat folder {};
+  const bool own = ::lstat(image_dir.c_str(), &folder) == 0 && S_ISDIR(folder.st_mode) && (folder.st_mode & 022) == 0 &&
+                   (folder.st_uid == ::geteuid() || folder.st_uid == 0);
+  auto log = own ? open_log(beside_images) : error(image_dir + " is not a folder of yours that only you may write to");
   if (log.ok()) return beside_images;
   auto directory = runtime_directory();
   if (!directory.ok()) return log.error();
@@ -60,8 +64,11 @@ Result<std::string> choose_log(const std::string& image_dir, const std::string& 
 Result<Fd> open_log(const std::string& path) {
   auto fd = open_file(path, O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_NONBLOCK, 0600);
   if (!fd.ok()) return error(fmt::format("open the target's log: {}", fd.error().message()), "redirect its output to a file");
+  // Somebody else's file, or one that others may write to or have another name for, is not a place for what the target says.
   struct stat info {};
-  if (::fstat(fd->get(), &info) != 0 || !S_ISREG(info.st_mode)) return error(path + " is not a regular file", "redirect the output to one");
+  const bool own = ::fstat(fd->get(), &info) == 0 && S_ISREG(info.st_mode) && info.st_uid == ::geteuid() && info.st_nlink == 1 &&
+                   (info.st_mode & 022) == 0;
+  if (!own) return error(path + " is not a file of yours that only you may write to", "remove it, or redirect the output to a file");
   return fd;
 }
 
