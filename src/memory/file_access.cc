@@ -241,7 +241,7 @@ Result<Fd> FileAccess::make_removed_directory(int flags) const {
   }
   Fd fd(as_target([&] { return open_without_links(name, flags | O_DIRECTORY | O_NOFOLLOW); }));
   const int error = errno;
-  ::rmdir(name);
+  as_target([&] { return ::rmdir(name); });  // the folder is the target's: its user may have put another there
   errno = error;
   if (!fd) return errno_error(fmt::format("open the folder {}", name));
   return fd;
@@ -259,8 +259,10 @@ Result<Fd> FileAccess::make_removed_link(const std::string& text) const {
     return open_without_links(link, O_PATH | O_NOFOLLOW);
   }));
   const int error = errno;
-  ::unlink(link.c_str());
-  ::rmdir(folder);
+  as_target([&] {
+    ::unlink(link.c_str());
+    return ::rmdir(folder);
+  });
   errno = error;
   if (!fd) return errno_error("make a symbolic link in place of a removed one", cure);
   return fd;

@@ -107,7 +107,7 @@ Result<std::string> PrivateFolder::bind(int fd, const std::string& address) cons
   return where + "/" + parts.back();
 }
 
-bool is_roots_alone(const std::string& folder) {
+bool is_roots_alone(const std::string& folder, bool or_sticky) {
   constexpr mode_t kOthersWrite = S_IWGRP | S_IWOTH;
   std::vector<std::string> parts = components_of(folder);
   std::string so_far;
@@ -132,7 +132,8 @@ bool is_roots_alone(const std::string& folder) {
     so_far.clear();
     i = static_cast<size_t>(-1);
   }
-  return ::lstat((so_far + "/").c_str(), &here) == 0 && here.st_uid == 0 && (here.st_mode & kOthersWrite) == 0;
+  return ::lstat((so_far + "/").c_str(), &here) == 0 && here.st_uid == 0 &&
+         ((here.st_mode & kOthersWrite) == 0 || (or_sticky && (here.st_mode & S_ISVTX) != 0));
 }
 
 PathAddress::PathAddress(const std::string& path) {

@@ -12,6 +12,8 @@
 namespace vmckpt {
 
 constexpr unsigned long kSiocOutq = SIOCOUTQ;
+// SIOCUNIXFILE: linux/un.h does not go together with sys/un.h.
+constexpr unsigned long kSiocUnixFile = SIOCPROTOPRIVATE + 0;
 
 // The path in a sockaddr_un, empty for abstract and unnamed ones.
 std::string path_of(const std::string& address);
@@ -40,8 +42,9 @@ class PrivateFolder {
   std::string path_;
 };
 
-// unix_names.cc: whether nobody but root can change where this folder's name leads, or what is in it.
-bool is_roots_alone(const std::string& folder);
+// unix_names.cc: whether nobody but root can change where this folder's name leads, or what is in it. `or_sticky`: others may
+// make files there, and exchange their own.
+bool is_roots_alone(const std::string& folder, bool or_sticky = false);
 
 // unix_names.cc: the address of a socket file, however long its path is.
 class PathAddress {

@@ -142,8 +142,46 @@ class UnixRestore {
         fmt::format("{}: {} \"{}\"", describe(file), what, given.empty() ? "its abstract name" : absolute));
   }
 
+  // A call that makes, finds or removes the file of a socket: with the target's rights, since who may change its folder could
+  // have put a link to another's there. With the caller's own only where nobody but root could.
+  template <class Call>
+  int as_permitted(const std::string& path, Call call, bool or_sticky = false) const {
+    const FileAccess& access = context_.restore.access;
+    if (access.as_target(call) == 0) return 0;
+    return access.is_foreign() && is_roots_alone(path.substr(0, path.rfind('/') + 1), or_sticky) ? call() : -1;
+  }
+
+  Fd find_file(const std::string& path) const {
+    Fd found;
+    as_permitted(path, [&] {
+      found = Fd(::open(path.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
+      return found ? 0 : -1;
+    });
+    struct stat there;
+    return found && ::fstat(found.get(), &there) == 0 && S_ISSOCK(there.st_mode) ? std::move(found) : Fd();
+  }
+
+  // The very file that a socket has been bound to, whatever its name leads to by now; none where nobody can tell.
+  Fd file_of_bound(int fd, const std::string& path) const {
+    Fd file(::ioctl(fd, kSiocUnixFile));
+    struct stat own, there;
+    if (file || ::fstat(fd, &own) != 0) return file;
+    // That needs CAP_NET_ADMIN. What is found by name must have the inode number that the kernel tells.
+    file = find_file(path);
+    auto diag = UnixDiag::open();
+    auto facts = diag.ok() ? diag->ask(own.st_ino) : Result<UnixSocketFacts>(diag.error());
+    bool same = file && ::fstat(file.get(), &there) == 0 && facts.ok() &&
+                static_cast<uint32_t>(facts->bound_inode) == static_cast<uint32_t>(there.st_ino);
+    return same ? std::move(file) : Fd();
+  }
+
   // Whoever connects to a socket from in here goes to where its file is for now.
-  void note_place(const pb::OpenFile& file, const std::string& path) { places_[file.id()] = path; }
+  Result<void> note_place(const pb::OpenFile& file, const std::string& path, int fd) {
+    Fd bound = file_of_bound(fd, path);
+    if (bound) bound = VMCKPT_TRY(context_.lift(std::move(bound)));
+    places_[file.id()] = Place{path, std::move(bound)};
+    return {};
+  }
 
   // The name without a file, or with the file at another place.
   Result<void> bind_name_alone(const pb::OpenFile& file, int fd) {
@@ -157,7 +195,7 @@ class UnixRestore {
       return errno_error(fmt::format("{}: move its file to \"{}\"", describe(file), file_path_of(socket)));
     }
     if (bound.ok()) {
-      note_place(file, *bound);
+      VMCKPT_TRY(note_place(file, *bound, fd));
       folders_.push_back(std::move(*folder));
       return {};
     }
@@ -166,21 +204,18 @@ class UnixRestore {
     if (::bind(fd, reinterpret_cast<const sockaddr*>(&nameless), sizeof nameless) != 0) {
       return errno_error(fmt::format("{}: bind the socket to any name", describe(file)));
     }
-    places_[file.id()].clear();
+    places_[file.id()] = Place{};
     context_.note(fmt::format("{} was bound to \"{}\", whose file is gone, and has another name now ({})", describe(file),
                               socket.bound_path(), bound.error().message()));
     return {};
   }
 
   // Only on the very file that has just been made: whoever may change its folder could have put another one there.
-  void restore_owner(const pb::OpenFile& file, const std::string& path, int fd) {
+  void restore_owner(const pb::OpenFile& file, const std::string& path) {
     const pb::UnixSocket& socket = file.unix_socket();
-    struct stat own, there;
-    Fd place(::open(path.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
-    if (!place || ::fstat(place.get(), &there) != 0 || !S_ISSOCK(there.st_mode) || ::fstat(fd, &own) != 0) return;
-    auto diag = UnixDiag::open();
-    auto facts = diag.ok() ? diag->ask(own.st_ino) : Result<UnixSocketFacts>(diag.error());
-    if (!facts.ok() || static_cast<uint32_t>(facts->bound_inode) != static_cast<uint32_t>(there.st_ino)) return;
+    struct stat there;
+    const Fd& place = places_[file.id()].file;
+    if (!place || ::fstat(place.get(), &there) != 0) return;
     bool other_owner = there.st_uid != socket.path_owner() || there.st_gid != socket.path_group();
     if (other_owner && ::fchownat(place.get(), "", socket.path_owner(), socket.path_group(), AT_EMPTY_PATH) != 0) {
       context_.note(fmt::format("socket \"{}\" ({}) belonged to user {} and group {} and belongs to {} and {} now: {}", path,
@@ -197,11 +232,11 @@ class UnixRestore {
     if (socket.bound_path().empty()) return with_address(file, socket.local_address(), path, fd, ::bind, "bind the socket to");
     if (!socket.path_exists()) return bind_name_alone(file, fd);
     Result<void> bound = error(fmt::format("{}: take on the program's rights to make \"{}\"", describe(file), path));
-    // Whether it is in use only somebody can tell who may connect.
-    struct stat there;
-    bool stale =
-        ::lstat(path.c_str(), &there) == 0 && S_ISSOCK(there.st_mode) && !is_unix_path_in_use(path, socket.type());
-    if (stale) ::unlink(path.c_str());
+    // Whether it is in use only somebody can tell who may connect: the caller, to the very file that was found.
+    if (Fd left = find_file(path); left && !is_unix_path_in_use(fmt::format("/proc/self/fd/{}", left.get()), socket.type())) {
+      // In /tmp the program cannot remove what root made for it; what its user can put there instead is its own.
+      as_permitted(path, [&] { return ::unlink(path.c_str()); }, true);
+    }
     auto make_file = [&] {
       // bind makes the file with mode 0777 less umask.
       mode_t before = ::umask(0777 & ~socket.path_mode());
@@ -211,13 +246,10 @@ class UnixRestore {
       ::umask(before);
       return bound.ok() ? 0 : -1;
     };
-    const FileAccess& access = context_.restore.access;
-    if (access.as_target(make_file) != 0 && access.is_foreign() && is_roots_alone(path.substr(0, path.rfind('/') + 1))) {
-      make_file();
-    }
+    as_permitted(path, make_file);
     VMCKPT_TRY(std::move(bound));
-    note_place(file, path);
-    restore_owner(file, path, fd);
+    VMCKPT_TRY(note_place(file, path, fd));
+    restore_owner(file, path);
     return {};
   }
 
@@ -248,11 +280,19 @@ class UnixRestore {
     return nullptr;
   }
 
-  // The address that leads to a socket in here, from any working directory.
+  // The address that leads to a socket in here, from any working directory: through the descriptor of its file, so that the
+  // caller's rights reach this socket and no other.
   Result<std::string> address_of(const pb::OpenFile& file) {
     auto place = places_.find(file.id());
     if (place == places_.end()) return file.unix_socket().local_address();
-    if (!place->second.empty()) return PathAddress(place->second).bytes();
+    const auto& [path, bound] = place->second;
+    if (bound) return PathAddress(fmt::format("/proc/self/fd/{}", bound.get())).bytes();
+    if (!path.empty()) {
+      if (!context_.restore.access.is_foreign()) return PathAddress(path).bytes();
+      return error(fmt::format("{}: whether \"{}\" is still its file cannot be told, and the program had other rights than you",
+                               describe(file), path),
+                   "restart it with CAP_NET_ADMIN");
+    }
     sockaddr_un address{};
     socklen_t bytes = sizeof address;
     if (::getsockname(context_.fd(file.id()), reinterpret_cast<sockaddr*>(&address), &bytes) != 0) {
@@ -492,10 +532,15 @@ class UnixRestore {
     return {};
   }
 
+  struct Place {
+    std::string path;  // where the file is; empty: bound to any name
+    Fd file;           // the file itself, where it can be told
+  };
+
   RestoreContext& context_;
   std::vector<const pb::OpenFile*> files_;
-  std::map<uint32_t, std::string> places_;  // of bound sockets, by id: where the file is; empty: bound to any name
-  std::vector<PrivateFolder> folders_;      // until all connections are made
+  std::map<uint32_t, Place> places_;    // of bound sockets, by id
+  std::vector<PrivateFolder> folders_;  // until all connections are made
   std::map<uint32_t, Fd> closing_;  // other ends that were closed or outside, kept until unread data is back
 };
 

@@ -3,6 +3,7 @@
 acts, as in test_resources.py."""
 
 import os
+import socket
 
 import pytest
 
@@ -74,4 +75,26 @@ def test_root_makes_no_socket_where_the_program_that_gave_up_its_rights_could_no
     outcome = stage.vmckpt("restart", image, "--detach", "-n", "refused")
     assert outcome.status == 1 and "own/after" in outcome.stderr
     assert list(secret.iterdir()) == []
+    assert stage.list() == []
+
+
+@needs_vmckpt
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be two users")
+def test_root_removes_no_socket_file_where_the_program_that_gave_up_its_rights_could_not(make_stage):
+    """A file that an ended process has left is in the way; the folder's name leads to another one by now."""
+    stage = make_stage(ROOT)
+    target = begin(stage, "peer_credentials")
+    image = target.checkpoint()
+    target.kill()
+    other = stage.work / "of root"
+    other.mkdir()
+    other.chmod(0o1777)
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(other / "after"))
+    (stage.work / "own").rename(stage.work / "own.away")
+    (stage.work / "own").symlink_to(other)
+    os.lchown(stage.work / "own", ORDINARY_USER.uid, ORDINARY_USER.uid)
+    outcome = stage.vmckpt("restart", image, "--detach", "-n", "refused")
+    assert outcome.status == 1 and "own/after" in outcome.stderr
+    assert [entry.name for entry in other.iterdir()] == ["after"]
     assert stage.list() == []
