@@ -154,6 +154,7 @@ class Saver {
         if (const uint64_t id = VMCKPT_TRY(capture_named(vma, flags)); id != 0) {
           mapping.set_kind(pb::Mapping::CAPTURED);
           mapping.set_captured_id(id);
+          *mapping.mutable_file() = *file;  // how it is recognised: shared_files.h
           mapping.set_writable_file(true);
           return append(std::move(mapping));
         }

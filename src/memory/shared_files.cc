@@ -26,11 +26,21 @@ bool is_of_owner(const pb::CapturedFile& file, const struct stat& now) {
   return !file.has_owner() || is_same_owner(static_cast<uid_t>(file.uid()), now.st_uid);
 }
 
-// On tmpfs the numbers of inodes start over with the machine: only its owner tells another user's file from this one. And what
+// On tmpfs the numbers of inodes start over with the machine: its owner tells another user's file from this one. And what
 // has a second name may be a file that somebody has linked here.
 bool is_same(const pb::CapturedFile& file, const struct stat& now) {
   return now.st_dev == file.device() && now.st_ino == file.inode() && static_cast<uint64_t>(now.st_size) == file.size_bytes() &&
          is_of_owner(file, now) && now.st_nlink == 1;
+}
+
+// By the time of its birth, if the image has that.
+bool is_another_inode(const pb::CapturedFile& file, const pb::AddressSpace& space) {
+  for (const pb::Mapping& mapping : space.mappings()) {
+    if (mapping.kind() != pb::Mapping::CAPTURED || mapping.captured_id() != file.id() || !mapping.file().has_origin()) continue;
+    Fd fd(::open(file.path().c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
+    return !is_same_inode(mapping.file().origin(), inode_of(fd.get()));
+  }
+  return false;
 }
 
 // Whether --shared-files=overwrite or leave may use what is there: not a third user's, who would read what is written to it, or have it changed.
@@ -40,9 +50,12 @@ bool may_be_used(const pb::CapturedFile& file, const struct stat& now) {
 
 std::string describe_difference(const pb::CapturedFile& file, const struct stat& now) {
   if (!is_of_owner(file, now)) return fmt::format("it belongs to user {} and belonged to {}", now.st_uid, file.uid());
-  if (now.st_ino != file.inode() || now.st_dev != file.device()) return "another file has its name by now";
-  if (now.st_nlink != 1) return "it has another name, too";
-  return fmt::format("it has {} bytes and had {}", now.st_size, file.size_bytes());
+  if (now.st_ino == file.inode() && now.st_dev == file.device()) {
+    if (now.st_nlink != 1) return "it has another name, too";
+    const auto bytes = static_cast<uint64_t>(now.st_size);
+    if (bytes != file.size_bytes()) return fmt::format("it has {} bytes and had {}", bytes, file.size_bytes());
+  }
+  return "another file has its name by now";
 }
 
 // A process that maps the file, or has it open; 0 when none is seen. Processes of other users show nothing to an ordinary one.
@@ -72,7 +85,8 @@ void check_missing(const pb::CapturedFile& file, SharedFiles rule, std::vector<E
   }
 }
 
-void check_present(const pb::CapturedFile& file, const struct stat& now, SharedFiles rule, std::vector<Error>& problems) {
+void check_present(const pb::CapturedFile& file, const pb::AddressSpace& space, const struct stat& now, SharedFiles rule,
+                   std::vector<Error>& problems) {
   const std::string& path = file.path();
   if (!S_ISREG(now.st_mode)) {
     problems.push_back(error(describe(file) + " is no regular file any more", "put back what was there"));
@@ -82,7 +96,7 @@ void check_present(const pb::CapturedFile& file, const struct stat& now, SharedF
     problems.push_back(error(fmt::format("{} is another user's: {}", describe(file), describe_difference(file, now)), "remove it"));
   } else if (rule == SharedFiles::kLeave && static_cast<uint64_t>(now.st_size) < file.size_bytes()) {
     problems.push_back(error(fmt::format("{} has {} bytes and had {}", describe(file), now.st_size, file.size_bytes()), "put the old file back"));
-  } else if (rule == SharedFiles::kRestore && !is_same(file, now)) {
+  } else if (rule == SharedFiles::kRestore && (!is_same(file, now) || is_another_inode(file, space))) {
     const std::string cure = may_be_used(file, now) ? "remove it; " + std::string(kCure) : "remove it";
     problems.push_back(error(fmt::format("{} is not what it was: {}", describe(file), describe_difference(file, now)), cure));
   } else if (rule == SharedFiles::kRestore) {
@@ -128,7 +142,7 @@ void check_shared_files(const pb::AddressSpace& space, SharedFiles rule, std::ve
     if (file.kind() != pb::CapturedFile::NAMED) continue;
     const size_t before = problems.size();
     struct stat now {};
-    if (::lstat(file.path().c_str(), &now) == 0) check_present(file, now, rule, problems);
+    if (::lstat(file.path().c_str(), &now) == 0) check_present(file, space, now, rule, problems);
     else if (errno == ENOENT) check_missing(file, rule, problems);
     else problems.push_back(errno_error("examine " + describe(file)));
     if (problems.size() == before && rule == SharedFiles::kLeave) notes.push_back(describe(file) + " is used with what it holds now");

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from test_resources import begin, end, intermission, needs_vmckpt, variants
-from vmckpt_harness import VMCKPT, wait_until
+from vmckpt_harness import ROOT, VMCKPT, wait_until
 
 pytestmark = needs_vmckpt
 
@@ -122,6 +122,39 @@ def test_another_users_file_is_not_taken_for_it_though_inode_and_size_are_the_sa
         second.unlink()
     target.restart(report["image"])
     end(stage, target)
+
+
+def test_a_file_on_a_new_tmpfs_is_another_one_though_its_inode_has_the_same_number(make_stage):
+    """As after a reboot of the machine: the numbers of inodes start over."""
+    stage = make_stage(ROOT)
+    folder = stage.work / "ram"
+    folder.mkdir()
+    file = folder / "file"
+
+    def mount():
+        if stage.run(["mount", "-t", "tmpfs", "vmckpt-test", folder]).status != 0:
+            pytest.skip("no tmpfs may be mounted here")
+
+    def make(byte):
+        file.write_bytes(byte * 65536)
+        return (file.stat().st_dev, file.stat().st_ino)
+
+    mount()
+    try:
+        old = make(b"a")
+        text = "import mmap, os, time; f = os.open('ram/file', os.O_RDWR); m = mmap.mmap(f, 0); os.close(f); print('READY', flush=True); time.sleep(1000)"
+        target = stage.launch(["/usr/bin/python3", "-c", text])
+        target.wait_for_line("READY")
+        report = target.checkpoint_report()
+        target.kill()
+        wait_until(lambda: stage.run(["umount", folder]).status == 0, "nothing uses the file any more")
+        mount()
+        if make(b"b") != old:
+            pytest.skip("no inode of the same number on the same device is to be had")
+        expect_refusal(stage, report, file, "another file")
+        assert file.read_bytes() == b"b" * 65536
+    finally:
+        stage.run(["umount", "-l", folder])
 
 
 def test_a_link_in_its_place_is_not_followed(stage, segment):
