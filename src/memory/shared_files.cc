@@ -43,7 +43,7 @@ bool is_another_inode(const pb::CapturedFile& file, const pb::AddressSpace& spac
   return false;
 }
 
-// Whether --shared-files=overwrite or leave may use what is there: not a third user's, who would read what is written to it, or have it changed.
+// Whether --shared-files=overwrite or leave may use what is there: not a third user's, who would read, or lose, what is in it.
 bool may_be_used(const pb::CapturedFile& file, const struct stat& now) {
   return is_of_owner(file, now) || now.st_uid == ::geteuid();
 }
