@@ -8,6 +8,9 @@
 // The kernel removes watches by itself (deleted file, IN_ONESHOT, closed descriptor), unseen by the recorder: notes of
 // watches that are not there are given back to it here.
 //
+// Restart finds the file again as all files are found: with the target's rights, over no symbolic link, and where these are
+// not the caller's only as the one that was watched. It is watched through its descriptor.
+//
 // Watch descriptors are kept: the kernel gives them out in increasing order (idr_alloc_cyclic), so watches are added in
 // that order and numbers in between are used up by adding and removing a watch on a file nobody else knows.
 //
@@ -123,8 +126,14 @@ Result<void> find_path(SaveContext& context, const TargetFile& file, const Watch
   auto accept = [&](const std::string& path) {
     for (bool do_not_follow : {false, true}) {
       if (path.empty() || path[0] != '/' || !leads_to(path, watch, do_not_follow)) continue;
-      saved->set_path(path);
+      Fd there(::open(path.c_str(), O_PATH | O_CLOEXEC | (do_not_follow ? O_NOFOLLOW : 0)));
+      if (!there) continue;
+      const std::string link = fmt::format("/proc/self/fd/{}", there.get());
+      auto real = read_link(link);
+      if (!real.ok() || !leads_to(link, watch, false) || !leads_to(*real, watch, true)) continue;
+      saved->set_path(*real);
       saved->set_do_not_follow(do_not_follow);
+      *saved->mutable_origin() = inode_of(there.get());
       return true;
     }
     return false;
@@ -197,6 +206,24 @@ Result<void> save_links(SaveContext& context) {
   return mark_notes_stale(context.pid(), context.save.ledger, stale);
 }
 
+Result<Fd> find_watched(const FileAccess& access, const pb::InotifyWatch& watch) {
+  return access.locate(watch.path(), watch.do_not_follow() ? O_NOFOLLOW : 0, watch.origin());
+}
+
+Error watched_by(const pb::OpenFile& file, Error failed) {
+  failed.what = fmt::format("{} watches a file: {}", describe(file), failed.what);
+  return failed;
+}
+
+// A watch outlasts the right to read the file: that very file the caller's rights may watch.
+int watch_found(const FileAccess& access, int inotify, int found, const pb::Inode& then, uint32_t mask) {
+  const std::string link = fmt::format("/proc/self/fd/{}", found);
+  int got = -1;
+  auto add = [&] { return got = ::inotify_add_watch(inotify, link.c_str(), mask); };
+  if (access.as_target(add) >= 0) return got;
+  return errno == EACCES && access.is_foreign() && is_same_inode(then, inode_of(found)) ? add() : -1;
+}
+
 void check(CheckContext& context) {
   for (const pb::OpenFile& file : context.table.files()) {
     for (const pb::InotifyWatch& watch : file.inotify().watches()) {
@@ -205,6 +232,8 @@ void check(CheckContext& context) {
       if (::fstatat(AT_FDCWD, watch.path().c_str(), &now, watch.do_not_follow() ? AT_SYMLINK_NOFOLLOW : 0) != 0) {
         context.problem(errno_error(fmt::format("\"{}\", which {} watches, is missing", watch.path(), describe(file)),
                                     "put it back where it was"));
+      } else if (auto found = find_watched(context.access, watch); !found.ok()) {
+        context.problem(watched_by(file, found.error()));
       }
     }
   }
@@ -238,10 +267,16 @@ Result<void> add_watches(const RestoreContext& context, const pb::OpenFile& file
   int next = 1;  // idr_alloc_cyclic starts at 1
   for (const pb::InotifyWatch& watch : file.inotify().watches()) {
     VMCKPT_TRY(skip_watches(file, inotify, next, watch.watch()));
-    uint32_t mask = watch.mask() | (watch.do_not_follow() ? IN_DONT_FOLLOW : 0);
     std::string path = watch.path();
-    if (watch.file() != 0) path = fmt::format("/proc/self/fd/{}", context.fd(watch.file() - 1));
-    int got = ::inotify_add_watch(inotify, path.c_str(), mask);
+    int got = -1;
+    if (watch.file() != 0) {  // the target's own by now
+      path = fmt::format("/proc/self/fd/{}", context.fd(watch.file() - 1));
+      got = ::inotify_add_watch(inotify, path.c_str(), watch.mask());
+    } else {
+      auto found = find_watched(context.restore.access, watch);
+      if (!found.ok()) return watched_by(file, found.error());
+      got = watch_found(context.restore.access, inotify, found->get(), watch.origin(), watch.mask());
+    }
     if (got < 0) return errno_error(fmt::format("watch \"{}\" for {}", path, describe(file)));
     if (got != watch.watch()) {
       return error(fmt::format("{} got watch descriptor {} instead of {} for \"{}\"", describe(file), got,

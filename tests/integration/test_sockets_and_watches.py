@@ -3,7 +3,9 @@
 acts, as in test_resources.py."""
 
 import os
+import shutil
 import socket
+import subprocess
 
 import pytest
 
@@ -17,6 +19,8 @@ LIVED_IN = [
     Act("owners_and_pidfds"),
     Act("descriptor_details"),
     Act("peer_credentials"),
+    Act("dropped_watches"),
+    Act("dropped_mailbox"),
 ]
 
 
@@ -98,3 +102,70 @@ def test_root_removes_no_socket_file_where_the_program_that_gave_up_its_rights_c
     assert outcome.status == 1 and "own/after" in outcome.stderr
     assert [entry.name for entry in other.iterdir()] == ["after"]
     assert stage.list() == []
+
+
+@needs_vmckpt
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be two users")
+@pytest.mark.parametrize("exchanged", ["folder", "file"])
+def test_root_watches_nothing_else_for_a_program_that_gave_up_its_rights(make_stage, exchanged):
+    """Its user has put a link in place of the folder, or another file in place of the watched one."""
+    stage = make_stage(ROOT)
+    target = begin(stage, "dropped_watches")
+    image = target.checkpoint()
+    target.kill()
+    own = stage.work / "own"
+    if exchanged == "folder":
+        own.rename(stage.work / "own.away")
+        own.symlink_to("own.away")
+        wanted = "leads over a symbolic link now"
+    else:
+        (own / "after").rename(own / "after.away")
+        (own / "after").touch()
+        wanted = "is another file than at the checkpoint"
+    outcome = stage.vmckpt("restart", image, "--detach", "-n", "refused")
+    assert outcome.status == 1 and "own/after" in outcome.stderr and wanted in outcome.stderr
+    assert f"watches a file: \"{own}/after\"" in outcome.stderr
+    assert stage.list() == []
+
+
+# Exchanges the folder "own" for a link to "of root" as soon as a socket has been bound there.
+EXCHANGER = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+int bind(int fd, const struct sockaddr *address, socklen_t bytes) {
+  int (*next)(int, const struct sockaddr *, socklen_t) = (int (*)(int, const struct sockaddr *, socklen_t))dlsym(RTLD_NEXT, "bind");
+  int result = next(fd, address, bytes);
+  if (result == 0 && address->sa_family == AF_UNIX && strcmp(((const struct sockaddr_un *)address)->sun_path, "own/box") == 0 &&
+      (rename("own", "own.away") != 0 || symlink("of root", "own") != 0))
+    return -1;
+  return result;
+}
+"""
+
+
+@needs_vmckpt
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be two users")
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_root_connects_to_the_sockets_of_the_program_whatever_their_names_lead_to_by_now(make_stage):
+    stage = make_stage(ROOT)
+    target = begin(stage, "dropped_mailbox")
+    image = target.checkpoint()
+    target.kill()
+    other = stage.work / "of root"
+    other.mkdir(mode=0o755)
+    exchanger = stage.file("exchanger.so")
+    subprocess.run(["cc", "-shared", "-fPIC", "-xc", "-", "-o", exchanger, "-ldl"], input=EXCHANGER.encode(), check=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as roots:
+        roots.bind(str(other / "box"))
+        stage.environment["LD_PRELOAD"] = str(exchanger)
+        target.restart(image)
+        assert (stage.work / "own").is_symlink()
+        with pytest.raises(BlockingIOError):
+            roots.recv(16, socket.MSG_DONTWAIT)
+    end(stage, target)
