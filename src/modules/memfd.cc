@@ -21,8 +21,24 @@ bool recognise(const TargetFile& file) {
          has_ordinary_content(file) && !is_pseudo_file(file);
 }
 
+// Captured files that inotify watches: since Linux 6.14 what happens through the descriptor that memfd_create gives is not
+// reported (FMODE_NONOTIFY, alloc_file_pseudo in fs/file_table.c).
+std::set<uint64_t> find_watched(const pb::DescriptorTable& table) {
+  std::set<uint32_t> ids;
+  for (const pb::OpenFile& file : table.files()) {
+    for (const pb::InotifyWatch& watch : file.inotify().watches()) {
+      if (watch.file() != 0) ids.insert(watch.file() - 1);
+    }
+  }
+  std::set<uint64_t> watched;
+  for (const pb::OpenFile& file : table.files()) {
+    if (file.has_captured() && ids.count(file.id()) != 0) watched.insert(file.captured().captured_id());
+  }
+  return watched;
+}
+
 Result<void> restore(RestoreContext& context) {
-  std::set<uint64_t> given;  // captured files whose own descriptor the target has
+  std::set<uint64_t> given = find_watched(context.table);  // and captured files whose own descriptor the target has
   for (const pb::OpenFile& file : context.table.files()) {
     if (!file.has_captured()) continue;
     int whole = context.restore.captured.fd(file.captured().captured_id());
