@@ -357,9 +357,11 @@ Result<void> check_segments_are_whole(const pb::AddressSpace& space, const Captu
 bool preview_holds(const std::vector<Vma>& vmas, const AddressSpacePreview& preview, uint32_t madvise_generation) {
   if (preview.madvise_generation != madvise_generation) return false;
   return std::all_of(vmas.begin(), vmas.end(), [&](const Vma& vma) {
+    // The heap may have grown or shrunk, and kept its flags. Any other mapping with another place is another one, or a stack that
+    // grew down: without its flags it could not grow after a restart.
     auto found = preview.flags.find(vma.start);
-    // A mapping that only grew or shrank (stack, heap) kept its flags.
-    return found != preview.flags.end() || vma.name == "[vsyscall]" || vma.name == "[stack]";
+    if (found == preview.flags.end()) return vma.name == "[vsyscall]";
+    return found->second.first == vma.end || vma.name == "[heap]";
   });
 }
 

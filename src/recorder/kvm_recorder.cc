@@ -500,6 +500,7 @@ EXPORT void* mmap(void* address, size_t bytes, int protection, int flags, int fd
     return reinterpret_cast<void*>(libc_result(-ENOMEM));
   }
   const long result = raw_call(SYS_mmap, reinterpret_cast<long>(address), static_cast<long>(bytes), protection, flags, fd, offset);
+  if (flags & MAP_FIXED) __atomic_add_fetch(&g_ledger.madvise_generation, 1, __ATOMIC_RELEASE);  // another one in an old place
   note_mapping(fd, flags, offset, result);
   note_ram_mapping(result, bytes, flags);
   return reinterpret_cast<void*>(libc_result(result));

@@ -27,9 +27,9 @@ busybox=$(command -v busybox || true)
 compiler=${CC:-gcc}
 
 # The identity of all that goes into each. The same inputs give the same guest, so what is up to date is left alone.
-kernel_identity=$({ sha256sum "$here/defconfig" "$here/edit-source.sh"; "$compiler" --version
+kernel_identity=$({ cat "$here/defconfig" "$here/edit-source.sh"; "$compiler" --version
     stat -c '%n %s %Y' "$source"; } | sha256sum | cut -d ' ' -f 1)
-initramfs_identity=$(sha256sum "$here/init.c" "$here/build-guest.sh" "$shared"/* "$busybox" | sha256sum |
+initramfs_identity=$(cat "$here/init.c" "$here/build-guest.sh" "$shared"/* "$busybox" | sha256sum |
     cut -d ' ' -f 1)
 up_to_date() {
     [ "$(cat "$directory/$1.identity" 2>/dev/null)" = "$2" ]
