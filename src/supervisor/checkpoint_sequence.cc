@@ -186,6 +186,14 @@ Result<StoppedWorld> freeze_with_ledger(pid_t pid, const CheckpointRequest& requ
   }
 }
 
+// A target that is killed leaves the stop at once, and what is asked of it then, its descriptors for one, is empty: no error, but
+// no image either. What was read before this is true if it is still stopped now.
+Result<void> expect_still_stopped(pid_t pid) {
+  auto status = read_status(pid);
+  if (status.ok() && status_field(*status, "State").starts_with("t")) return {};
+  return error(fmt::format("process {} was killed during the checkpoint", pid));
+}
+
 void save_target(const Target& target, const ImageDestination& destination, pb::Target* saved) {
   saved->set_name(target.name);
   saved->set_target_id(target.target_id.data(), target.target_id.size());
@@ -363,6 +371,7 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   if (questions.snapshot) VMCKPT_TRY(settle_snapshot(*questions.snapshot, questions.tapes.front(), checkpoint->snapshot_));
   clock.mark("snapshot");
   VMCKPT_TRY(descriptors_saved.get());
+  VMCKPT_TRY(expect_still_stopped(pid));
   if (kvm_notes) VMCKPT_TRY(link_kvm_events(*kvm_notes, image.descriptors(), image.mutable_kvm()));
   // Timers were looked at up to now: clocks that were read earlier than they would let them go off early after a restart.
   const int64_t clocks_late_ns = (monotonic_us() - asked_us) * 1000;

@@ -223,17 +223,21 @@ def test_a_supervisor_that_gets_no_more_memory_does_not_harm_the_target(own_stag
     subject.finish()
 
 
-def test_a_user_who_may_have_no_more_processes_is_told_so(make_stage):
+def test_a_user_who_may_have_no_more_processes_is_told_so_or_the_target_stands_still_longer(make_stage):
     stage = make_stage(ORDINARY_USER)
     subject = Subject(stage)
     before = resource.getrlimit(resource.RLIMIT_NPROC)[0]
-    for victim in (subject.supervisor, subject.pid):  # no thread for the writing, no snapshot
-        set_limit(stage, victim, "nproc", 1)
-        expect_refused(checkpoint(stage), "Resource temporarily unavailable")
-        assert files_in(stage.images) == []
-        subject.expect_unharmed()
-        subject.expect_supervisor_unharmed()
-        set_limit(stage, victim, "nproc", before)
+    set_limit(stage, subject.supervisor, "nproc", 1)  # no thread for the writing
+    expect_refused(checkpoint(stage), "Resource temporarily unavailable")
+    assert files_in(stage.images) == []
+    subject.expect_unharmed()
+    subject.expect_supervisor_unharmed()
+    set_limit(stage, subject.supervisor, "nproc", before)
+    set_limit(stage, subject.pid, "nproc", 1)  # no snapshot: the memory is copied while the target is stopped
+    assert "could not be forked" in stage.vmckpt_ok("checkpoint", "target").stderr
+    subject.expect_unharmed()
+    subject.expect_supervisor_unharmed()
+    set_limit(stage, subject.pid, "nproc", before)
     image = subject.target.checkpoint()
     subject.finish()
     subject.expect_restartable(image)
