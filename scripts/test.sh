@@ -30,7 +30,7 @@ esac
 results=$PWD/build/test-results
 outcomes=()  # NAME=STATUS=REPORT of each step, for sum-results.py
 # A machine may be half as fast as the one this takes 40 minutes on; by then there is a sum, whatever hangs.
-last_integration_s=4200
+last_integration_s=4900
 last_debian13_s=5100
 
 title() { printf '\n== %s\n' "$1"; }
@@ -88,17 +88,22 @@ for test in json.load(sys.stdin):
     outcomes+=("$name=$status=$results/$name.xml")
 }
 
-# integration_tests SECONDS WORD ...: pytest, given words that say which tests. Most tests wait most of the time, so some run
-# side by side. SIGINT after SECONDS (since this script began): pytest then still writes its report, and its exit status
-# says that it did not finish.
+# Tests of these files run side by side: they are many and wait most of the time. All others have the machine for themselves:
+# they boot virtual machines, or make steps fail at certain moments.
+side_by_side=()
+for file in capabilities cli detached files memory_files resources sockets_and_watches surroundings waiting; do
+    side_by_side+=("tests/integration/test_$file.py")
+done
+
+# integration_tests NAME SECONDS WORD ...: pytest, given words that say which tests. SIGINT after SECONDS (since this script
+# began): pytest then still writes its report, and its exit status says that it did not finish.
 integration_tests() {
-    local last_s=$1
-    shift
+    local name=$1 last_s=$2
+    shift 2
     VMCKPT_TEST_PATIENCE_S=${VMCKPT_TEST_PATIENCE_S:-60} PYTHONDONTWRITEBYTECODE=1 \
         timeout --signal=INT --kill-after=30 $((last_s > SECONDS ? last_s - SECONDS : 1)) \
-        /usr/bin/python3 -m pytest -p no:cacheprovider -q -rs --durations=10 -n $(($(nproc) + 1)) \
-        --junitxml="$results/integration.xml" "$@"
-    outcomes+=("integration=$?=$results/integration.xml")
+        /usr/bin/python3 -m pytest -p no:cacheprovider -q -rs --durations=10 --junitxml="$results/$name.xml" "$@"
+    outcomes+=("$name=$?=$results/$name.xml")
 }
 
 # Another libc, VMM and other programs: what depends on these. Its outcomes are counted with this Debian's.
@@ -133,7 +138,8 @@ meson_tests checks build
 
 if [ -n "$part" ]; then
     title "Integration tests of what depends on libc, VMM and programs"
-    integration_tests "$last_integration_s" -m "not same_on_every_debian" tests/integration
+    integration_tests resources "$last_integration_s" -n "$(nproc)" -m "not same_on_every_debian" "${side_by_side[@]}"
+    integration_tests integration "$last_integration_s" -m "not same_on_every_debian" tests/integration "${side_by_side[@]/#/--ignore=}"
     finish
 fi
 
@@ -151,7 +157,8 @@ title "Integration tests"
 must guest tests/guests/linux/build-guest.sh build/guest
 # Takes some minutes. Where there is no KVM, the tests that need it are skipped, and say so.
 [ ! -e /dev/kvm ] || must kvm-guest tests/guests/kvm-linux/build-guest.sh build/kvm-guest
-integration_tests "$last_integration_s" tests --ignore=tests/bench
+integration_tests resources "$last_integration_s" -n "$(nproc)" "${side_by_side[@]}"
+integration_tests integration "$last_integration_s" tests --ignore=tests/bench "${side_by_side[@]/#/--ignore=}"
 
 [ -z "$with_debian13" ] || debian13
 
