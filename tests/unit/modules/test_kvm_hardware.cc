@@ -15,7 +15,7 @@ using namespace vmckpt;
 
 namespace {
 
-constexpr uint32_t kTsc = 0x10, kFirstServiceFd = 100;
+constexpr uint32_t kFirstServiceFd = 100;
 
 template <class T>
 std::string bytes_of(const T& value) {
