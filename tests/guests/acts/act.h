@@ -12,6 +12,7 @@
 #pragma once
 
 #include <fcntl.h>
+#include <grp.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/random.h>
@@ -118,6 +119,16 @@ T must(T result, const char* call) {
   return result;
 }
 #define MUST(call) ::act::must((call), #call)
+
+// Root becomes an ordinary user for good, as a daemon does; its folder is one that the user may write to. Others stay who they are.
+inline void drop_rights() {
+  if (geteuid() != 0) return;
+  MUST(chmod(".", 0777));
+  gid_t group = 4242;
+  MUST(setgroups(1, &group));
+  MUST(setresgid(4242, 4242, 4242));
+  MUST(setresuid(4242, 4242, 4242));
+}
 
 // The same for pthread_... functions, which return the error.
 inline void must_zero(int error, const char* call) {

@@ -8,13 +8,7 @@
 
 int main(int argc, char** argv) {
   act::begin(argc, argv);
-  if (geteuid() == 0) {
-    MUST(chmod(".", 0777));
-    gid_t group = 4242;
-    MUST(setgroups(1, &group));
-    MUST(setresgid(4242, 4242, 4242));
-    MUST(setresuid(4242, 4242, 4242));
-  }
+  act::drop_rights();
   MUST(mkdir("own", 0755));
   sockaddr_un address{};
   address.sun_family = AF_UNIX;

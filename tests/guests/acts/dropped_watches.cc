@@ -21,13 +21,7 @@ int main(int argc, char** argv) {
   MUST(chmod("before", 0600));
   int before = MUST(inotify_add_watch(inotify_fd, "before", IN_ATTRIB | IN_MODIFY));
   int to_before = MUST(open("before", O_WRONLY | O_CLOEXEC));
-  if (geteuid() == 0) {
-    MUST(chmod(".", 0777));
-    gid_t group = 4242;
-    MUST(setgroups(1, &group));
-    MUST(setresgid(4242, 4242, 4242));
-    MUST(setresuid(4242, 4242, 4242));
-  }
+  act::drop_rights();
   MUST(mkdir("own", 0755));
   act::make_file("own/after", "");
   MUST(symlink("own", "over"));

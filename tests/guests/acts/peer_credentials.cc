@@ -33,13 +33,7 @@ static Sockets make(const std::string& name) {
 int main(int argc, char** argv) {
   act::begin(argc, argv);
   Sockets before = make("before");
-  if (geteuid() == 0) {
-    MUST(chmod(".", 0777));
-    gid_t group = 4242;
-    MUST(setgroups(1, &group));
-    MUST(setresgid(4242, 4242, 4242));
-    MUST(setresuid(4242, 4242, 4242));
-  }
+  act::drop_rights();
   MUST(mkdir("own", 0755));
   Sockets after = make("own/after");
   std::vector<std::string> makers;
