@@ -96,7 +96,6 @@ static bool lock_in() { return __atomic_exchange_n(&g_locked_in, true, __ATOMIC_
 static void was_not_locked_in(bool before) {
   if (!before) __atomic_store_n(&g_locked_in, false, __ATOMIC_RELAXED);
 }
-static void note_lock() { __atomic_store_n(&g_locked_in, true, __ATOMIC_RELAXED); }
 
 // A child forked while another thread was inside an update has no such thread.
 static void forget_writers() {
@@ -123,7 +122,7 @@ __attribute__((constructor(101))) static void open_ledger() {
     ledger.rseq_offset = static_cast<int32_t>(__rseq_offset);
     ledger.rseq_bytes = __rseq_size;
   }
-  if (environment_has(kLockedIn)) note_lock();
+  if (environment_has(kLockedIn)) lock_in();
   find_real_functions();
   find_tid_offset();
   ledger.magic1 = kLedgerMagic1;
