@@ -130,7 +130,7 @@ Result<void> play(StoppedWorld& world, const Ledger& ledger, const pb::Image& im
         job.questions.has_shadow_stacks = job.has_shadow_stacks;
         ask_vcpu(job.fd, job.has_irqchip, host, job.tape, job.questions);
       }
-      VMCKPT_TRY(check_tape_against_filters(image.threads(index++), job.tape, false));
+      VMCKPT_TRY(check_tape_against_filters(image.threads(index++), job.tape, TapeNeeds::kNoHarm));
       tapes.push_back({&thread, &job.tape});
     }
     VMCKPT_TRY(play_tapes(world, ledger, tapes));

@@ -33,8 +33,12 @@ Result<void> save_seccomp(const StoppedThread& thread, const Ledger& ledger, boo
 
 // What the filters of `thread` answer to a call: a SECCOMP_RET_* value with its data.
 uint32_t evaluate_filters(const pb::Thread& thread, int64_t number, const uint64_t (&args)[6], uint64_t instruction_pointer);
-// The first call of the draft that the filters do not let through, as an Error.
-Result<void> check_tape_against_filters(const pb::Thread& thread, const TapeDraft& tape, bool snapshot);
+
+// What a tape needs of the filters: that they let every call through; the calls of a fork as well; or only that no call ends
+// or stops the thread, where the tape's reader deals with calls that fail.
+enum class TapeNeeds { kEveryCall, kEveryCallAndFork, kNoHarm };
+// The first call of the draft at which the filters do not grant that, as an Error.
+Result<void> check_tape_against_filters(const pb::Thread& thread, const TapeDraft& tape, TapeNeeds needs);
 
 void plan_seccomp(const pb::Thread& thread, TapeDraft& tape);
 

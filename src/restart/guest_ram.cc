@@ -90,7 +90,7 @@ bool filters_allow(const pb::Image& image) {
     calls.call(SYS_madvise, {kAnywhere, kBytes, static_cast<uint64_t>(advice)});
   }
   return std::all_of(image.threads().begin(), image.threads().end(),
-                     [&](const pb::Thread& thread) { return check_tape_against_filters(thread, calls, false).ok(); });
+                     [&](const pb::Thread& thread) { return check_tape_against_filters(thread, calls, TapeNeeds::kEveryCall).ok(); });
 }
 
 bool covers(const std::vector<RamRange>& ranges, uint64_t start, uint64_t end) {  // `ranges` sorted

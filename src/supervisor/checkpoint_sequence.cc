@@ -260,9 +260,9 @@ Result<void> save_threads(const Target& target, StoppedWorld& world, const Ledge
 // A filter that forbids a question is a refusal; one that only forbids forking costs a longer pause.
 Result<bool> may_fork(const pb::Image& image, const Questions& questions) {
   for (int i = 0; i < image.threads_size(); ++i) {
-    VMCKPT_TRY(check_tape_against_filters(image.threads(i), questions.tapes[static_cast<size_t>(i)], false));
+    VMCKPT_TRY(check_tape_against_filters(image.threads(i), questions.tapes[static_cast<size_t>(i)], TapeNeeds::kEveryCall));
   }
-  return check_tape_against_filters(image.threads(0), questions.tapes.front(), true).ok();
+  return check_tape_against_filters(image.threads(0), questions.tapes.front(), TapeNeeds::kEveryCallAndFork).ok();
 }
 
 std::vector<RunMapping> run_mappings_of(const pb::AddressSpace& memory) {

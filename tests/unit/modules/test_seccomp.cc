@@ -67,8 +67,8 @@ TEST_CASE("a filter that forbids a question makes the checkpoint refuse, not the
   thread.add_filters()->set_program(program, sizeof program);
   TapeDraft tape;
   tape.call(SYS_getpid);
-  CHECK(check_tape_against_filters(thread, tape, false).ok());
-  auto forking = check_tape_against_filters(thread, tape, true);
+  CHECK(check_tape_against_filters(thread, tape, TapeNeeds::kEveryCall).ok());
+  auto forking = check_tape_against_filters(thread, tape, TapeNeeds::kEveryCallAndFork);
   REQUIRE_FALSE(forking.ok());
   CHECK(forking.error().message().find("clone") != std::string::npos);
 }
