@@ -314,7 +314,7 @@ std::string describe_change(const pb::OpenFile& file, const Change& change, cons
   const pb::PathFile& then = file.path_file();
   std::string what = change.inode ? "has been replaced" : "has been changed";
   if (change.size) what += fmt::format(" (size {} bytes, was {})", now.st_size, then.size_bytes());
-  std::string text = fmt::format("file \"{}\" ({}) {} since the checkpoint", then.path(), describe(file), what);
+  std::string text = fmt::format("file \"{}\" (descriptor {}) {} since the checkpoint", then.path(), file.id(), what);
   if (can_read(file.status_flags()) && then.position() > now.st_size) {
     text += fmt::format("; it now ends before the program's position {}", then.position());
   }
