@@ -293,6 +293,7 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   pid_t pid = VMCKPT_TRY(only_process(target, others));
   VMCKPT_TRY(check_namespaces(pid, target.namespaces));
   ImageDestination destination = VMCKPT_TRY(choose_destination(target, request));
+  VMCKPT_TRY(check_root_directory(pid));
   ImageIdentity identity{random_id(), target.parent_image_id, target.target_id};
   std::unique_ptr<CheckpointInProgress> checkpoint(
       new CheckpointInProgress(VMCKPT_TRY(ImageWriter::create(destination, identity))));
