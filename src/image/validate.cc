@@ -239,7 +239,11 @@ Result<CapturedById> index_captured(const pb::AddressSpace& memory) {
     if (file.kind() == pb::CapturedFile::UNKNOWN) {
       return error(fmt::format("captured file {} is of an unknown kind", file.id()));
     }
-    if (file.kind() == pb::CapturedFile::NAMED) VMCKPT_TRY(check_absolute(file.path(), fmt::format("captured file {}", file.id())));
+    const bool is_named = file.kind() == pb::CapturedFile::NAMED, has_path = !file.path().empty();
+    if (has_path && !is_named && file.kind() != pb::CapturedFile::KEPT) {
+      return error(fmt::format("captured file {} has a path, and is of no kind that has one", file.id()));
+    }
+    if (is_named || has_path) VMCKPT_TRY(check_absolute(file.path(), fmt::format("captured file {}", file.id())));
     if (file.has_segment() && (file.segment().mode() > 0777 || file.segment().size_bytes() == 0 || file.segment().size_bytes() > kMaxFileBytes ||
                                page_round_up(file.segment().size_bytes()) != page_round_up(file.size_bytes()))) {
       return error(fmt::format("captured file {} is no System V segment", file.id()));

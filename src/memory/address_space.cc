@@ -158,6 +158,7 @@ class Saver {
           mapping.set_writable_file(true);
           return append(std::move(mapping));
         }
+        keep(vma);
         note_uncaptured(vma);
       }
       mapping.set_kind(pb::Mapping::FILE_SHARED);
@@ -234,14 +235,29 @@ class Saver {
   Result<uint64_t> capture_named(const Vma& vma, const std::string& flags) {
     if (options_.shared_files == SharedFileContent::kNone) return 0;
     if (options_.shared_files != SharedFileContent::kAll && !is_on_tmpfs(vma.name) && !is_guest_memory(vma, flags)) return 0;
-    Fd fd = descriptor_of(vma);
-    if (!fd) fd = Fd(::open(fmt::format("/proc/{}/map_files/{:x}-{:x}", world_.pid(), vma.start, vma.end).c_str(), O_RDONLY | O_CLOEXEC));
-    if (!fd) fd = Fd(::open(vma.name.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
     struct stat info {};
-    if (!fd || ::fstat(fd.get(), &info) != 0 || info.st_ino != vma.inode) return 0;
+    Fd fd = open_named(vma, info);
+    if (!fd) return 0;
     const uint64_t id = VMCKPT_TRY(captured_.capture(fd.get(), vma.name));
     captured_.note_path(id, vma.name);
     return id;
+  }
+
+  // Any other: a copy, should it be missing by then, if it is small. What cannot be copied is not worth a refusal.
+  void keep(const Vma& vma) {
+    if (options_.shared_files == SharedFileContent::kNone) return;
+    struct stat info {};
+    Fd fd = open_named(vma, info);
+    if (!fd || !S_ISREG(info.st_mode) || !captured_.has_room_to_keep(static_cast<uint64_t>(info.st_size))) return;
+    if (auto id = captured_.capture(fd.get(), vma.name, true); id.ok()) captured_.note_path_of_kept(*id, vma.name);
+  }
+
+  Fd open_named(const Vma& vma, struct stat& info) {
+    Fd fd = descriptor_of(vma);
+    if (!fd) fd = Fd(::open(fmt::format("/proc/{}/map_files/{:x}-{:x}", world_.pid(), vma.start, vma.end).c_str(), O_RDONLY | O_CLOEXEC));
+    if (!fd) fd = Fd(::open(vma.name.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
+    if (fd && (::fstat(fd.get(), &info) != 0 || info.st_ino != vma.inode)) fd.reset();
+    return fd;
   }
 
   static bool is_on_tmpfs(const std::string& path) {

@@ -19,6 +19,7 @@ namespace vmckpt {
 namespace {
 
 constexpr uint64_t kPageBytes = kImagePageBytes;
+constexpr uint64_t kMaxKeptBytes = 1 << 20, kMaxKeptBytesInAll = 8 << 20;
 
 pb::CapturedFile::Kind kind_of(const std::string& name) {
   if (name.starts_with("/memfd:")) return pb::CapturedFile::MEMFD;
@@ -109,7 +110,10 @@ Result<uint64_t> CapturedFiles::capture(int target_fd, const std::string& name, 
   auto [known, is_new] = id_by_inode_.try_emplace({info.st_dev, info.st_ino}, files_.size() + 1);
   pb::CapturedFile& file = files_[known->second];
   // What is kept only may turn out to be mapped, or open, under a name that has gone.
-  if (!is_new && !kept && file.kind() == pb::CapturedFile::KEPT) file.set_kind(kind_of(name));
+  if (!is_new && !kept && file.kind() == pb::CapturedFile::KEPT) {
+    file.set_kind(kind_of(name));
+    file.clear_path();
+  }
   if (!is_new) return known->second;
   file.set_id(known->second);
   file.set_kind(kept ? pb::CapturedFile::KEPT : kind_of(name));
@@ -123,20 +127,28 @@ Result<uint64_t> CapturedFiles::capture(int target_fd, const std::string& name, 
   file.set_gid(info.st_gid);
   file.set_atime_ns(to_ns(info.st_atim));
   file.set_mtime_ns(to_ns(info.st_mtim));
-  int seals = ::fcntl(fd, F_GET_SEALS);
+  int seals = kept ? 0 : ::fcntl(fd, F_GET_SEALS);
   if (seals > 0) file.set_seals(static_cast<uint32_t>(seals));
-  VMCKPT_TRY(charge(std::min<uint64_t>(file.size_bytes(), static_cast<uint64_t>(info.st_blocks) * 512), name));
+  if (kept) kept_bytes_ += file.size_bytes();
+  else VMCKPT_TRY(charge(std::min<uint64_t>(file.size_bytes(), static_cast<uint64_t>(info.st_blocks) * 512), name));
   auto copied = copy_data(fd, file.size_bytes(), file.id(), name, writer_);
   ::lseek(fd, offset, SEEK_SET);
   VMCKPT_TRY(std::move(copied));
   return file.id();
 }
 
+bool CapturedFiles::has_room_to_keep(uint64_t bytes) const { return bytes <= kMaxKeptBytes && kept_bytes_ + bytes <= kMaxKeptBytesInAll; }
+
 void CapturedFiles::note_path(uint64_t id, const std::string& path) {
   pb::CapturedFile& file = files_[id];
   file.set_kind(pb::CapturedFile::NAMED);
   file.clear_seals();  // a file of tmpfs shows F_SEAL_SEAL, which only memfds can be given
   file.set_path(path);
+}
+
+void CapturedFiles::note_path_of_kept(uint64_t id, const std::string& path) {
+  pb::CapturedFile& file = files_[id];
+  if (file.kind() == pb::CapturedFile::KEPT) file.set_path(path);
 }
 
 void CapturedFiles::note_segment(uint64_t id, const pb::SystemVSegment& segment) { *files_[id].mutable_segment() = segment; }
@@ -178,12 +190,12 @@ Result<void> RebuiltFiles::rebuild(const pb::AddressSpace& space, const ImageRea
   image_ = &image;
   for (const pb::CapturedFile& file : space.captured()) {
     files_[file.id()] = &file;
-    if (file.kind() == pb::CapturedFile::KEPT) continue;
+    if (file.kind() == pb::CapturedFile::KEPT && !is_put_back(file, access)) continue;
     if (file.has_segment()) {
       segments_[file.id()] = VMCKPT_TRY(rebuild_segment(file, image));
       continue;
     }
-    if (file.kind() == pb::CapturedFile::NAMED) {
+    if (!file.path().empty()) {
       Fd low = VMCKPT_TRY(open_shared_file(file, access));
       Fd fd(::fcntl(low.get(), F_DUPFD_CLOEXEC, first_fd));
       if (!fd) return errno_error("keep " + file.path() + " open");
@@ -236,7 +248,7 @@ int RebuiltFiles::segment(uint64_t id) const {
 
 int RebuiltFiles::fd_of_path(const std::string& path) const {
   for (const auto& [id, file] : files_) {
-    if (file->kind() == pb::CapturedFile::NAMED && file->path() == path) return fd(id);
+    if (file->path() == path) return fd(id);
   }
   return -1;
 }

@@ -20,7 +20,9 @@ namespace {
 constexpr char kCure[] = "restart with --shared-files=overwrite to put the image's content there all the same, or with "
                          "--shared-files=leave to go on with what the file holds now";
 
-std::string describe(const pb::CapturedFile& file) { return "memory file " + file.path(); }
+bool is_kept(const pb::CapturedFile& file) { return file.kind() == pb::CapturedFile::KEPT; }
+
+std::string describe(const pb::CapturedFile& file) { return (is_kept(file) ? "mapped file " : "memory file ") + file.path(); }
 
 bool is_of_owner(const pb::CapturedFile& file, const struct stat& now) {
   return !file.has_owner() || is_same_owner(static_cast<uid_t>(file.uid()), now.st_uid);
@@ -137,22 +139,39 @@ Result<void> empty(int fd, const pb::CapturedFile& file) {
 
 }  // namespace
 
-void check_shared_files(const pb::AddressSpace& space, SharedFiles rule, std::vector<Error>& problems, std::vector<std::string>& notes) {
+void check_shared_files(const pb::AddressSpace& space, const FileAccess& access, std::vector<Error>& problems, std::vector<std::string>& notes) {
+  const SharedFiles rule = access.policy().shared_files;
   for (const pb::CapturedFile& file : space.captured()) {
-    if (file.kind() != pb::CapturedFile::NAMED) continue;
+    if (file.path().empty() || (is_kept(file) && !is_put_back(file, access))) continue;
     const size_t before = problems.size();
     struct stat now {};
-    if (::lstat(file.path().c_str(), &now) == 0) check_present(file, space, now, rule, problems);
+    const bool is_there = ::lstat(file.path().c_str(), &now) == 0;
+    if (is_there) check_present(file, space, now, rule, problems);
     else if (errno == ENOENT) check_missing(file, rule, problems);
     else problems.push_back(errno_error("examine " + describe(file)));
-    if (problems.size() == before && rule == SharedFiles::kLeave) notes.push_back(describe(file) + " is used with what it holds now");
+    if (problems.size() != before) continue;
+    if (rule == SharedFiles::kLeave) notes.push_back(describe(file) + " is used with what it holds now");
+    else if (is_kept(file) && !is_there) notes.push_back(describe(file) + " is missing; it is made again as it was at the checkpoint");
   }
 }
 
-std::set<std::string> paths_put_back(const pb::AddressSpace& space, SharedFiles rule) {
+bool is_put_back(const pb::CapturedFile& file, const FileAccess& access) {
+  const SharedFiles rule = access.policy().shared_files;
+  if (file.path().empty() || rule == SharedFiles::kLeave) return false;
+  if (!is_kept(file)) return true;
+  pb::Inode then;
+  then.set_number(file.inode());
+  then.set_uid(file.uid());
+  if (!may_have_content(access, then)) return false;
+  if (rule == SharedFiles::kOverwrite) return true;
+  struct stat now {};
+  return ::lstat(file.path().c_str(), &now) != 0 && errno == ENOENT;
+}
+
+std::set<std::string> paths_put_back(const pb::AddressSpace& space, const FileAccess& access) {
   std::set<std::string> paths;
   for (const pb::CapturedFile& file : space.captured()) {
-    if (file.kind() == pb::CapturedFile::NAMED && rule != SharedFiles::kLeave) paths.insert(file.path());
+    if (is_put_back(file, access)) paths.insert(file.path());
   }
   return paths;
 }
@@ -176,7 +195,8 @@ Result<Fd> open_shared_file(const pb::CapturedFile& file, const FileAccess& acce
     struct stat now {};
     if (::fstat(fd.get(), &now) != 0) return errno_error("examine " + describe(file));
     // Once more: it may have been exchanged since the preflight.
-    if (!S_ISREG(now.st_mode) || (rule == SharedFiles::kRestore ? !is_same(file, now) : !may_be_used(file, now))) {
+    const bool is_it = rule == SharedFiles::kRestore ? !is_kept(file) && is_same(file, now) : may_be_used(file, now);
+    if (!S_ISREG(now.st_mode) || !is_it) {
       return error(describe(file) + " has changed since it was looked at", "restart again");
     }
     if (rule == SharedFiles::kLeave) return fd;

@@ -59,7 +59,6 @@ struct SaveContext {
   std::unordered_map<int, const TargetFile*> by_number;
   std::unordered_map<uint64_t, const TargetFile*> by_socket_inode;
   std::map<std::pair<uint64_t, uint64_t>, uint32_t> pipe_ids;  // by device and inode
-  uint64_t kept_bytes = 0;                                     // content of files with a name, regular_file.cc
   std::vector<LedgerNote> further_notes;                       // beyond those in the ledger itself
   std::unordered_multimap<uint64_t, uint32_t> notes_by_key;    // kind and value -> number of the note
   std::set<uint32_t> watch_notes;                              // numbers of notes of watches that are there

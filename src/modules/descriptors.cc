@@ -191,7 +191,7 @@ Result<void> place_numbers(RestoreContext& context) {
 Result<void> save_descriptors(DescriptorSave& save, pb::DescriptorTable* table) {
   Fd proc(::open(fmt::format("/proc/{}", save.world.pid()).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!proc) return errno_error(fmt::format("open /proc/{}", save.world.pid()));
-  SaveContext context{save, table, proc.get(), {}, {}, {}, {}, {}, 0, {}, {}, {}};
+  SaveContext context{save, table, proc.get(), {}, {}, {}, {}, {}, {}, {}, {}};
   VMCKPT_TRY(refuse_separate_tables(save.world));
   table->set_checkpoint_realtime_ns(realtime_ns());
   context.files = VMCKPT_TRY(walk_descriptors(save.world, proc.get()));

@@ -178,6 +178,13 @@ void prepare_kvm(const KvmNotes& notes, KvmHost& host) {
   }
 }
 
+bool has_split_irqchip(const KvmNotes& notes) {
+  for (uint32_t i = 1; i < notes.objects.size(); ++i) {
+    if (notes.objects[i].kind == KvmKind::kVm && has_split_irqchip(notes, i)) return true;
+  }
+  return false;
+}
+
 Result<void> save_kvm(StoppedWorld& world, const Ledger& ledger, const KvmNotes& notes, KvmHost& host, pb::Image& image) {
   pb::Kvm* saved = image.mutable_kvm();
   VMCKPT_TRY(refuse_what_was_lost(notes));

@@ -63,6 +63,8 @@ size_t most_xsave_bytes();
 
 // Checkpoint, the target runs: finds out beforehand what would cost time while it is stopped.
 void prepare_kvm(const KvmNotes& notes, KvmHost& host);
+// Whether the IOAPIC of one of its VMs is the VMM's.
+bool has_split_irqchip(const KvmNotes& notes);
 // Checkpoint, world stopped, every vCPU at rest. `image` has the threads, whose filters may forbid what they are to ask.
 Result<void> save_kvm(StoppedWorld& world, const Ledger& ledger, const KvmNotes& notes, KvmHost& host, pb::Image& image);
 // ... and the descriptors saved: which of them are the eventfds of irqfds and ioeventfds.

@@ -70,7 +70,6 @@ const char* type_name(uint32_t mode) {
 }
 
 constexpr std::string_view kDeletedMark = " (deleted)";
-constexpr uint64_t kMaxKeptBytes = 1 << 20, kMaxKeptBytesInAll = 8 << 20;
 constexpr int kMaxNamesLookedAt = 10'000;
 
 enum class Leads { kHere, kElsewhere, kUnknown };
@@ -206,8 +205,7 @@ void keep_content(SaveContext& context, const TargetFile& file, int fd, pb::Open
   pb::PathFile* path_file = saved->mutable_path_file();
   if (!S_ISREG(file.status.st_mode) || path_file->volatile_content() || !can_write(file.flags)) return;
   if ((file.flags & O_PATH) != 0) return;
-  const auto bytes = static_cast<uint64_t>(file.status.st_size);
-  if (bytes > kMaxKeptBytes || context.kept_bytes + bytes > kMaxKeptBytesInAll) {
+  if (!context.save.captured.has_room_to_keep(static_cast<uint64_t>(file.status.st_size))) {
     const bool looks_permanent = (file.flags & O_APPEND) != 0 || saved->locks_size() != 0;
     if (looks_permanent || !is_in_temporary_folder(context, path_file->path())) return;
     context.note(fmt::format("{} is open for writing in a folder for temporary files, and too large to be saved; once the "
@@ -218,7 +216,6 @@ void keep_content(SaveContext& context, const TargetFile& file, int fd, pb::Open
   if (!may_be_read_by_target(context, file)) return;
   auto id = capture_content(context, file, fd, true);
   if (!id.ok()) return;  // it may be written but not read
-  context.kept_bytes += bytes;
   path_file->set_content_id(*id);
 }
 

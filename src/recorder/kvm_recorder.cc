@@ -193,6 +193,10 @@ long wait_at_gate(int fd, KvmObject& vcpu, uint32_t gate) {
   const uint64_t until = vcpu.has_signal_mask != 0 ? now + kPatienceTicks : lease_ends;
   const uint8_t* kick = vcpu.run != 0 ? &run_of(vcpu)->immediate_exit : &kNobody;
   const long result = vmckpt_kvm_wait(fd, &vcpu, &g_kvm.gate, gate, kick, until);
+  if (result == 0) {  // the supervisor has let this thread enter KVM_RUN for a moment, and there is an exit
+    set_state(vcpu, VcpuState::kExited);
+    return 0;
+  }
   if (result != kLookAgain) return interrupted(vcpu);
   const uint64_t then = __builtin_ia32_rdtsc();
   // Fails when the gate has got another value, also if this thread was stopped for long until here.

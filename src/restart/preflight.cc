@@ -45,6 +45,12 @@ void check_size_beside_build_id(const pb::AddressSpace& space, const pb::FileIde
   }
 }
 
+const char* cure_of_a_missing_file(const pb::Mapping& mapping) {
+  if (mapping.kind() == pb::Mapping::FILE_PRIVATE) return "put the old file back, or checkpoint with --self-contained next time";
+  if (mapping.writable_file()) return "put the old file back, or use `vmckpt checkpoint --shared-files=all` next time";
+  return "put the old file back";
+}
+
 void check_mapped_files(const pb::AddressSpace& space, const FileAccess& access, const std::set<std::string>& put_back,
                         std::vector<Error>& problems, std::vector<std::string>& notes) {
   std::set<std::string> seen, written;
@@ -70,7 +76,7 @@ void check_mapped_files(const pb::AddressSpace& space, const FileAccess& access,
       continue;
     }
     problems.push_back(error(fmt::format("mapped file {} is not what it was: {}", mapping.file().path(), difference),
-                             "put the old file back, or checkpoint with --self-contained next time"));
+                             cure_of_a_missing_file(mapping)));
   }
 }
 
@@ -90,9 +96,9 @@ Result<void> preflight(const ImageReader& image, CpuCheck cpu_check, GuestClock 
   }
   check_process(metadata.process(), access, problems);
   keep_problem(check_timers(metadata.process()), problems);
-  const std::set<std::string> put_back = paths_put_back(metadata.memory(), files.shared_files);
+  const std::set<std::string> put_back = paths_put_back(metadata.memory(), access);
   check_mapped_files(metadata.memory(), access, put_back, problems, notes);
-  check_shared_files(metadata.memory(), files.shared_files, problems, notes);
+  check_shared_files(metadata.memory(), access, problems, notes);
   if (metadata.memory().guards_size() != 0 && !host_has_guard_regions()) {
     problems.push_back(error("the program has guard regions (MADV_GUARD_INSTALL), which this kernel lacks", "restart it on Linux 6.13 or newer"));
   }

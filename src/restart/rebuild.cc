@@ -113,12 +113,7 @@ class MappedFiles {
     const bool writable = mapping.kind() == pb::Mapping::FILE_SHARED && mapping.writable_file();
     auto [known, is_new] = files_.try_emplace({mapping.file().path(), writable}, -1);
     if (is_new) {
-      pb::FileIdentity now;
-      Fd fd = VMCKPT_TRY(open_mapped_file(mapping.file(), writable ? O_RDWR : O_RDONLY, access_, &now));
-      // Once more: it may have been exchanged since the preflight.
-      if (writable && !access_.policy().accept_changed && !is_same_owner(mapping.file().origin(), now.origin().uid())) {
-        return another_users(now.path(), mapping.file().origin(), now.origin().uid());
-      }
+      Fd fd = VMCKPT_TRY(open(mapping.file(), writable));
       known->second = ::fcntl(fd.get(), F_DUPFD_CLOEXEC, service_.first());
       if (known->second < 0) return errno_error("keep " + mapping.file().path() + " open");
     }
@@ -126,6 +121,18 @@ class MappedFiles {
   }
 
  private:
+  Result<Fd> open(const pb::FileIdentity& file, bool writable) const {
+    const int flags = writable ? O_RDWR : O_RDONLY;
+    if (const int put_back = captured_.fd_of_path(file.path()); put_back >= 0) return open_file(fmt::format("/proc/self/fd/{}", put_back), flags);
+    pb::FileIdentity now;
+    Fd fd = VMCKPT_TRY(open_mapped_file(file, flags, access_, &now));
+    // Once more: it may have been exchanged since the preflight.
+    if (writable && !access_.policy().accept_changed && !is_same_owner(file.origin(), now.origin().uid())) {
+      return another_users(now.path(), file.origin(), now.origin().uid());
+    }
+    return fd;
+  }
+
   const RebuiltFiles& captured_;
   const FileAccess& access_;
   const ServiceDescriptors& service_;

@@ -147,7 +147,7 @@ Result<ImageDestination> choose_destination(const Target& target, const Checkpoi
 
 // Stops the target while no thread is writing into the ledger and every vCPU is at rest.
 Result<StoppedWorld> freeze_with_ledger(pid_t pid, const CheckpointRequest& request, uint64_t ledger_address,
-                                        std::optional<VcpuGate>& gate, InterruptedCalls& interrupted,
+                                        std::optional<VcpuGate>& gate, bool split_irqchip, InterruptedCalls& interrupted,
                                         std::unique_ptr<Ledger>* ledger) {
   const int64_t deadline_us = monotonic_us() + request.freeze_timeout_us;
   std::optional<StoppedWorld> world;
@@ -155,6 +155,7 @@ Result<StoppedWorld> freeze_with_ledger(pid_t pid, const CheckpointRequest& requ
   for (int tries = 1;; ++tries) {
     *ledger = VMCKPT_TRY(read_ledger(pid, ledger_address));
     std::optional<VcpuGate::Busy> busy;
+    if (gate && split_irqchip) VMCKPT_TRY(gate->serve_requests(*world, request.freeze_timeout_us, interrupted));
     if (gate) busy = VMCKPT_TRY(gate->find_busy(*world));
     const bool submitting = (*ledger)->aio_submitters != 0;
     if ((*ledger)->writers == 0 && !submitting && !busy) return std::move(*world);
@@ -292,6 +293,7 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   // 1. prepare, target running: everything that can be found out or opened early
   pid_t pid = VMCKPT_TRY(only_process(target, others));
   VMCKPT_TRY(check_namespaces(pid, target.namespaces));
+  VMCKPT_TRY(check_root_directory(pid));
   ImageDestination destination = VMCKPT_TRY(choose_destination(target, request));
   ImageIdentity identity{random_id(), target.parent_image_id, target.target_id};
   std::unique_ptr<CheckpointInProgress> checkpoint(
@@ -307,9 +309,13 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   AddressSpacePreview preview = VMCKPT_TRY(preview_address_space(pid, early_ledger->madvise_generation));
   const uint32_t kvm_objects = VMCKPT_TRY(count_kvm_objects(pid, early_ledger->kvm));
   if (kvm_objects != 0 && !target.kvm) target.kvm = VMCKPT_TRY(KvmHost::ask());
+  bool split_irqchip = false;
   if (kvm_objects != 0) {
     // The target may just be writing them: what is missed now is found out later.
-    if (auto early_notes = read_kvm_notes(pid, early_ledger->kvm); early_notes.ok()) prepare_kvm(**early_notes, *target.kvm);
+    if (auto early_notes = read_kvm_notes(pid, early_ledger->kvm); early_notes.ok()) {
+      prepare_kvm(**early_notes, *target.kvm);
+      split_irqchip = has_split_irqchip(**early_notes);
+    }
   }
   clock.mark("prepare");
   fault_point("prepare");
@@ -320,7 +326,7 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   std::optional<VcpuGate> gate;
   if (early_ledger->kvm != 0) target.interrupted.set_kvm_run_code(VMCKPT_TRY(find_kvm_run_code(pid, early_ledger->kvm)));
   if (kvm_objects != 0) gate.emplace(VMCKPT_TRY(VcpuGate::close(pid, early_ledger->kvm)));
-  StoppedWorld world = VMCKPT_TRY(freeze_with_ledger(pid, request, target.ledger_address, gate, target.interrupted, &ledger));
+  StoppedWorld world = VMCKPT_TRY(freeze_with_ledger(pid, request, target.ledger_address, gate, split_irqchip, target.interrupted, &ledger));
   // From now on nothing moves but what tapes do, and no image has a closed gate.
   if (gate) gate->open();
   VMCKPT_TRY(still_only_process(target, pid, others));

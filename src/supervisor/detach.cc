@@ -4,12 +4,33 @@
 #include <cstdlib>
 
 #include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/signalfd.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "core/printable.h"
+#include "supervisor/patience.h"
 
 namespace vmckpt {
+namespace {
+
+// Until the supervisor says how it went, or is gone. The signal that somebody has sent meanwhile, 0: none.
+int pass_signals_on(pid_t supervisor, int report, const Fd& signals) {
+  int passed_on = 0;
+  pollfd both[2] = {{report, POLLIN, 0}, {signals.get(), POLLIN, 0}};
+  while (both[0].revents == 0) {
+    if (::poll(both, 2, -1) < 0 && errno != EINTR) break;
+    signalfd_siginfo signal{};
+    if ((both[1].revents & POLLIN) == 0 || ::read(signals.get(), &signal, sizeof signal) != sizeof signal) continue;
+    passed_on = static_cast<int>(signal.ssi_signo);
+    ::kill(supervisor, passed_on);
+  }
+  return passed_on;
+}
+
+}  // namespace
 
 Result<Detacher> Detacher::detach(bool wanted) {
   Detacher detacher;
@@ -24,22 +45,27 @@ Result<Detacher> Detacher::detach(bool wanted) {
   if (::pipe2(ends, O_CLOEXEC) != 0) return errno_error("make a pipe");
   Fd read_end(ends[0]);
   detacher.report_ = Fd(ends[1]);
+  const sigset_t signals_of_end = end_signals();
+  const Fd signals(::signalfd(-1, &signals_of_end, SFD_CLOEXEC));
+  if (!signals) return errno_error("make a signalfd");
+  sigset_t before;
+  ::pthread_sigmask(SIG_BLOCK, &signals_of_end, &before);
   pid_t pid = ::fork();
   if (pid < 0) return errno_error("go into the background");
   if (pid == 0) {
+    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
     read_end.reset();
     ::setsid();
     return detacher;
   }
   detacher.report_.reset();
+  const int passed_on = pass_signals_on(pid, read_end.get(), signals);
   auto said = read_whole_fd(read_end.get(), "the supervisor");
-  if (!said.ok() || said->empty()) {
-    std::fprintf(stderr, "vmckpt: the supervisor ended before the target ran\n");
-    std::_Exit(1);
-  }
-  bool running = said->front() == 'R';
-  std::fputs(said->c_str() + 1, running ? stdout : stderr);
+  const bool silent = !said.ok() || said->empty(), running = !silent && said->front() == 'R';
+  if (!silent) std::fputs(said->c_str() + 1, running ? stdout : stderr);
+  else if (passed_on == 0) std::fprintf(stderr, "vmckpt: the supervisor ended before the target ran\n");
   std::fflush(stdout);
+  if (!running && passed_on != 0) end_by(passed_on);
   std::_Exit(running ? 0 : 1);
 }
 

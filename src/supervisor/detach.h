@@ -1,4 +1,5 @@
-// --detach: the supervisor goes into the background once the target runs; the command that started it returns then.
+// --detach: the supervisor goes into the background once the target runs; the command that started it returns then. Whoever ends
+// that command before (Ctrl-C, TERM) means the supervisor, which is in another session already: the signal is passed on to it.
 #pragma once
 
 #include <string>

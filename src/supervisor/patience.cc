@@ -24,11 +24,23 @@ int64_t limit_us() {
 
 }  // namespace
 
+// One that is blocked becomes pending though it is ignored.
+sigset_t end_signals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  for (int signal : kEndSignals) {
+    struct sigaction action {};
+    if (::sigaction(signal, nullptr, &action) != 0 || action.sa_handler != SIG_IGN) sigaddset(&signals, signal);
+  }
+  return signals;
+}
+
 int pending_end_signal() {
+  const sigset_t ends = end_signals();
   sigset_t pending;
   ::sigpending(&pending);
   for (int signal : kEndSignals) {
-    if (::sigismember(&pending, signal) == 1) return signal;
+    if (::sigismember(&pending, signal) == 1 && ::sigismember(&ends, signal) == 1) return signal;
   }
   return 0;
 }

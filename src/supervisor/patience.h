@@ -4,13 +4,16 @@
 
 #include <string>
 
+#include <signal.h>
 #include <sys/types.h>
 
 #include "core/result.h"
 
 namespace vmckpt {
 
-// SIGINT, SIGTERM, SIGHUP or SIGQUIT, blocked and pending; 0 when there is none.
+// SIGINT, SIGTERM, SIGHUP and SIGQUIT, without those that somebody ignores for us (nohup).
+sigset_t end_signals();
+// One of them, blocked and pending; 0 when there is none.
 int pending_end_signal();
 // Ends the calling process by such a signal, as if it had never been blocked.
 [[noreturn]] void end_by(int signal);

@@ -185,6 +185,27 @@ class FreezeInProgress {
     for (pid_t tid : seized_) ::ptrace(PTRACE_INTERRUPT, tid, 0, 0);
   }
 
+  Result<StoppedThread> repeat_call(const StoppedThread& thread, const user_regs_struct& regs) {
+    const pid_t tid = thread.tid;
+    if (::ptrace(PTRACE_SETREGS, tid, 0, &regs) != 0) return errno_error(fmt::format("set registers of thread {}", tid));
+    seized_.insert(tid);
+    if (::ptrace(PTRACE_SYSCALL, tid, 0, 0) != 0) return errno_error(fmt::format("continue thread {}", tid));
+    const int status = VMCKPT_TRY(wait_for_stop(tid, deadline_us_));
+    if (WIFSTOPPED(status)) {
+      constexpr int kSystemCall = SIGTRAP | 0x80;  // PTRACE_O_TRACESYSGOOD
+      const bool is_signal = status >> 16 == 0 && WSTOPSIG(status) != kSystemCall;
+      if (::ptrace(PTRACE_INTERRUPT, tid, 0, 0) != 0) return errno_error(fmt::format("interrupt thread {}", tid));
+      if (::ptrace(PTRACE_CONT, tid, 0, is_signal ? WSTOPSIG(status) : 0) != 0) return errno_error(fmt::format("continue thread {}", tid));
+      VMCKPT_TRY(collect(tid));
+    }
+    auto found = stopped_.find(tid);
+    if (found == stopped_.end()) return error(fmt::format("thread {} ended during the checkpoint", tid));
+    StoppedThread again = std::move(found->second);
+    stopped_.erase(found);
+    again.tid_in_target = thread.tid_in_target;
+    return again;
+  }
+
   std::vector<StoppedThread> take() {
     std::vector<StoppedThread> threads;
     threads.reserve(stopped_.size());
@@ -326,6 +347,14 @@ Result<StoppedWorld> freeze_later(StoppedWorld world, const std::function<Result
   interrupted.keep_only(world.threads_);
   VMCKPT_TRY(number_threads_as_the_target_does(world.pid_, world.threads_));
   return world;
+}
+
+Result<void> repeat_call(StoppedWorld& world, StoppedThread& thread, const user_regs_struct& regs, int64_t timeout_us,
+                         InterruptedCalls& interrupted) {
+  FreezeInProgress progress(world.pid(), monotonic_us() + timeout_us, interrupted);
+  thread.disturbed = true;
+  thread = VMCKPT_TRY(progress.repeat_call(thread, regs));
+  return {};
 }
 
 StoppedWorld::StoppedWorld(StoppedWorld&& other) noexcept

@@ -75,6 +75,12 @@ Result<StoppedWorld> freeze(pid_t pid, int64_t timeout_us, InterruptedCalls& int
 Result<StoppedWorld> freeze_later(StoppedWorld world, const std::function<Result<bool>()>& is_enough, int64_t timeout_us,
                                   InterruptedCalls& interrupted);
 
+// Once more into the system call that one thread was stopped in, from the registers of a call that begins anew, and out of it again:
+// the stop is asked for before the call begins, which goes as far as the kernel goes with one that is interrupted at once. The
+// thread's state is that of the new stop then. A signal that comes first is delivered, and the call not made.
+Result<void> repeat_call(StoppedWorld& world, StoppedThread& thread, const user_regs_struct& regs, int64_t timeout_us,
+                         InterruptedCalls& interrupted);
+
 // For a thread that stopped after its freeze had been given up, and whose stop somebody else has waited for: lets go of it as
 // the freeze would have done. False when it is not traced by this process.
 bool release_late(pid_t tid, int wait_status, InterruptedCalls& interrupted);

@@ -237,6 +237,33 @@ Result<void> VcpuGate::check_runs() const {
   return {};
 }
 
+// KVM notes the end of an interrupt as a request (KVM_REQ_IOAPIC_EOI_EXIT), which no ioctl shows, and makes an exit of it when
+// the vCPU is to enter the guest the next time. A vCPU that was taken out of KVM_RUN in between would be saved without it, and the
+// IOAPIC of the VMM would wait for it for ever. With a signal pending KVM serves requests all the same, before it looks at
+// signals, and enters no guest (arch/x86/kvm/x86.c, vcpu_enter_guest; with immediate_exit it does not come so far). Twice: the
+// first time it may have got an interrupt ready, which some hosts (PVM) end by that.
+Result<void> VcpuGate::serve_requests(StoppedWorld& world, int64_t timeout_us, InterruptedCalls& interrupted) {
+  constexpr int kTimes = 2;
+  const Head head = VMCKPT_TRY(read_head(pid_, ledger_));
+  const std::vector<KvmObject> objects = VMCKPT_TRY(read_objects());
+  const uint64_t first_object = ledger_ + offsetof(KvmLedger, objects);
+  for (StoppedThread& thread : world.threads()) {
+    for (int i = 0; i < kTimes; ++i) {
+      const uint64_t index = (thread.regs.r8 - first_object) / sizeof(KvmObject);
+      const bool is_hidden = thread.regs.rip == head.code.returns + kSyscallInstructionBytes;  // inside the call, or at the gate
+      if (thread.group_stopped || !is_hidden || index >= objects.size() || objects[index].kind != KvmKind::kVcpu) break;
+      user_regs_struct regs = thread.regs;
+      regs.rip = head.code.returns;
+      regs.rdx = 0;
+      VMCKPT_TRY(repeat_call(world, thread, regs, timeout_us, interrupted));
+      if (thread.regs.rip != head.code.returns || thread.regs.rax != 0) continue;
+      const VcpuState state = VcpuState::kExited;
+      VMCKPT_TRY(write_memory(pid_, first_object + index * sizeof(KvmObject) + offsetof(KvmObject, state), &state, sizeof state));
+    }
+  }
+  return {};
+}
+
 // A VMM that has unmapped kvm_run has let go of the vCPU: it will answer nothing any more.
 Result<bool> VcpuGate::has_unfinished_io(const KvmObject& object) const {
   if (object.run == 0) return false;

@@ -1,9 +1,9 @@
 // Brings the vCPUs of a target to rest, outside the guest and with no I/O half-finished (recorder/kvm_ledger.h), and reads what
 // the recorder wrote down about KVM.
 //
-//     close -> stop all threads -> find_busy: none  -> open -> save
-//                   ^                   | one
-//                   +--- wait_for <-----+ the target runs on, with the gate closed
+//     close -> stop all threads -> (serve_requests) -> find_busy: none  -> open -> save
+//                   ^                                     | one
+//                   +-------------- wait_for <------------+ the target runs on, with the gate closed
 //
 // The stop itself takes vCPUs out of the guest. Busy is one whose VMM is about to answer an exit: it comes to the gate when it
 // has done so.
@@ -62,6 +62,9 @@ class VcpuGate {
     bool is_in_run;        // on its way into or out of KVM_RUN, else in the VMM's hands
     std::string describe(pid_t pid) const;
   };
+  // Every thread is stopped: lets KVM say what it has noted for the VMM and not told it yet, as far as vCPUs can be made to. With a
+  // split irqchip that is the end of a level-triggered interrupt.
+  Result<void> serve_requests(StoppedWorld& world, int64_t timeout_us, InterruptedCalls& interrupted);
   // Every thread is stopped: a vCPU that is not at rest.
   Result<std::optional<Busy>> find_busy(const StoppedWorld& world);
   // The target runs: waits until the vCPU may have come to rest, until the deadline at the latest; false then.

@@ -483,6 +483,22 @@ def test_a_target_in_a_namespace_of_its_own_is_refused_by_name_and_runs_on(stage
     end(stage, target)
 
 
+@as_root
+def test_a_target_with_a_root_directory_of_its_own_is_refused_and_runs_on(make_stage):
+    stage = make_stage(ROOT)
+    (stage.work / "jail").mkdir()
+    target = begin(stage, """
+        outside = os.open('/', os.O_DIRECTORY)
+        real_access = os.access
+        os.access = lambda path, mode: real_access(path[1:], mode, dir_fd=outside)  # the go file is outside
+        os.chroot('jail')
+        """)
+    outcome = stage.vmckpt("checkpoint", target.name)
+    assert outcome.status == 1
+    assert f"root directory {stage.work}/jail" in outcome.stderr and "chroot" in outcome.stderr, outcome.stderr
+    end(stage, target)
+
+
 def test_namespaces_that_restart_made_are_not_the_targets_own(stage):
     target = begin(stage, "")
     for _ in range(2):

@@ -36,6 +36,7 @@ def test_no_access_is_doubled_for_a_vmm_that_looks_at_the_exit_reason_whatever_k
 @pytest.mark.parametrize("guest, options", [
     pytest.param("io_counter", ["--vcpus=2"], id="device accesses"),
     pytest.param("smp", ["--vcpus=2", "--irqchip=full", "--eventfds"], id="interrupts"),
+    pytest.param("smp", ["--vcpus=2", "--irqchip=split", "--eventfds"], id="split irqchip"),
 ])
 def test_a_vmm_never_sees_an_interruption_that_it_has_not_asked_for(stage, guest, options):
     vm = Vm(stage, guest, "--eintr-is-fatal", *options)

@@ -348,6 +348,17 @@ def test_an_smp_vm_lives_through_many_generations(stage):
     vm.finish()
 
 
+@needs_vmckpt
+def test_with_a_split_irqchip_no_end_of_a_level_triggered_interrupt_is_lost_on_its_way_to_the_vmm(own_stage):
+    """It is for some microseconds a thing that KVM has noted for itself. Lost, the source would stand still from then on."""
+    vm = Vm(own_stage, "smp", "--vcpus=2", "--irqchip=split", "--eventfds")
+    for _ in range(GENERATIONS):
+        vm.expect_to_run()
+        vm.next_life()
+    vm.expect_to_run()
+    assert vm.finish()["acknowledged"][1] > 0, "no level-triggered interrupt has come"
+
+
 @casts("native", "resumed")
 def test_twenty_checkpoints_a_second_lose_no_tick_of_the_timers(stage, variant):
     vm = Vm(stage, "smp", "--vcpus=2", "--irqchip=full", "--eventfds", variant=variant)

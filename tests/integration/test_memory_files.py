@@ -191,6 +191,120 @@ def test_a_file_on_disk_is_left_to_itself_with_a_note_or_saved_on_request(stage)
     end(stage, target)
 
 
+# ---- small files on disk, as a JVM's hsperfdata ---------------------------------------------------------------------
+
+MAPPER = """
+import ctypes, os, sys, time
+os.mkdir("perf")
+fd = os.open("perf/data", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+bytes_mapped = int(sys.argv[2])
+os.ftruncate(fd, bytes_mapped)
+libc = ctypes.CDLL(None)
+libc.mmap.restype, libc.mmap.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_size_t, *3 * [ctypes.c_int], ctypes.c_long]
+memory = (ctypes.c_char * bytes_mapped).from_address(libc.mmap(None, bytes_mapped, 3, 1, fd, 0))  # read and write, shared
+if sys.argv[3] == "mapped only": os.close(fd)
+memory[:6] = b"counts"
+print("READY", flush=True)
+while not os.access(sys.argv[1], os.F_OK):
+    time.sleep(0.01)
+print("HELD", bytes(memory[:6]), flush=True)
+memory[:6] = b"goes on"[:6]
+in_file = open("perf/data", "rb").read(6)
+print("PASS" if in_file == b"goes o" else f"FAIL {in_file}", flush=True)
+"""
+
+
+def begin_mapper(stage, *options, size=32768, how="mapped only"):
+    """An image of a program with a small file mapped, which has been killed since, and the file."""
+    if stage.run(["stat", "-f", "-c", "%T", stage.work]).stdout.strip() == "tmpfs":
+        pytest.skip(f"{stage.work} on a disk: on tmpfs files are memory")
+    target = stage.launch(["/usr/bin/python3", "-c", MAPPER, stage.go_file, size, how])
+    target.wait_for_line("READY")
+    report = target.checkpoint_report(*options)
+    target.kill()
+    return target, report, stage.work / "perf" / "data"
+
+
+def end_mapper(stage, target, held):
+    stage.go()
+    assert target.wait_for_line("HELD").endswith(repr(held))
+    target.wait_for_line("PASS")
+    assert target.wait_for_end() == 0, target.report()
+
+
+@pytest.mark.parametrize("how", ["mapped only", "open, too"])
+def test_a_small_file_on_disk_that_is_mapped_for_writing_is_made_again_when_it_is_missing(stage, how):
+    target, report, file = begin_mapper(stage, how=how)
+    before = file.stat()
+    for _ in range(2):  # and again, from an image of the restarted one
+        file.unlink()
+        notes = target.restart(report["image"])["notes"]
+        assert any(str(file) in note and "made again" in note for note in notes), notes
+        now = file.stat()
+        assert (now.st_uid, now.st_mode, now.st_size, now.st_mtime_ns) == (before.st_uid, before.st_mode, before.st_size, before.st_mtime_ns)
+        report = target.checkpoint_report()
+        target.kill()
+    target.restart(report["image"])
+    end_mapper(stage, target, b"counts")
+
+
+def test_a_small_mapped_file_that_is_there_is_left_as_it_is_unless_its_content_is_asked_for(stage):
+    target, report, file = begin_mapper(stage)
+    with open(file, "r+b") as opened:
+        opened.write(b"newer ")
+    target.restart(report["image"], name="left")
+    assert file.read_bytes()[:6] == b"newer "
+    target.kill()
+    target.restart(report["image"], name="put-back", options=["--shared-files=overwrite"])
+    end_mapper(stage, target, b"counts")
+
+
+def test_another_file_in_the_place_of_a_small_mapped_one_is_not_overwritten(stage):
+    target, report, file = begin_mapper(stage)
+    file.unlink()
+    stage.file("perf/other", "x" * 32768).rename(file)
+    target.restart(report["image"])
+    assert file.read_bytes() == b"x" * 32768
+    end_mapper(stage, target, b"xxxxxx")
+
+
+def test_without_its_folder_a_small_mapped_file_cannot_be_made_again(stage):
+    target, report, file = begin_mapper(stage)
+    file.unlink()
+    file.parent.rename(stage.work / "elsewhere")
+    expect_refusal(stage, report, file, f"make the folder {file.parent}")
+    (stage.work / "elsewhere").rename(file.parent)
+    outcome = stage.vmckpt("restart", report["image"], "--detach", "-n", "refused", "--shared-files=leave")
+    assert outcome.status == 1 and str(file) in outcome.stderr
+    target.restart(report["image"])
+    end_mapper(stage, target, b"counts")
+
+
+@pytest.mark.parametrize("options, size", [([], 2 << 20), (["--shared-files=none"], 32768)], ids=["too large", "not wanted"])
+def test_a_mapped_file_that_is_missing_and_not_in_the_image_is_named_with_the_way_to_have_it_there(stage, options, size):
+    target, report, file = begin_mapper(stage, *options, size=size)
+    file.unlink()
+    expect_refusal(stage, report, file, "checkpoint --shared-files=all")
+    outcome = stage.vmckpt("restart", report["image"], "--detach", "-n", "refused")
+    assert "--self-contained" not in outcome.stderr
+    assert not file.exists()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be two users")
+def test_a_program_without_privileges_is_not_made_a_mapped_file_of_roots(make_stage):
+    stage = make_stage(ROOT)
+    drop = "\nos.setgroups([]); os.setresgid(*3 * [65534]); os.setresuid(*3 * [65534])\nprint(\"READY\", flush=True)"
+    target = stage.launch(["/usr/bin/python3", "-c", MAPPER.replace('\nprint("READY", flush=True)', drop), stage.go_file, 32768, "mapped only"])
+    target.wait_for_line("READY")
+    report = target.checkpoint_report()
+    target.kill()
+    file = stage.work / "perf" / "data"
+    os.chown(file.parent, 65534, 65534)
+    file.unlink()
+    expect_refusal(stage, report, file)
+    assert not file.exists()
+
+
 # ---- a mapped program of the same build -----------------------------------------------------------------------------
 
 def test_a_mapped_file_of_the_same_build_id_and_another_size_is_noted(stage):

@@ -32,7 +32,7 @@ def end(stage, target):
 
 HOLDER = textwrap.dedent("""\
     import fcntl, os, signal, sys, time
-    signal.signal(signal.SIGIO, lambda *_: print("ASKED", flush=True))
+    signal.signal(signal.SIGIO, lambda *_: os.write(1, b"ASKED\\n"))  # print must not interrupt print
     file = os.open(sys.argv[1], os.O_RDWR)
     fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     print("HELD", flush=True)
@@ -51,7 +51,7 @@ READER = textwrap.dedent("""\
 
 
 @contextlib.contextmanager
-def restart_that_waits(stage, environment=()):
+def restart_that_waits(stage, environment=(), options=(), ignored=""):
     """Yields a restart that waits for a file on which another process has a lease: opening it lasts until that one gives way."""
     stage.file("leased", "content")
     target = stage.launch(["/usr/bin/python3", "-c", READER, stage.go_file])
@@ -60,7 +60,8 @@ def restart_that_waits(stage, environment=()):
     target.kill()
     holder = stage.start(["/usr/bin/python3", "-c", HOLDER, stage.work / "leased"], stdout=subprocess.PIPE)
     assert holder.stdout.readline() == b"HELD\n"
-    restart = stage.start([VMCKPT, "restart", image], stderr=subprocess.PIPE, env={**stage.environment, **dict(environment)})
+    words = ["sh", "-c", f"trap '' {ignored}; exec \"$@\"", "sh"] if ignored else []
+    restart = stage.start([*words, VMCKPT, "restart", *options, image], stderr=subprocess.PIPE, env={**stage.environment, **dict(environment)})
     assert holder.stdout.readline() == b"ASKED\n"
     yield restart
     holder.kill()
@@ -72,12 +73,27 @@ def nothing_is_left(stage):
     assert stage.list() == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_a_restart_that_waits_ends_at_once_when_it_is_told_to(stage, number):
-    with restart_that_waits(stage) as restart:
-        restart.send_signal(number)
+@pytest.mark.parametrize("options", [[], ["--detach"]], ids=["foreground", "detached"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_restart_that_waits_ends_at_once_when_it_is_told_to(stage, number, options):
+    with restart_that_waits(stage, options=options) as restart:
+        restart.send_signal(number)  # to the command, and to nobody else
         _, said = restart.communicate(timeout=20)  # the kernel breaks a lease after 45 s
         assert restart.returncode == -number, (restart.returncode, said)
+        assert b"nothing is left of it" in said
+    nothing_is_left(stage)
+
+
+@pytest.mark.parametrize("options", [[], ["--detach"]], ids=["foreground", "detached"])
+def test_a_restart_goes_on_when_its_caller_ignores_the_signal(stage, options):
+    """As under nohup."""
+    with restart_that_waits(stage, options=options, ignored="HUP") as restart:
+        restart.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            restart.wait(timeout=1)
+        restart.send_signal(signal.SIGTERM)
+        restart.communicate(timeout=20)
+        assert restart.returncode == -signal.SIGTERM
     nothing_is_left(stage)
 
 

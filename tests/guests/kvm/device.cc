@@ -176,7 +176,10 @@ void Device::write_register(int vcpu, uint16_t reg, uint64_t value) {
       own.increment = value;
       return;
     case REG_READY: ready_for_interrupts_ = true; return;
-    case REG_PASSES: own.passes = value; return;
+    case REG_PASSES:
+      own.passes = value;
+      if (machine_.is_split()) raise_if_due(SOURCE_LEVEL);
+      return;
     case REG_DOORBELLS: own.doorbells = value; return;
     default: fail_locked(vcpu, text_of("write of register 0x%" PRIx64, reg));
   }
@@ -244,21 +247,30 @@ void Device::note_interrupted_run() {
   interrupted_runs_++;
 }
 
-// One interrupt of each source is under way at most, so none can hide in another and the numbers must agree exactly.
-void Device::raise_interrupts() {
+void Device::end_level_interrupt(int vcpu, int vector) {
   std::lock_guard lock(mutex_);
+  resampled_++;
+  if (vector == VECTOR_LEVEL && resampled_ <= raised_[SOURCE_LEVEL]) return;
+  fail_locked(vcpu, text_of("end %" PRIu64 " of vector %" PRIu64 ", raised were %" PRIu64, resampled_, static_cast<uint64_t>(vector),
+                            raised_[SOURCE_LEVEL]));
+}
+
+void Device::raise_if_due(int source) {
   const uint32_t features = machine_.features();
   if (!(features & FEATURE_EVENTFDS) || !(features & FEATURE_LAPIC)) return;
   if (!ready_for_interrupts_ || all_ended_) return;
+  if (source == SOURCE_IRQFD && !(features & FEATURE_IOAPIC)) return;
+  if (acknowledged_[source] != raised_[source]) return;
+  if (source == SOURCE_LEVEL && resampled_ != raised_[source]) return;
+  raised_[source]++;
+  machine_.raise(source);
+}
+
+// One interrupt of each source is under way at most, so none can hide in another and the numbers must agree exactly.
+void Device::raise_interrupts() {
+  std::lock_guard lock(mutex_);
   if (machine_.take_resample()) resampled_++;
-  for (int source = 0; source < SOURCES; source++) {
-    bool needs_ioapic = source == SOURCE_IRQFD || source == SOURCE_LEVEL;
-    if (needs_ioapic && !(features & FEATURE_IOAPIC)) continue;
-    if (acknowledged_[source] != raised_[source]) continue;
-    if (source == SOURCE_LEVEL && resampled_ != raised_[source]) continue;
-    raised_[source]++;
-    machine_.raise(source);
-  }
+  for (int source = 0; source < SOURCES; source++) raise_if_due(source);
 }
 
 bool Device::has_ended() {

@@ -33,6 +33,8 @@ class Device {
   void fail(int vcpu, const std::string& text);
   void set_permit(uint32_t stages);
   void note_interrupted_run();
+  // The guest has ended the interrupt of a pin of the VMM's own IOAPIC.
+  void end_level_interrupt(int vcpu, int vector);
   // Raises one interrupt of every source whose last one has arrived.
   void raise_interrupts();
   bool has_ended();
@@ -56,6 +58,7 @@ class Device {
   uint64_t read_register(int vcpu, uint16_t reg);
   void write_register(int vcpu, uint16_t reg, uint64_t value);
   void take_text(int vcpu, const std::string& text);
+  void raise_if_due(int source);
   void fail_locked(int vcpu, const std::string& text);
 
   Machine& machine_;

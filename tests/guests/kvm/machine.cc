@@ -14,6 +14,7 @@ namespace {
 constexpr uint64_t kTssAddress = 0xfffbd000;  // three pages and one that the guest does not use, as VMX wants them
 constexpr uint64_t kIdentityMapAddress = 0xfffbc000;
 constexpr uint32_t kMsiAddress = 0xfee00000;  // to LAPIC 0
+constexpr uint32_t kLevelMessage = 0x8000 | VECTOR_LEVEL;
 constexpr uint32_t kPicPins = 16, kIoapicPins = 24;
 
 // Takes what the descriptor has counted; 0 when that is nothing.
@@ -133,6 +134,11 @@ void Machine::add_routes() {
   message.u.msi.address_lo = kMsiAddress;
   message.u.msi.data = VECTOR_MSI_ROUTE;
   entries.push_back(message);
+  if (is_split()) {  // what the IOAPIC of the VMM has in its redirection table: KVM tells the ends of level-triggered interrupts
+    message.gsi = PIN_LEVEL;
+    message.u.msi.data = kLevelMessage;
+    entries.push_back(message);
+  }
 
   std::vector<uint64_t> words((sizeof(kvm_irq_routing) + entries.size() * sizeof entries[0] + 7) / 8);
   auto* routing = reinterpret_cast<kvm_irq_routing*>(words.data());
@@ -185,15 +191,17 @@ void Machine::add_eventfds() {
 void Machine::raise(int source) {
   switch (source) {
     case SOURCE_IRQFD: return give(irqfd_);
-    case SOURCE_LEVEL: return give(level_);
+    case SOURCE_LEVEL: return is_split() ? signal(kLevelMessage) : give(level_);
     case SOURCE_MSI_ROUTE: return give(msi_route_);
-    case SOURCE_SIGNAL: {
-      kvm_msi message = {};
-      message.address_lo = kMsiAddress;
-      message.data = VECTOR_SIGNAL;
-      MUST_IOCTL(vm(), KVM_SIGNAL_MSI, &message);
-    }
+    case SOURCE_SIGNAL: return signal(VECTOR_SIGNAL);
   }
+}
+
+void Machine::signal(uint32_t data) {
+  kvm_msi message = {};
+  message.address_lo = kMsiAddress;
+  message.data = data;
+  MUST_IOCTL(vm(), KVM_SIGNAL_MSI, &message);
 }
 
 bool Machine::take_resample() { return take(level_resample_) != 0; }

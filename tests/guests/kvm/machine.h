@@ -21,6 +21,7 @@ class Machine {
   uint32_t features() const { return features_; }
   void add_feature(uint32_t feature) { features_ |= feature; }
   bool has_lapic() const { return (features_ & FEATURE_LAPIC) != 0; }
+  bool is_split() const { return has_lapic() && (features_ & FEATURE_IOAPIC) == 0; }
   uint8_t* ram() { return ram_.data(); }
   size_t run_bytes() const { return run_bytes_; }
 
@@ -36,6 +37,7 @@ class Machine {
   void add_interrupt_controllers(const Options& options);
   void add_routes();
   void add_eventfds();
+  void signal(uint32_t data);
   void add_irqfd(const Fd& eventfd, uint32_t gsi, const Fd* resample);
   void load_guest(const Options& options);
 

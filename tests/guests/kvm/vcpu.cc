@@ -219,6 +219,7 @@ void Vcpu::handle_exit() {
       control_.changed.wait(lock, [this] { return control_.pause || control_.end; });
       return;
     }
+    case KVM_EXIT_IOAPIC_EOI: return device_.end_level_interrupt(index_, exit.eoi.vector);
     case KVM_EXIT_INTR:
     case KVM_EXIT_IRQ_WINDOW_OPEN: return;
     default: {
