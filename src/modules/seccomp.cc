@@ -154,7 +154,9 @@ int64_t add_noted_filters(const StoppedThread& thread, const Ledger& ledger, boo
 Result<FilterProgram> make_launch_filter() {
   scmp_filter_ctx context = ::seccomp_init(SCMP_ACT_ALLOW);
   if (context == nullptr) return error("make launch's system call filter: libseccomp failed");
-  int failed = 0;
+  // The kernel's other ways in (int $0x80, x32) are as open as without a filter, libseccomp would end the thread.
+  int failed = ::seccomp_attr_set(context, SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_ALLOW);
+  for (uint32_t other : {SCMP_ARCH_X86, SCMP_ARCH_X32}) failed |= ::seccomp_arch_add(context, other);
   // ENOSYS, as a kernel without the feature answers: QEMU, libuv, MariaDB and others fall back to threads.
   for (int number : {SCMP_SYS(io_uring_setup), SCMP_SYS(io_uring_enter), SCMP_SYS(io_uring_register)}) {
     failed |= ::seccomp_rule_add(context, SCMP_ACT_ERRNO(ENOSYS), number, 0);

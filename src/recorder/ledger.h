@@ -70,7 +70,8 @@ struct Ledger {
   int32_t rseq_offset;  // glibc's __rseq_offset from the thread pointer; rseq_bytes 0 when not registered
   uint32_t rseq_bytes;
 
-  uint64_t kvm;  // address of the KvmLedger (kvm_ledger.h)
+  uint64_t kvm;            // address of the KvmLedger (kvm_ledger.h)
+  uint64_t partial_calls;  // address of the PartialCallTable (partial_calls.h)
 
   uint32_t writers;  // threads inside an update
   uint32_t madvise_generation;

@@ -115,6 +115,7 @@ __attribute__((constructor(101))) static void open_ledger() {
   ledger.player_entry = reinterpret_cast<uint64_t>(&vmckpt_player_entry);
   ledger.arena = reinterpret_cast<uint64_t>(g_arena);
   ledger.kvm = kvm_ledger_address();
+  ledger.partial_calls = partial_calls_address();
   open_ram_ledger();
   ledger.arena_slots = kArenaSlots;
   ledger.arena_slot_bytes = kArenaSlotBytes;

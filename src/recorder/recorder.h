@@ -63,6 +63,8 @@ void forget_kvm_lock();  // in a forked child
 void name_eventfd(int fd);                   // a new one has this number
 int note_duplicate(int fd, int duplicate);   // dup(2) and its kin; returns `duplicate`
 
+uint64_t partial_calls_address();  // partial_calls.cc
+
 // aio_recorder.cc: the calls of Linux AIO, made and noted. They return what the kernel does.
 long aio_setup(long events, unsigned long* context);
 long aio_destroy(long id);

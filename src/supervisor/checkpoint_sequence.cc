@@ -324,6 +324,7 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   std::unique_ptr<Ledger> ledger;
   checkpoint->frozen_us_ = monotonic_us();
   std::optional<VcpuGate> gate;
+  target.interrupted.set_partial_calls({pid, early_ledger->partial_calls});
   if (early_ledger->kvm != 0) target.interrupted.set_kvm_run_code(VMCKPT_TRY(find_kvm_run_code(pid, early_ledger->kvm)));
   if (kvm_objects != 0) gate.emplace(VMCKPT_TRY(VcpuGate::close(pid, early_ledger->kvm)));
   StoppedWorld world = VMCKPT_TRY(freeze_with_ledger(pid, request, target.ledger_address, gate, split_irqchip, target.interrupted, &ledger));

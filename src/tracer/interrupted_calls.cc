@@ -51,6 +51,7 @@ bool InterruptedCalls::hide_stop_in_kvm_run(StoppedThread& thread) const {
 
 bool InterruptedCalls::after_stop(StoppedThread& thread) {
   if (hide_stop_in_kvm_run(thread)) return true;
+  if (partial_.go_on_with(thread)) return true;
   remember_repeated_call(thread);
   const bool hidden = hide_interruption(thread);
   int64_t timeout_ms = static_cast<int32_t>(thread.regs.r10);

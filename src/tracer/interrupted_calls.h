@@ -11,6 +11,7 @@
 
 #include <sys/types.h>
 
+#include "tracer/partial_calls.h"
 #include "tracer/stopped_world.h"
 
 namespace vmckpt {
@@ -25,8 +26,9 @@ struct KvmRunCode {
 class InterruptedCalls {
  public:
   void set_kvm_run_code(const KvmRunCode& code) { kvm_ = code; }
-  // When a thread has stopped and its registers were read: calls hide_interruption(), and shortens the timeout of a call that
-  // was seen before. True when registers are others now.
+  void set_partial_calls(const PartialCalls& calls) { partial_ = calls; }
+  // When a thread has stopped and its registers were read: calls hide_interruption(), lets a call that was cut short go on, and
+  // shortens the timeout of a call that was seen before. True when registers are others now.
   bool after_stop(StoppedThread& thread);
   // After a freeze: forgets threads that have ended since.
   void keep_only(const std::vector<StoppedThread>& threads);
@@ -40,6 +42,7 @@ class InterruptedCalls {
   };
 
   KvmRunCode kvm_{};
+  PartialCalls partial_;
   std::map<pid_t, int64_t> deadlines_us_;  // by thread, CLOCK_MONOTONIC of the supervisor
   std::map<pid_t, Repeated> repeated_;
 };

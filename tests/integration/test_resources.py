@@ -65,6 +65,8 @@ PROCESS_ACTS = [
     Act("vdso"),
     Act("clocks"),
     Act("blocked_calls"),
+    Act("partial_transfers"),
+    Act("other_entries"),
     Act("hash_chain"),
 ]
 

@@ -1,0 +1,27 @@
+// Calls that a freeze has cut short go on when their threads do (recorder/partial_calls.h).
+#pragma once
+
+#include <cstdint>
+
+#include <sys/types.h>
+
+#include "tracer/stopped_world.h"
+
+namespace vmckpt {
+
+class PartialCalls {
+ public:
+  PartialCalls() = default;
+  // `table`: the target's PartialCallTable; 0 when it has none.
+  PartialCalls(pid_t pid, uint64_t table) : pid_(pid), table_(table) {}
+
+  // A thread that has just stopped. If that has cut a call short, its registers become those of the call for the rest; true then.
+  // What cannot be gone on with (other calls, no room) keeps the count that the kernel gave.
+  bool go_on_with(StoppedThread& thread) const;
+
+ private:
+  pid_t pid_ = 0;
+  uint64_t table_ = 0;
+};
+
+}  // namespace vmckpt
