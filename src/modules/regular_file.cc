@@ -149,6 +149,11 @@ void save_identity(const TargetFile& file, int fd, pb::PathFile* saved) {
 Result<void> save_without_path(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved) {
   pb::PathFile* path_file = saved->mutable_path_file();
   if (S_ISDIR(file.status.st_mode)) {
+    if (!file.link.ends_with(kDeletedMark)) {
+      return error(fmt::format("{} is a folder that is there but that no path leads to: of a mount that was never attached, that has "
+                               "been taken away, or that another one hides", file.describe()),
+                   "attach the mount, or let the program close the folder before the checkpoint");
+    }
     path_file->set_deleted_directory(true);
     return {};
   }

@@ -321,7 +321,7 @@ def test_a_port_that_somebody_else_took_is_reported(stage):
 # ---- what is refused ------------------------------------------------------------------------------------------------
 
 REFUSED = ["netlink", "packet-socket", "userfaultfd", "fanotify", "message-queue", "perf-event", "own-descriptor-table",
-           "descriptor-in-flight", "child"]
+           "descriptor-in-flight", "child", "detached-mount"]
 REFUSED_OR_HANDLED = ["directory-removed", "huge-page", "own-directory", "not-dumpable"]
 
 

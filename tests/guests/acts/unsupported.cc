@@ -49,6 +49,9 @@ static void send_descriptor(int over_socket, int fd) {
 static void hold(const std::string& kind) {
   if (kind == "netlink") {
     need(socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE), "a netlink socket");
+  } else if (kind == "detached-mount") {
+    MUST(mkdir("tree", 0700));
+    need(syscall(SYS_open_tree, AT_FDCWD, "tree", 1 /* OPEN_TREE_CLONE */ | O_CLOEXEC), "a detached mount");
   } else if (kind == "packet-socket") {
     need(socket(AF_PACKET, SOCK_RAW, htons(ETH_P_ALL)), "a packet socket");
   } else if (kind == "bpf-map") {
