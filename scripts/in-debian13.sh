@@ -21,7 +21,8 @@ fail() {
 [ "$(id -u)" = 0 ] || fail "only root can make another Debian's root directory and enter it; run it with sudo"
 command -v debootstrap > /dev/null || fail "debootstrap is not installed; scripts/install-packages.sh installs it"
 
-mkdir -p "$own/build" "$own/build-sanitize"
+# Those of the checkout are what the root's own are mounted over.
+mkdir -p "$own/build" "$own/build-sanitize" build build-sanitize
 # Two runs may want it at once; the second one waits, and then finds the first one's.
 exec 9> "$own/lock"
 flock 9
@@ -36,19 +37,24 @@ fi
 cp /etc/resolv.conf "$root/etc/resolv.conf"
 flock -u 9
 
-# The guests' kernels do not depend on the Debian that runs them.
-for guest in guest kvm-guest; do
-    [ ! -d "build/$guest" ] || [ -d "$own/build/$guest" ] || cp -a "build/$guest" "$own/build/$guest"
-done
+# Guests do not depend on the Debian whose VMM runs them: those of the checkout are the root's, too, if they are there.
+unset VMCKPT_GUEST VMCKPT_KVM_GUEST
+guests=()
+[ ! -e build/guest/identity ] || { guests+=(guest); export VMCKPT_GUEST=/vmckpt/build/guest; }
+[ ! -e build/kvm-guest/kernel.identity ] || { guests+=(kvm-guest); export VMCKPT_KVM_GUEST=/vmckpt/build/kvm-guest; }
 
 # pivot_root rather than chroot: a process in a chroot may make no user namespace (user_namespaces(7)), and restart does.
 exec unshare --mount --propagation private -- /bin/bash -c '
     set -e
-    root=$1 repository=$2 own=$3
-    shift 3
+    root=$1 repository=$2 own=$3 guests=$4
+    shift 4
     mount --bind "$root" "$root"
     mount --bind "$repository" "$root/vmckpt"
     mount --bind "$own/build" "$root/vmckpt/build"
+    for guest in $guests; do
+        mkdir -p "$own/build/$guest"
+        mount --bind "$repository/build/$guest" "$root/vmckpt/build/$guest"
+    done
     mount --bind "$own/build-sanitize" "$root/vmckpt/build-sanitize"
     for directory in dev sys; do mount --rbind "/$directory" "$root/$directory"; done
     mount -t proc proc "$root/proc"
@@ -59,4 +65,4 @@ exec unshare --mount --propagation private -- /bin/bash -c '
     umount -l /.before
     cd /vmckpt
     exec "$@"
-' in-debian13 "$root" "$repository" "$own" "$@"
+' in-debian13 "$root" "$repository" "$own" "${guests[*]}" "$@"

@@ -23,8 +23,8 @@ list() {
     python3 python3-pytest python3-pytest-xdist python3-pexpect
     # The virtual machine: VMM, tools for its disks.
     qemu-system-x86 qemu-utils e2fsprogs
-    # Programs that tests checkpoint. qemu-user: an emulated program has the recorder in its memory twice.
-    qemu-user redis-server python3-redis sqlite3 vim-tiny less perl-base bash
+    # Programs that tests checkpoint. qemu-user, dynamically linked: an emulated program has the recorder in its memory twice.
+    qemu-user@12 redis-server python3-redis sqlite3 vim-tiny less perl-base bash
     # Faults are put into the supervisor with strace; a debugger that was faster than it.
     strace gdb
     # For looking at processes, networks of their own, and becoming another user.

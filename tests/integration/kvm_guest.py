@@ -19,7 +19,7 @@ import time
 import pexpect
 import pexpect.fdpexpect
 
-from guest import QEMU, Guest, run_checked, try_connect
+from guest import QEMU, Guest, run_checked, run_guest_script, try_connect
 from vmckpt_harness import ORDINARY_USER, REPOSITORY, ROOT, User
 
 sys.path.insert(0, str(REPOSITORY / "tests" / "guests" / "kvm-linux"))
@@ -248,16 +248,17 @@ def memtest(directory, **more):
 
 def sea_bios(directory, *, reboot_after_ms, **more):
     """The BIOS alone, with nothing to boot from, on the serial port. It starts anew after a while, for ever."""
-    return FirmwareGuest(directory, ["-vga", "none", "-device", "sga", "-boot", f"reboot-timeout={reboot_after_ms}"],
+    return FirmwareGuest(directory, ["-vga", "none", "-machine", "graphics=off", "-boot", f"reboot-timeout={reboot_after_ms}"],
                          **more)
 
 
 # ---- Linux ----------------------------------------------------------------------------------------------------------
 
 def build_kvm_guest():
-    """Kernel and initramfs in KVM_GUEST_DIRECTORY; quick when they are up to date, some minutes when not."""
-    script = REPOSITORY / "tests" / "guests" / "kvm-linux" / "build-guest.sh"
-    subprocess.run([str(script), str(KVM_GUEST_DIRECTORY)], check=True, stdin=subprocess.DEVNULL)
+    """Kernel and initramfs in KVM_GUEST_DIRECTORY; quick when they are up to date, some minutes when not.
+    VMCKPT_KVM_GUEST names one that is ready."""
+    if "VMCKPT_KVM_GUEST" not in os.environ:
+        run_guest_script("kvm-linux", KVM_GUEST_DIRECTORY)
 
 
 class LinuxGuest(KvmGuest):
