@@ -78,6 +78,15 @@ def why_no_kvm(user):
     return None
 
 
+@functools.lru_cache(maxsize=None)
+def has_an_apic_of_its_own():
+    """Whether this QEMU emulates the local APIC under KVM, as kernel-irqchip=off wants; that of Debian 13 does not."""
+    command = [QEMU, "-accel", "kvm", "-machine", "pc,kernel-irqchip=off", "-nodefaults", "-display", "none", "-S",
+               "-monitor", "stdio"]
+    probe = subprocess.run(command, input="quit\n", capture_output=True, text=True, check=False)
+    return "userspace APIC" not in probe.stderr
+
+
 # ---- a guest that notices when it has met what the emulator lacks ---------------------------------------------------
 
 def emulation_failure(log):
