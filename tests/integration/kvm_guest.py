@@ -18,6 +18,7 @@ import time
 
 import pexpect
 import pexpect.fdpexpect
+import pytest
 
 from guest import QEMU, Guest, run_checked, run_guest_script, try_connect
 from vmckpt_harness import ORDINARY_USER, REPOSITORY, ROOT, User
@@ -26,6 +27,7 @@ sys.path.insert(0, str(REPOSITORY / "tests" / "guests" / "kvm-linux"))
 from kvm_options import KERNEL_OPTIONS, PROCESSOR, PROCESSOR_WITHOUT_IRQCHIP  # noqa: E402
 
 KVM_GUEST_DIRECTORY = pathlib.Path(os.environ.get("VMCKPT_KVM_GUEST", REPOSITORY / "build" / "kvm-guest"))
+KVM_GUEST_SOURCE = os.environ.get("VMCKPT_KVM_GUEST_SOURCE", "/usr/src/linux-source-6.1.tar.xz")
 
 U_BOOT_ROM = pathlib.Path("/usr/lib/u-boot/qemu-x86/u-boot.rom")
 MEMTEST = pathlib.Path("/boot/memtest86+x64.bin")
@@ -266,8 +268,11 @@ def sea_bios(directory, *, reboot_after_ms, **more):
 def build_kvm_guest():
     """Kernel and initramfs in KVM_GUEST_DIRECTORY; quick when they are up to date, some minutes when not.
     VMCKPT_KVM_GUEST names one that is ready."""
-    if "VMCKPT_KVM_GUEST" not in os.environ:
-        run_guest_script("kvm-linux", KVM_GUEST_DIRECTORY)
+    if "VMCKPT_KVM_GUEST" in os.environ:
+        return
+    if not os.access(KVM_GUEST_SOURCE, os.R_OK):
+        pytest.skip(f"no {KVM_GUEST_SOURCE}, which Debian 12 has; name another one, or a guest that is ready (VMCKPT_KVM_GUEST)")
+    run_guest_script("kvm-linux", KVM_GUEST_DIRECTORY)
 
 
 class LinuxGuest(KvmGuest):
