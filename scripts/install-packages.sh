@@ -23,24 +23,26 @@ list() {
     python3 python3-pytest python3-pytest-xdist python3-pexpect
     # The virtual machine: VMM, tools for its disks.
     qemu-system-x86 qemu-utils e2fsprogs
-    # Programs that tests checkpoint. qemu-user: an emulated program has the recorder in its memory twice.
-    qemu-user redis-server python3-redis sqlite3 vim-tiny less perl-base bash
-    # Faults are put into the supervisor with strace; a debugger that was faster than it.
-    strace gdb
+    # Programs that tests checkpoint. qemu-user, dynamically linked: an emulated program has the recorder in its memory twice.
+    qemu-user@12 redis-server python3-redis sqlite3 vim-tiny less perl-base bash
+    # A statically linked one, which is refused; and all the commands of the guests.
+    busybox-static
     # For looking at processes, networks of their own, and becoming another user.
     procps iproute2 util-linux
+    --- From here on: what the whole suite needs.
+    # Faults are put into the supervisor with strace; a debugger that was faster than it.
+    strace gdb
     # A sandbox without capabilities, in which tests run the whole way.
     bubblewrap
-    --- From here on: what the whole suite needs.
     # clang builds the sanitizer tests, and is a second opinion on warnings.
     clang libclang-rt-dev
     # The guests: kernel and user space, and what they are made with.
-    linux-image-cloud-amd64 busybox-static gcc libc6-dev cpio
+    linux-image-cloud-amd64 gcc libc6-dev cpio
     # Guests for KVM: firmware and boot loaders, and what a small Linux kernel of one's own is built with.
     u-boot-qemu grub-pc-bin grub-common memtest86+
     linux-source-6.1@12 make flex bison bc libelf-dev libssl-dev xz-utils binutils
     # A Debian 13 in a directory, whose libc, VMM and programs are tried on a Debian 12 (scripts/in-debian13.sh).
-    debootstrap@12
+    mmdebstrap@12
 LIST
 }
 

@@ -8,11 +8,6 @@ import pytest
 from vmckpt_harness import ORDINARY_USER, ROOT, VMCKPT, Stage
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "same_on_every_debian: depends on the kernel and on vmckpt only, neither on libc nor "
-                            "on a VMM or program of the distribution; left out where another Debian is tried")
-
-
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     """A failed test keeps its directory and says how to do it again by hand."""

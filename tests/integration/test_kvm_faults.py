@@ -21,7 +21,6 @@ from test_kvm_tiny import KVM, STAGES, Vm, needs_vmckpt
 from vmckpt_harness import ACTS, VMCKPT, process_is_alive, processes_marked, wait_until
 
 pytestmark = [
-    pytest.mark.same_on_every_debian,
     pytest.mark.skipif(not os.access(KVM, os.R_OK | os.W_OK), reason=f"{KVM} is missing, or may not be opened"),
     pytest.mark.skipif(not (ACTS / "kvm" / "tiny_vmm").exists(), reason=f"{ACTS}/kvm/tiny_vmm is not built"),
     needs_vmckpt,

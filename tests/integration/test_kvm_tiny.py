@@ -29,7 +29,6 @@ TICK_US = 10_000  # of the PIT and of the LAPIC timer
 STAGES = ["real", "protected", "long", "user", "nmi"]  # of the guest "modes", in this order
 
 pytestmark = [
-    pytest.mark.same_on_every_debian,
     pytest.mark.skipif(not os.path.exists(KVM), reason=f"{KVM} is missing"),
     pytest.mark.skipif(not os.access(KVM, os.R_OK | os.W_OK), reason=f"{KVM} may not be opened by this user"),
     pytest.mark.skipif(not (ACTS / "kvm" / "tiny_vmm").exists(), reason=f"{ACTS}/kvm/tiny_vmm is not built"),

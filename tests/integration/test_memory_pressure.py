@@ -13,10 +13,7 @@ from faults_helpers import (command_under_way, expect_refused, fault_in_environm
                             wait_for_pause)
 from vmckpt_harness import VMCKPT, descendants_of, wait_until
 
-pytestmark = [
-    pytest.mark.skipif(not os.access(VMCKPT, os.X_OK), reason=f"{VMCKPT} is not built"),
-    pytest.mark.same_on_every_debian,
-]
+pytestmark = pytest.mark.skipif(not os.access(VMCKPT, os.X_OK), reason=f"{VMCKPT} is not built")
 
 MEBIBYTES = 96
 LIMIT = 160 << 20

@@ -23,7 +23,7 @@ import pytest
 
 from guest import Tick, run_checked
 from kvm_guest import (GRUB_MODULES, KVM_USERS, MEMTEST, U_BOOT_ROM, LinuxGuest, build_kvm_guest, emulation_failure,
-                       grub, memtest, sea_bios, u_boot, why_no_kvm)
+                       grub, has_an_apic_of_its_own, memtest, sea_bios, u_boot, why_no_kvm)
 from test_qemu_tcg import (assert_console_answers, assert_counts_on, assert_every_processor_runs,
                            assert_network_works, assert_qmp_answers, assert_random_numbers_flow,
                            close_and_check_disks)
@@ -58,6 +58,8 @@ def guests_of(user, session):
     failures_before = session.testsfailed
 
     def make(kind, **arguments):
+        if arguments.get("irqchip") == "off" and not has_an_apic_of_its_own():
+            pytest.skip("this QEMU runs no VM under KVM without KVM's irqchip")
         directory = tempfile.mkdtemp(prefix="vmckpt-kvm-", dir="/tmp")
         guest = kind(directory, user=user, **arguments)
         guests.append(guest)

@@ -19,7 +19,7 @@
 
 // What the C library makes of the calls below; write(2) only to the standard output.
 static const std::vector<long> kOwnCalls = {
-    SYS_read, SYS_openat, SYS_close, SYS_newfstatat, SYS_lseek, SYS_access, SYS_clock_nanosleep, SYS_nanosleep,
+    SYS_read, SYS_openat, SYS_close, SYS_fstat, SYS_newfstatat, SYS_lseek, SYS_access, SYS_clock_nanosleep, SYS_nanosleep,
     SYS_restart_syscall, SYS_futex, SYS_mmap, SYS_munmap, SYS_mprotect, SYS_madvise, SYS_brk, SYS_mlockall, SYS_munlockall,
     SYS_inotify_init, SYS_inotify_init1, SYS_inotify_add_watch, SYS_inotify_rm_watch, SYS_eventfd2, SYS_socket, SYS_bind,
     SYS_prctl, SYS_seccomp, SYS_dup, SYS_dup2, SYS_dup3, SYS_fcntl, SYS_chdir, SYS_fchdir, SYS_execve, SYS_execveat,

@@ -65,10 +65,10 @@ void say(const std::string& line) {
 // What this program calls once the guest runs, and nothing else.
 void lock_in_with(const std::string& whose) {
   std::vector<long> calls = {
-      SYS_read, SYS_write, SYS_openat, SYS_close, SYS_newfstatat, SYS_access, SYS_lseek, SYS_clock_nanosleep, SYS_nanosleep,
-      SYS_futex, SYS_getpid, SYS_tgkill, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_rt_sigtimedwait, SYS_restart_syscall,
-      SYS_mmap, SYS_munmap, SYS_mprotect, SYS_madvise, SYS_brk, SYS_clone3, SYS_clone, SYS_set_robust_list, SYS_rseq, SYS_exit,
-      SYS_exit_group,
+      SYS_read, SYS_write, SYS_openat, SYS_close, SYS_fstat, SYS_newfstatat, SYS_access, SYS_lseek, SYS_clock_nanosleep,
+      SYS_nanosleep, SYS_futex, SYS_getpid, SYS_tgkill, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_rt_sigtimedwait,
+      SYS_restart_syscall, SYS_mmap, SYS_munmap, SYS_mprotect, SYS_madvise, SYS_brk, SYS_clone3, SYS_clone, SYS_set_robust_list,
+      SYS_rseq, SYS_exit, SYS_exit_group,
   };
   std::vector<uint32_t> ioctls = {KVM_RUN, KVM_NMI, KVM_SIGNAL_MSI, KVM_SET_SIGNAL_MASK};
   if (whose == "checkpoint") {
