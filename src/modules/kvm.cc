@@ -77,6 +77,13 @@ bool has_split_irqchip(const KvmNotes& notes, uint32_t vm) {
   });
 }
 
+// Whether a VM has irqfds and KVM's PIC and IOAPIC, for which they take their time.
+bool has_late_interrupts(const KvmNotes& notes) {
+  return std::any_of(notes.records.begin(), notes.records.end(), [&](const KvmRecord& record) {
+    return record.valid != 0 && record.request == KVM_IRQFD && has_record(notes, record.object, KVM_CREATE_IRQCHIP);
+  });
+}
+
 std::string noted_payload(const KvmNotes& notes, uint32_t object, uint32_t request) {
   for (const KvmRecord& record : notes.records) {
     if (record.valid == 0 || record.object != object || record.request != request) continue;
@@ -176,6 +183,7 @@ void prepare_kvm(const KvmNotes& notes, KvmHost& host) {
   for (uint32_t i = 1; i < notes.objects.size(); ++i) {
     if (notes.objects[i].kind == KvmKind::kVcpu) known_msrs(notes, i, host);
   }
+  if (has_late_interrupts(notes) && !host.irqfd_flush) host.irqfd_flush = IrqfdFlush::make(host);
 }
 
 bool has_split_irqchip(const KvmNotes& notes) {
@@ -188,6 +196,10 @@ bool has_split_irqchip(const KvmNotes& notes) {
 Result<void> save_kvm(StoppedWorld& world, const Ledger& ledger, const KvmNotes& notes, KvmHost& host, pb::Image& image) {
   pb::Kvm* saved = image.mutable_kvm();
   VMCKPT_TRY(refuse_what_was_lost(notes));
+  if (has_late_interrupts(notes)) {
+    if (!host.irqfd_flush) host.irqfd_flush = IrqfdFlush::make(host);  // it has got its first irqfd since prepare_kvm()
+    VMCKPT_TRY(host.irqfd_flush->run(host));
+  }
   const ObjectDescriptors descriptors(world.pid(), notes);
   std::vector<Job> jobs;
   saved->mutable_objects()->Reserve(static_cast<int>(notes.objects.size()));

@@ -33,6 +33,19 @@ struct KnownMsrs {
 // The way to KVM: ioctl(2), or a test's stand-in.
 using KvmDoor = std::function<int(int fd, unsigned long request, unsigned long argument)>;
 
+struct KvmHost;
+
+// Waits for interrupts that irqfds have taken and not yet given to KVM's PIC and IOAPIC (kvm_irqfd.cc).
+class IrqfdFlush {
+ public:
+  static IrqfdFlush make(const KvmHost& host);  // takes a millisecond; run() says so if it has failed
+  // World stopped: microseconds for each processor. What others than the target signal meanwhile is not waited for.
+  Result<void> run(const KvmHost& host) const;
+
+ private:
+  Fd vm_, event_;
+};
+
 // What this host's KVM can do, asked once.
 struct KvmHost {
   KvmDoor call;
@@ -47,6 +60,7 @@ struct KvmHost {
   std::vector<uint32_t> msrs;  // that this host's KVM lists
   bool has_one_reg = false;    // KVM_GET_ONE_REG, which alone has the guest's shadow stack pointer
   std::map<std::string, KnownMsrs> known;  // by CPUID and machine checks
+  std::optional<IrqfdFlush> irqfd_flush;   // made for the first VM that needs it
 
   static Result<std::shared_ptr<KvmHost>> ask();
   static Result<std::shared_ptr<KvmHost>> ask(Fd device, KvmDoor call);
