@@ -312,6 +312,7 @@ Result<Tapes> draft_tapes(const Materials& materials, const Arena& arena, const 
   plan_process(process, leader);
   VMCKPT_TRY(plan_kvm(image, materials.kvm_device, materials.service.first(), materials.guest_clock, leader));
   plan_signal_actions(process, leader);
+  plan_memory_rules(process, leader);
   // 4. its threads, while there is still the right to choose their numbers
   for (int i = 1; i < image.threads_size(); ++i) {
     const pb::Thread& thread = image.threads(i);

@@ -71,6 +71,8 @@ PROCESS_ACTS = [
 MEMORY_ACTS = [
     Act("anon_memory"),
     Act("vm_flags"),
+    Act("memory_rules", "read-implies-exec"),
+    Act("memory_rules", "deny-write-execute"),
     Act("fork_advice"),
     Act("stack"),
     Act("brk"),

@@ -9,6 +9,9 @@
 
 #include "act.h"
 
+// Newer than some libc's headers.
+constexpr int kPrSetMemoryMerge = 67, kPrGetMemoryMerge = 68;
+
 struct Attribute {
   const char* name;
   int get;
@@ -21,6 +24,7 @@ constexpr Attribute kAttributes[] = {
     {"no new privileges", PR_GET_NO_NEW_PRIVS, false},
     {"keep capabilities", PR_GET_KEEPCAPS, false},
     {"transparent huge pages disabled", PR_GET_THP_DISABLE, false},
+    {"same page merging", kPrGetMemoryMerge, false},
     {"machine check kill policy", PR_MCE_KILL_GET, false},
     {"parent death signal", PR_GET_PDEATHSIG, true},
     {"child subreaper", PR_GET_CHILD_SUBREAPER, true},
@@ -43,7 +47,10 @@ int main(int argc, char** argv) {
   MUST(prctl(PR_SET_PDEATHSIG, SIGUSR2, 0, 0, 0));
   MUST(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
   MUST(prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0));
-  MUST(prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0));
+  MUST(prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0));
+  // Except where advised (Linux 6.18); the answer to PR_GET_THP_DISABLE tells which it is.
+  if (prctl(PR_SET_THP_DISABLE, 1, 2, 0, 0) != 0) MUST(prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0));
+  prctl(kPrSetMemoryMerge, 1, 0, 0, 0);
   MUST(prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0));
   MUST(personality(ADDR_NO_RANDOMIZE | UNAME26));
 
