@@ -21,6 +21,7 @@
 #include "modules/aio.h"
 #include "modules/clocks.h"
 #include "modules/descriptors.h"
+#include "modules/hidden_state.h"
 #include "modules/host.h"
 #include "modules/kvm.h"
 #include "modules/process.h"
@@ -337,6 +338,7 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   // 3. save: what the kernel tells from outside
   Notes notes;
   CapturedFiles captured(checkpoint->writer_, request.stop ? ~uint64_t{0} : request.shared_limit_bytes);
+  VMCKPT_TRY(check_hidden_state(pid, *ledger, notes));
   VMCKPT_TRY(save_threads(target, world, *ledger, &image));
   VMCKPT_TRY(save_process(world, image.mutable_process()));
   VMCKPT_TRY(save_pending_signals(pid, true, image.mutable_process()->mutable_pending()));
