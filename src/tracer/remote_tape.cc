@@ -125,7 +125,12 @@ class TapePlay {
   Result<bool> sent_by_itself() {
     siginfo_t info{};
     if (::ptrace(PTRACE_GETSIGINFO, thread_->tid, 0, &info) != 0) return failed("ask for the signal of");
-    return info.si_code == SI_TKILL;
+    if (info.si_code == SI_TKILL) return true;
+    // Where the user's queue of signals is full (RLIMIT_SIGPENDING), the kernel delivers the signal without its siginfo and makes
+    // this one up (collect_signal in the kernel's signal.c).
+    const bool is_made_up = info.si_code == SI_USER && info.si_pid == 0 && info.si_uid == 0;
+    Tape head{};
+    return is_made_up && read_memory(thread_->tid, address_, &head, sizeof head).ok() && head.done == 1;
   }
 
   // The thread has not come to its end, and never will: its registers are put back while it stands in this stop, and the signal
