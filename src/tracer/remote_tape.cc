@@ -39,6 +39,21 @@ int choose_end_signal(pid_t pid) {
   return SIGURG;
 }
 
+// Faults that the thread had brought upon itself before it stopped, whose signals it has not got yet: they are not the tape's.
+uint64_t pending_faults(pid_t tid) {
+  constexpr size_t kAtOnce = 32;
+  uint64_t pending = 0;
+  siginfo_t queued[kAtOnce];
+  for (__ptrace_peeksiginfo_args from{0, 0, kAtOnce};; from.off += kAtOnce) {
+    const long got = ::ptrace(PTRACE_PEEKSIGINFO, tid, &from, queued);
+    for (long i = 0; i < got; ++i) {
+      if (std::find(std::begin(kFaultSignals), std::end(kFaultSignals), queued[i].si_signo) == std::end(kFaultSignals)) continue;
+      pending |= signal_bit(queued[i].si_signo);
+    }
+    if (got < static_cast<long>(kAtOnce)) return pending;
+  }
+}
+
 }  // namespace
 
 // One thread's part of the arena: [tape | rooms | return frame | stack].
@@ -78,6 +93,7 @@ class TapePlay {
     // A fault whose signal is blocked costs the program its handler (force_sig_info_to_task in the kernel's signal.c).
     uint64_t mask = ~signal_bit(end_signal);
     for (int signal : kFaultSignals) mask &= ~signal_bit(signal) | thread_->signal_mask;
+    mask |= pending_faults(thread_->tid);
     if (::ptrace(PTRACE_SETSIGMASK, thread_->tid, sizeof mask, &mask) != 0) return failed("block signals of");
     if (::ptrace(PTRACE_CONT, thread_->tid, 0, 0) != 0) return failed("continue");
     started_ = true;
