@@ -179,6 +179,13 @@ Result<void> save_thread(const StoppedWorld& world, const StoppedThread& thread,
   saved->set_registers(&regs, sizeof regs);
   saved->set_xstate(thread.xstate.data(), thread.xstate.size());
   saved->set_signal_mask(thread.signal_mask);
+  if (thread.dispatch.mode != 0) {
+    pb::SyscallDispatch* dispatch = saved->mutable_dispatch();
+    dispatch->set_mode(thread.dispatch.mode);
+    dispatch->set_selector(thread.dispatch.selector);
+    dispatch->set_offset(thread.dispatch.offset);
+    dispatch->set_bytes(thread.dispatch.bytes);
+  }
   VMCKPT_TRY(save_pending_signals(thread.tid, false, saved->mutable_pending()));
   RseqConfiguration rseq = rseq_of(thread, ledger);
   saved->set_rseq_address(rseq.pointer);
@@ -254,6 +261,8 @@ StoppedThread restored_state(const pb::Thread& thread, pid_t tid) {
   std::memcpy(&state.regs, thread.registers().data(), std::min(thread.registers().size(), sizeof state.regs));
   state.xstate.assign(thread.xstate().begin(), thread.xstate().end());
   state.signal_mask = thread.signal_mask();
+  const pb::SyscallDispatch& dispatch = thread.dispatch();
+  state.dispatch = {dispatch.mode(), dispatch.selector(), dispatch.offset(), dispatch.bytes()};
   state.disturbed = true;
   return state;
 }

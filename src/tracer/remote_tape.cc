@@ -88,6 +88,7 @@ class TapePlay {
     regs.rdi = address_;
     regs.rsp = stack_top_;
     regs.eflags &= ~kStrangeFlags;
+    VMCKPT_TRY(suspend_dispatch(*thread_));
     if (::ptrace(PTRACE_SETREGS, thread_->tid, 0, &regs) != 0) return failed("redirect");
     // Killed before this call, the supervisor leaves a thread whose handlers may run on the player's stack: no harm.
     // A fault whose signal is blocked costs the program its handler (force_sig_info_to_task in the kernel's signal.c).
@@ -156,6 +157,12 @@ class TapePlay {
     siginfo_t info{};
     if (::ptrace(PTRACE_GETSIGINFO, thread_->tid, 0, &info) != 0) return failed("ask for the signal of");
     if (info.si_code <= 0) return {};  // sent by a process
+    constexpr int kUserDispatch = 2;  // SYS_USER_DISPATCH
+    if (signal == SIGSYS && info.si_code == kUserDispatch) {
+      return error(fmt::format("thread {} has its system calls dispatched to itself (PR_SET_SYSCALL_USER_DISPATCH), which this "
+                               "kernel lets nobody suspend", thread_->tid),
+                   "use Linux 6.4 or newer, or checkpoint when the program has switched it off");
+    }
     user_regs_struct regs{};
     ::ptrace(PTRACE_GETREGS, thread_->tid, 0, &regs);
     return error(fmt::format("thread {} met SIG{} at {:#x} (instruction at {:#x}) while it answered the checkpoint's questions",
