@@ -57,8 +57,11 @@ int main(int argc, char** argv) {
   std::atomic<int> ready{0}, proceed{0};
   std::thread other([&] {
     MUST(prctl(PR_SET_TIMERSLACK, 77777, 0, 0, 0));
+    // Where the processor can: CPUID ends in SIGSEGV, in this thread alone.
+    const bool faults = syscall(SYS_arch_prctl, ARCH_SET_CPUID, 0) == 0;
     ready = 1;
     proceed.wait(0);
+    act::expect_equal("CPUID is allowed in another thread", !faults, syscall(SYS_arch_prctl, ARCH_GET_CPUID, 0) == 1);
     act::expect_equal("timer slack of another thread", 77777, prctl(PR_GET_TIMERSLACK, 0, 0, 0, 0));
   });
   while (ready == 0) act::sleep_ms(1);
@@ -73,6 +76,7 @@ int main(int argc, char** argv) {
   char name[16] = "";
   MUST(prctl(PR_GET_NAME, name, 0, 0, 0));
   act::expect_equal("name", std::string("renamed-main"), std::string(name));
+  act::expect_equal("CPUID is allowed", 1, syscall(SYS_arch_prctl, ARCH_GET_CPUID, 0));
   act::expect_equal("personality", ADDR_NO_RANDOMIZE | UNAME26, personality(0xffffffff));
   proceed = 1;
   proceed.notify_all();
