@@ -37,6 +37,12 @@ timespec to_timespec(int64_t ns) {
   return {seconds, ns - seconds * 1'000'000'000};
 }
 
+Result<void> read_as_tracer(pid_t pid, uint64_t address, void* to, uint64_t bytes) {
+  const std::string path = fmt::format("/proc/{}/mem", pid);
+  const Fd memory = VMCKPT_TRY(open_file(path, O_RDONLY));
+  return pread_exactly(memory.get(), to, bytes, address, path);
+}
+
 // Runs in the image have short gaps of zeros in them: holes stay holes.
 Result<void> write_without_zero_pages(int fd, const uint8_t* content, uint64_t bytes, uint64_t offset, const std::string& name) {
   static constexpr uint8_t kZeros[kPageBytes] = {};
@@ -175,7 +181,9 @@ Result<uint64_t> CapturedFiles::capture_mapping(pid_t pid, uint64_t address, uin
   for (uint64_t at = seen; at < file_offset + bytes; at += kMaxRecordBytes) {
     uint64_t part = std::min<uint64_t>(kMaxRecordBytes, file_offset + bytes - at);
     auto read = read_memory(pid, address + (at - file_offset), buffer.data(), part);
-    if (!read.ok() && read.error().err == EFAULT) {
+    // What the process itself may not read (PROT_WRITE, PROT_NONE), its tracer may through /proc/PID/mem.
+    if (!read.ok() && read.error().err == EFAULT) read = read_as_tracer(pid, address + (at - file_offset), buffer.data(), part);
+    if (!read.ok() && (read.error().err == EFAULT || read.error().err == EIO)) {
       return error(fmt::format("{} can only be read through its mapping at {:#x}, where guard regions or its end hide a part of it", name, address),
                    "checkpoint as root, or let the program keep a descriptor of it");
     }

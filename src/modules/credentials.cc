@@ -5,6 +5,7 @@
 
 #include <linux/capability.h>
 #include <linux/prctl.h>
+#include <linux/securebits.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -166,7 +167,8 @@ Result<void> plan_credentials(const pb::Thread& thread, TapeDraft& tape) {
   }
   tape.call(SYS_capset, {tape.data_of(head.header), tape.data(data, sizeof data)}, true,
             fmt::format("set the capabilities of thread {}", thread.tid()));
-  tape.call(SYS_prctl, {PR_SET_KEEPCAPS, 0, 0, 0, 0});
+  // Everybody may set this one of the securebits.
+  tape.call(SYS_prctl, {PR_SET_KEEPCAPS, saved.securebits() >> SECURE_KEEP_CAPS & 1, 0, 0, 0});
   for (uint64_t capability = 0; capability <= kLastCapability; ++capability) {
     if (saved.capabilities_ambient() >> capability & 1) {
       tape.call(SYS_prctl, {PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0, 0});

@@ -75,14 +75,17 @@ Result<void> ask_for_kind(TargetFile& file) {
   return {};
 }
 
-// unshare(CLONE_FILES) gives a thread descriptors that /proc/PID/fd does not show.
+// unshare(2) gives a thread descriptors that /proc/PID/fd does not show, or a working directory and umask that are not the
+// process's.
 Result<void> refuse_separate_tables(const StoppedWorld& world) {
+  constexpr std::pair<int, const char*> kOwn[] = {{KCMP_FILES, "a descriptor table of its own (unshare of CLONE_FILES)"},
+                                                  {KCMP_FS, "a working directory and umask of its own (unshare of CLONE_FS)"}};
   for (const StoppedThread& thread : world.threads()) {
-    long order = ::syscall(SYS_kcmp, world.pid(), thread.tid, KCMP_FILES, 0, 0);
-    if (order <= 0) continue;  // the same, or kcmp is not permitted
-    return error(
-        fmt::format("thread {} has a descriptor table of its own (unshare of CLONE_FILES)", thread.tid_in_target),
-        "checkpoint again when that thread has ended");
+    for (const auto& [kind, what] : kOwn) {
+      long order = ::syscall(SYS_kcmp, world.pid(), thread.tid, kind, 0, 0);
+      if (order <= 0) continue;  // the same, or kcmp is not permitted
+      return error(fmt::format("thread {} has {}", thread.tid_in_target, what), "checkpoint again when that thread has ended");
+    }
   }
   return {};
 }

@@ -12,8 +12,11 @@
 //
 // Which ready events had been reported already under EPOLLET is not shown; after a restart they are reported once more,
 // which edge-triggered programs must expect anyway. Sources: epoll(7), proc_pid_fdinfo(5), fs/eventpoll.c.
+#include <cstring>
+
 #include <linux/kcmp.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -26,6 +29,15 @@ namespace {
 // Bits that are not events; a one-shot registration that has fired has nothing else.
 constexpr uint32_t kPrivateBits =
     (1u << 28) /* EPOLLEXCLUSIVE */ | (1u << 29) /* EPOLLWAKEUP */ | EPOLLONESHOT | EPOLLET;
+
+// struct epoll_params, EPIOCSPARAMS and EPIOCGPARAMS (linux/eventpoll.h of Linux 6.9).
+struct BusyPoll {
+  uint32_t microseconds;
+  uint16_t budget;
+  uint8_t prefer;
+  uint8_t padding;
+};
+constexpr unsigned long kSetBusyPoll = _IOW(0x8a, 0x01, BusyPoll), kGetBusyPoll = _IOR(0x8a, 0x02, BusyPoll);
 
 bool recognise(const TargetFile& file) { return file.is_anonymous("[eventpoll]"); }
 
@@ -55,8 +67,12 @@ const TargetFile* find_registered(const SaveContext& context, const TargetFile& 
   return nullptr;
 }
 
-Result<void> save(SaveContext& context, const TargetFile& file, int, pb::OpenFile* saved) {
+Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved) {
   pb::Epoll* epoll = saved->mutable_epoll();
+  BusyPoll busy_poll{};
+  if (::ioctl(fd, kGetBusyPoll, &busy_poll) == 0 && (busy_poll.microseconds | busy_poll.budget | busy_poll.prefer) != 0) {
+    epoll->set_busy_poll(&busy_poll, sizeof busy_poll);
+  }
   std::map<int, uint32_t> same_number;
   // "tfd:        7 events:       19 data:   100000007  pos:0 ino:1a2b sdev:8"
   for (std::string_view line : fdinfo_lines(file.fdinfo, "tfd:")) {
@@ -82,6 +98,12 @@ Result<void> restore(RestoreContext& context) {
     if (!file.has_epoll()) continue;
     Fd fd(::epoll_create1(EPOLL_CLOEXEC));
     if (!fd) return errno_error("make the epoll file of " + describe(file));
+    BusyPoll busy_poll{};
+    if (file.epoll().busy_poll().size() == sizeof busy_poll) {
+      // It costs speed alone where the kernel does not know it, or asks for CAP_NET_ADMIN.
+      std::memcpy(&busy_poll, file.epoll().busy_poll().data(), sizeof busy_poll);
+      (void)::ioctl(fd.get(), kSetBusyPoll, &busy_poll);
+    }
     VMCKPT_TRY(context.put(file, std::move(fd)));
   }
   return {};

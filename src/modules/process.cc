@@ -34,6 +34,8 @@ namespace vmckpt {
 namespace {
 
 constexpr uint32_t kLimits = RLIM_NLIMITS;
+// Newer than Debian 12's headers: linux/prctl.h.
+constexpr int kPrSetMdwe = 65, kPrGetMdwe = 66, kPrSetMemoryMerge = 67, kPrGetMemoryMerge = 68;
 constexpr uint64_t kAmxTileData = 18;  // the one xstate feature that needs permission (kernel: Documentation/arch/x86/xstate.rst)
 
 std::string directory_link(pid_t pid, const char* which) {
@@ -175,17 +177,29 @@ ProcessQuestions ask_process(const pb::Thread& leader, TapeDraft& tape) {
   questions.xstate_guest_permission_answer = tape.room(sizeof(uint64_t));
   questions.xstate_guest_permission =
       tape.call(SYS_arch_prctl, {ARCH_GET_XCOMP_GUEST_PERM, questions.xstate_guest_permission_answer});
-  const uint64_t membarrier[6] = {kMembarrierGetRegistrations};
-  if (evaluate_filters(leader, SYS_membarrier, membarrier, 0) == SECCOMP_RET_ALLOW) {
-    questions.membarrier = tape.call(SYS_membarrier, {kMembarrierGetRegistrations, 0, 0});
-  }
+  auto ask_if_allowed = [&](int64_t number, uint64_t what) -> std::optional<size_t> {
+    const uint64_t arguments[6] = {what};
+    if (evaluate_filters(leader, number, arguments, 0) != SECCOMP_RET_ALLOW) return std::nullopt;
+    return tape.call(number, {what, 0, 0, 0, 0});
+  };
+  questions.membarrier = ask_if_allowed(SYS_membarrier, kMembarrierGetRegistrations);
+  questions.deny_write_execute = ask_if_allowed(SYS_prctl, kPrGetMdwe);
+  questions.memory_merge = ask_if_allowed(SYS_prctl, kPrGetMemoryMerge);
   return questions;
 }
 
 void save_process_answers(const ProcessQuestions& questions, const TapeDraft& tape, pb::Process* process) {
   process->set_dumpable(static_cast<int32_t>(tape.result(questions.dumpable)));
   process->set_child_subreaper(tape.as<int>(questions.subreaper_answer) != 0);
-  process->set_thp_disabled(tape.result(questions.thp_disabled) == 1);
+  if (tape.succeeded(questions.thp_disabled)) {
+    const auto thp = static_cast<uint32_t>(tape.result(questions.thp_disabled));
+    process->set_thp_disabled(thp & 1);
+    process->set_thp_disable_flags(thp & ~1u);
+  }
+  if (questions.deny_write_execute && tape.succeeded(*questions.deny_write_execute)) {
+    process->set_deny_write_execute(static_cast<uint32_t>(tape.result(*questions.deny_write_execute)));
+  }
+  if (questions.memory_merge) process->set_memory_merge(tape.result(*questions.memory_merge) == 1);
   if (questions.membarrier && tape.succeeded(*questions.membarrier)) {
     process->set_membarrier(static_cast<uint32_t>(tape.result(*questions.membarrier)));
   }
@@ -253,6 +267,11 @@ void check_process(const pb::Process& process, const FileAccess& access, std::ve
     problems.push_back(error(fmt::format("the process had the root directory {}", process.root_directory()),
                              "restart it inside the same chroot"));
   }
+  if (process.deny_write_execute() != 0 && ::prctl(kPrGetMdwe, 0, 0, 0, 0) < 0) {
+    problems.push_back(error("the process had forbidden itself memory that is writable and executable (PR_SET_MDWE), which this "
+                             "kernel does not know",
+                             "restart it on Linux 6.3 or newer"));
+  }
 }
 
 Result<void> restore_process(const pb::Process& process, const FileAccess& access) {
@@ -264,7 +283,8 @@ Result<void> restore_process(const pb::Process& process, const FileAccess& acces
   }
   ::umask(static_cast<mode_t>(process.umask()));
   VMCKPT_TRY(enter_working_directory(process, access));
-  if (::personality(process.personality()) < 0) return errno_error("set the personality");
+  // With READ_IMPLIES_EXEC, all readable memory that is made from now on would be executable: that comes in plan_memory_rules().
+  if (::personality(process.personality() & ~uint32_t{READ_IMPLIES_EXEC}) < 0) return errno_error("set the personality");
   (void)write_file("/proc/self/coredump_filter", fmt::format("{:#x}", process.coredump_filter()));
   (void)write_file("/proc/self/oom_score_adj", fmt::format("{}", process.oom_score_adj()));
   // Everybody may give one to a process that has none, and CAP_AUDIT_CONTROL another one; only the process itself.
@@ -279,13 +299,23 @@ void plan_process(const pb::Process& process, TapeDraft& tape) {
     if (!process.has_membarrier() || (process.membarrier() & registration)) tape.call(SYS_membarrier, {registration, 0, 0});
   }
   if (process.child_subreaper()) tape.call(SYS_prctl, {PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0});
-  if (process.thp_disabled()) tape.call(SYS_prctl, {PR_SET_THP_DISABLE, 1, 0, 0, 0});
+  if (process.thp_disabled()) tape.call(SYS_prctl, {PR_SET_THP_DISABLE, 1, process.thp_disable_flags(), 0, 0});
   if (process.xstate_permission() >> kAmxTileData & 1) {
     tape.call(SYS_arch_prctl, {ARCH_REQ_XCOMP_PERM, kAmxTileData}, true, "ask for AMX");
   }
   // Before any vCPU is made: it fixes the size of their state.
   if (process.xstate_guest_permission() >> kAmxTileData & 1) {
     tape.call(SYS_arch_prctl, {ARCH_REQ_XCOMP_GUEST_PERM, kAmxTileData}, true, "ask for AMX for guests");
+  }
+}
+
+void plan_memory_rules(const pb::Process& process, TapeDraft& tape) {
+  if (process.personality() & READ_IMPLIES_EXEC) tape.call(SYS_personality, {process.personality()}, true, "set the personality");
+  if (process.memory_merge()) tape.call(SYS_prctl, {kPrSetMemoryMerge, 1, 0, 0, 0});
+  // It cannot be taken back, and a program relies on that.
+  if (process.deny_write_execute() != 0) {
+    tape.call(SYS_prctl, {kPrSetMdwe, process.deny_write_execute(), 0, 0, 0}, true,
+              "forbid memory that is writable and executable");
   }
 }
 

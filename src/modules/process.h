@@ -15,7 +15,7 @@ namespace vmckpt {
 
 struct ProcessQuestions {
   size_t dumpable, subreaper, thp_disabled, xstate_permission, xstate_guest_permission;
-  std::optional<size_t> membarrier;  // unless a seccomp filter forbids to ask
+  std::optional<size_t> membarrier, deny_write_execute, memory_merge;  // unless a seccomp filter forbids to ask
   uint64_t subreaper_answer, xstate_permission_answer, xstate_guest_permission_answer;
 };
 
@@ -28,6 +28,8 @@ void check_process(const pb::Process& process, const FileAccess& access, std::ve
 Result<void> restore_process(const pb::Process& process, const FileAccess& access);
 // By the leader's tape, when memory is in place and before threads are made.
 void plan_process(const pb::Process& process, TapeDraft& tape);
+// By the leader's tape, when all memory is in place and before threads are made: they inherit the personality.
+void plan_memory_rules(const pb::Process& process, TapeDraft& tape);
 // By the leader's tape after its credentials are set.
 void plan_process_end(const pb::Process& process, TapeDraft& tape);
 // By the leader's tape after that: a process of another user takes its limits from nobody without CAP_SYS_RESOURCE.

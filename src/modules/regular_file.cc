@@ -224,6 +224,16 @@ void keep_content(SaveContext& context, const TargetFile& file, int fd, pb::Open
   path_file->set_content_id(*id);
 }
 
+// What was written to it is the trigger (kernel: Documentation/accounting/psi.rst), and nobody can read that back.
+void note_pressure_trigger(SaveContext& context, const TargetFile& file) {
+  constexpr uint64_t kCgroupMagic = 0x63677270;  // CGROUP2_SUPER_MAGIC
+  const std::string_view link = file.link;
+  const bool has_pressure = (file.file_system == PROC_SUPER_MAGIC && link.find("/pressure/") != std::string_view::npos) ||
+                            (file.file_system == kCgroupMagic && link.ends_with(".pressure"));
+  if (!has_pressure || (file.flags & O_ACCMODE) == O_RDONLY) return;
+  context.note(fmt::format("{}: a restarted program has no trigger on it, and must write it again", file.describe()));
+}
+
 Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved) {
   std::string path = portable_path(context, file);
   if (path.empty()) {
@@ -235,6 +245,7 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
   path_file->set_path(path);
   bool own_proc = path != file.link;
   path_file->set_volatile_content(own_proc || is_pseudo_file(file));
+  note_pressure_trigger(context, file);
   if (own_proc || file.file_system == PROC_SUPER_MAGIC) return {};
   const Leads leads = where_path_leads(context, path, file.status);
   if (leads == Leads::kElsewhere) return save_without_path(context, file, fd, saved);

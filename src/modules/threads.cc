@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cstring>
 
+#include <asm/prctl.h>
 #include <linux/prctl.h>
 #include <linux/rseq.h>
+#include <linux/seccomp.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/ptrace.h>
@@ -69,6 +71,12 @@ Result<void> save_scheduling(pid_t tid, pb::Thread* saved) {
   saved->set_nice(attributes.nice);
   saved->set_priority(attributes.priority);
   saved->set_scheduling_flags(attributes.flags);
+  // The kernel shows the host's own slice too; one that is set stays when the host's changes.
+  SchedulingAttributes mine{};
+  const bool is_fair = attributes.policy == SCHED_OTHER || attributes.policy == SCHED_BATCH;
+  if (is_fair && ::syscall(SYS_sched_getattr, 0, &mine, sizeof mine, 0) == 0 && attributes.runtime != mine.runtime) {
+    saved->set_slice_ns(attributes.runtime);
+  }
   unsigned char cpus[1024];
   long bytes = ::syscall(SYS_sched_getaffinity, tid, sizeof cpus, cpus);
   if (bytes > 0) saved->set_affinity(cpus, static_cast<size_t>(bytes));
@@ -130,7 +138,7 @@ void abort_rseq_section(StoppedThread& thread, pid_t pid, const Ledger& ledger) 
   thread.disturbed = true;
 }
 
-ThreadQuestions ask_thread(TapeDraft& tape) {
+ThreadQuestions ask_thread(const pb::Thread& thread, TapeDraft& tape) {
   ThreadQuestions questions{};
   questions.alternate_stack = tape.room(sizeof(stack_t));
   tape.call(SYS_sigaltstack, {0, questions.alternate_stack}, true, "read the alternate signal stack");
@@ -143,6 +151,10 @@ ThreadQuestions ask_thread(TapeDraft& tape) {
   questions.securebits_call = tape.call(SYS_prctl, {PR_GET_SECUREBITS, 0, 0, 0, 0});
   questions.mce_kill_call = tape.call(SYS_prctl, {PR_MCE_KILL_GET, 0, 0, 0, 0});
   questions.timer_slack_call = tape.call(SYS_prctl, {PR_GET_TIMERSLACK, 0, 0, 0, 0});
+  const uint64_t cpuid[6] = {ARCH_GET_CPUID};
+  if (evaluate_filters(thread, SYS_arch_prctl, cpuid, 0) == SECCOMP_RET_ALLOW) {
+    questions.cpuid_call = tape.call(SYS_arch_prctl, {ARCH_GET_CPUID, 0});
+  }
   return questions;
 }
 
@@ -161,6 +173,7 @@ void save_thread_answers(const ThreadQuestions& questions, const TapeDraft& tape
   if (tape.succeeded(questions.timer_slack_call)) {
     saved->set_timer_slack_ns(static_cast<uint64_t>(tape.result(questions.timer_slack_call)));
   }
+  saved->set_cpuid_faults(questions.cpuid_call && tape.result(*questions.cpuid_call) == 0);
 }
 
 Result<void> save_thread(const StoppedWorld& world, const StoppedThread& thread, const Ledger& ledger, bool launch_filter,
@@ -179,6 +192,13 @@ Result<void> save_thread(const StoppedWorld& world, const StoppedThread& thread,
   saved->set_registers(&regs, sizeof regs);
   saved->set_xstate(thread.xstate.data(), thread.xstate.size());
   saved->set_signal_mask(thread.signal_mask);
+  if (thread.dispatch.mode != 0) {
+    pb::SyscallDispatch* dispatch = saved->mutable_dispatch();
+    dispatch->set_mode(thread.dispatch.mode);
+    dispatch->set_selector(thread.dispatch.selector);
+    dispatch->set_offset(thread.dispatch.offset);
+    dispatch->set_bytes(thread.dispatch.bytes);
+  }
   VMCKPT_TRY(save_pending_signals(thread.tid, false, saved->mutable_pending()));
   RseqConfiguration rseq = rseq_of(thread, ledger);
   saved->set_rseq_address(rseq.pointer);
@@ -205,6 +225,12 @@ Result<void> check_thread(const pb::Thread& thread, std::vector<std::string>& no
                  "raise RLIMIT_RTPRIO or restart as root");
   }
   return {};
+}
+
+void plan_cpuid(const pb::Thread& thread, TapeDraft& tape) {
+  if (!thread.cpuid_faults()) return;
+  tape.call(SYS_arch_prctl, {ARCH_SET_CPUID, 0}, true,
+            fmt::format("let CPUID fault in thread {} (needs a processor that can)", thread.tid()));
 }
 
 Result<void> plan_thread(const pb::Thread& thread, const pb::Process& process, TapeDraft& tape) {
@@ -236,7 +262,7 @@ Result<void> plan_thread(const pb::Thread& thread, const pb::Process& process, T
   }
   if (thread.io_priority() != 0) tape.call(SYS_ioprio_set, {1, 0, thread.io_priority()});
   SchedulingAttributes attributes{sizeof(SchedulingAttributes), thread.policy(), thread.scheduling_flags(), thread.nice(),
-                                  thread.priority(), 0, 0, 0};
+                                  thread.priority(), thread.slice_ns(), 0, 0};
   tape.call(SYS_sched_setattr, {0, tape.data_of(attributes), 0});
   plan_pending_signals(thread, process.pid(), tape);
   VMCKPT_TRY(plan_credentials(thread, tape));
@@ -254,6 +280,8 @@ StoppedThread restored_state(const pb::Thread& thread, pid_t tid) {
   std::memcpy(&state.regs, thread.registers().data(), std::min(thread.registers().size(), sizeof state.regs));
   state.xstate.assign(thread.xstate().begin(), thread.xstate().end());
   state.signal_mask = thread.signal_mask();
+  const pb::SyscallDispatch& dispatch = thread.dispatch();
+  state.dispatch = {dispatch.mode(), dispatch.selector(), dispatch.offset(), dispatch.bytes()};
   state.disturbed = true;
   return state;
 }

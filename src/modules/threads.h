@@ -6,6 +6,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "core/result.h"
@@ -26,15 +27,18 @@ struct ThreadQuestions {
   size_t clear_child_tid_call;
   uint64_t parent_death_signal;
   size_t timer_slack_call, securebits_call, mce_kill_call;
+  std::optional<size_t> cpuid_call;  // unless a seccomp filter forbids to ask
 };
 
-ThreadQuestions ask_thread(TapeDraft& tape);
+ThreadQuestions ask_thread(const pb::Thread& thread, TapeDraft& tape);
 // Everything but what the tape answers; before the tape is played, since the filters decide whether it may be.
 Result<void> save_thread(const StoppedWorld& world, const StoppedThread& thread, const Ledger& ledger, bool launch_filter,
                          pb::Thread* saved);
 void save_thread_answers(const ThreadQuestions& questions, const TapeDraft& tape, pb::Thread* saved);
 
 Result<void> check_thread(const pb::Thread& thread, std::vector<std::string>& notes);
+// Before its filters, which may forbid it.
+void plan_cpuid(const pb::Thread& thread, TapeDraft& tape);
 Result<void> plan_thread(const pb::Thread& thread, const pb::Process& process, TapeDraft& tape);
 
 // The state to put into the restored thread.

@@ -1,6 +1,6 @@
 // Keeps the recorder in programs that the target executes: where the new environment lacks LD_PRELOAD with this library, it
 // is added (env -i, sudo-like cleaners, explicit envp). fork, vfork and posix_spawn children inherit the environment. So they do
-// system call filters, which is told by another variable (kLockedIn).
+// system call filters and Landlock's rules, which is told by further variables (kLockedIn, kLandlocked).
 //
 // No allocation: the new environment lives on the stack of the wrapper until the exec.
 #include <cerrno>
@@ -51,16 +51,19 @@ struct EnvironmentNeed {
   char* const* preload = nullptr;  // an LD_PRELOAD entry without this library
   bool has_library = false;
   bool tells_lock = false;
+  bool tells_landlock = false;
 
-  bool complete() const { return has_library && tells_lock; }
+  bool complete() const { return has_library && tells_lock && tells_landlock; }
 };
 
 static EnvironmentNeed examine(char* const* environment) {
   EnvironmentNeed need;
   need.has_library = g_library == nullptr;
   need.tells_lock = !is_locked_in();
+  need.tells_landlock = !is_landlocked();
   for (; environment != nullptr && environment[need.entries] != nullptr; ++need.entries) {
     if (starts_with(environment[need.entries], kLockedIn)) need.tells_lock = true;
+    if (starts_with(environment[need.entries], kLandlocked)) need.tells_landlock = true;
     if (!starts_with(environment[need.entries], "LD_PRELOAD=")) continue;
     if (g_library != nullptr && contains(environment[need.entries], g_library)) need.has_library = true;
     else need.preload = &environment[need.entries];
@@ -68,13 +71,14 @@ static EnvironmentNeed examine(char* const* environment) {
   return need;
 }
 
-// `to` has room for entries + 3 pointers, `text` for the joined LD_PRELOAD.
+// `to` has room for entries + 4 pointers, `text` for the joined LD_PRELOAD.
 static void complete_environment(char* const* from, const EnvironmentNeed& need, char** to, char* text) {
   size_t used = 0;
   for (size_t i = 0; i < need.entries; ++i) {
     if (need.has_library || &from[i] != need.preload) to[used++] = from[i];
   }
   if (!need.tells_lock) to[used++] = const_cast<char*>(kLockedIn);
+  if (!need.tells_landlock) to[used++] = const_cast<char*>(kLandlocked);
   if (need.has_library) {
     to[used] = nullptr;
     return;
@@ -99,7 +103,7 @@ using namespace vmckpt;
   EnvironmentNeed need = examine(environment);                                                                     \
   char* const* complete = environment;                                                                             \
   if (!need.complete()) {                                                                                          \
-    char** entries = static_cast<char**>(alloca((need.entries + 3) * sizeof(char*)));                              \
+    char** entries = static_cast<char**>(alloca((need.entries + 4) * sizeof(char*)));                              \
     char* text = static_cast<char*>(                                                                               \
         alloca(length_of(g_preload) + 2 + (need.preload != nullptr ? length_of(*need.preload) : 0)));              \
     complete_environment(environment, need, entries, text);                                                        \

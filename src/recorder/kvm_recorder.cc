@@ -533,6 +533,7 @@ EXPORT int dup3(int fd, int number, int flags) noexcept {
     va_end(list);                                                                         \
     REAL(name);                                                                           \
     const int result = real(fd, command, argument);                                       \
+    if (command == F_NOTIFY && result == 0) note_directory_watch(fd, reinterpret_cast<long>(argument)); \
     return command == F_DUPFD || command == F_DUPFD_CLOEXEC ? note_duplicate(fd, result) : result; \
   }
 WRAP_FCNTL(fcntl)

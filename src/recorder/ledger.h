@@ -26,6 +26,9 @@ enum class NoteKind : uint32_t {
   kInotifyWatch = 1,      // fd, value = watch descriptor, text = path watched, absolute where the recorder could tell
   kEventfdSemaphore = 2,  // fd: created with EFD_SEMAPHORE (fdinfo shows it only on newer kernels)
   kUnixBind = 3,          // fd, text = path of a Unix socket bound by a relative path, made absolute where the recorder could
+  kLandlock = 4,          // the program has restricted itself with Landlock
+  kSemaphoreUndo = 5,     // value = System V semaphore set on which it has used SEM_UNDO
+  kDirectoryNotify = 6,   // fd: a directory watched with F_NOTIFY
 };
 
 struct LedgerNote {

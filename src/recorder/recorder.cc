@@ -16,6 +16,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/sem.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
@@ -84,6 +85,28 @@ static bool environment_has(const char* entry) {
   return false;
 }
 
+static bool g_landlocked;
+
+bool is_landlocked() { return __atomic_load_n(&g_landlocked, __ATOMIC_RELAXED); }
+
+static void note_landlock() {
+  __atomic_store_n(&g_landlocked, true, __ATOMIC_RELAXED);
+  take_note(NoteKind::kLandlock, 0, 0, nullptr);
+}
+
+void note_directory_watch(int fd, long events) {
+  if (events != 0) take_note(NoteKind::kDirectoryNotify, fd, 0, nullptr);
+  else forget_note(NoteKind::kDirectoryNotify, fd, 0);
+}
+
+// Before the call, which may block, and must not come without its note.
+static void note_undo(int set, const sembuf* operations, size_t count) {
+  for (size_t i = 0; i < count && operations != nullptr; ++i) {
+    if (!(operations[i].sem_flg & SEM_UNDO) || operations[i].sem_op == 0) continue;
+    return take_note(NoteKind::kSemaphoreUndo, 0, set, nullptr);
+  }
+}
+
 // Before the program installs its first filter: what the recorder may have to know later.
 static void prepare_for_lock() {
   if (is_locked_in()) return;
@@ -124,6 +147,7 @@ __attribute__((constructor(101))) static void open_ledger() {
     ledger.rseq_bytes = __rseq_size;
   }
   if (environment_has(kLockedIn)) lock_in();
+  if (environment_has(kLandlocked)) note_landlock();
   find_real_functions();
   find_tid_offset();
   ledger.magic1 = kLedgerMagic1;
@@ -187,6 +211,10 @@ void* real_function(const char* name) { return dlsym(RTLD_NEXT, name); }
 
 }  // namespace vmckpt
 
+#ifndef SYS_landlock_restrict_self
+#define SYS_landlock_restrict_self 446
+#endif
+
 using namespace vmckpt;
 
 EXPORT int mlockall(int flags) noexcept {
@@ -217,6 +245,18 @@ EXPORT int inotify_rm_watch(int fd, int watch) noexcept {
   int result = real(fd, watch);
   if (result == 0) forget_note(NoteKind::kInotifyWatch, fd, watch);
   return result;
+}
+
+EXPORT int semop(int set, sembuf* operations, size_t count) noexcept {
+  REAL(semop);
+  note_undo(set, operations, count);
+  return real(set, operations, count);
+}
+
+EXPORT int semtimedop(int set, sembuf* operations, size_t count, const timespec* timeout) noexcept {
+  REAL(semtimedop);
+  note_undo(set, operations, count);
+  return real(set, operations, count, timeout);
 }
 
 static int note_inotify(int fd) {
@@ -340,6 +380,9 @@ EXPORT long syscall(long number, ...) noexcept {
   if (number == SYS_io_setup) return libc_result(aio_setup(a[0], reinterpret_cast<unsigned long*>(a[1])));
   if (number == SYS_io_destroy) return libc_result(aio_destroy(a[0]));
   if (number == SYS_io_submit) return libc_result(aio_submit(a[0], a[1], a[2]));
+  if (number == SYS_semop || number == SYS_semtimedop) {
+    note_undo(static_cast<int>(a[0]), reinterpret_cast<const sembuf*>(a[1]), static_cast<size_t>(a[2]));
+  }
   if (locks_in) prepare_for_lock();
   const bool before = locks_in && lock_in();
   long result;
@@ -363,6 +406,10 @@ EXPORT long syscall(long number, ...) noexcept {
     }
   } else if (number == SYS_madvise || number == SYS_process_madvise) {
     __atomic_add_fetch(&g_ledger.madvise_generation, 1, __ATOMIC_RELEASE);
+  } else if (number == SYS_landlock_restrict_self) {
+    if (a[0] >= 0) note_landlock();  // -1 only sets what is logged
+  } else if (number == SYS_fcntl && a[1] == F_NOTIFY) {
+    note_directory_watch(fd, a[2]);
   } else if (number == SYS_inotify_rm_watch) {
     forget_note(NoteKind::kInotifyWatch, static_cast<int>(a[0]), static_cast<int>(a[1]));
   } else if (number == SYS_inotify_add_watch) {

@@ -57,6 +57,10 @@ bool devices_are_allowed();  // launch --allow-devices
 bool is_locked_in();
 inline constexpr char kLockedIn[] = "VMCKPT_LOCKED_IN=1";  // in the environment of a program that was executed after that
 
+inline constexpr char kLandlocked[] = "VMCKPT_LANDLOCKED=1";  // the same for Landlock, whose domain lasts as well
+bool is_landlocked();
+void note_directory_watch(int fd, long events);  // fcntl(F_NOTIFY)
+
 // kvm_recorder.cc
 uint64_t kvm_ledger_address();
 void forget_kvm_lock();  // in a forked child

@@ -279,6 +279,7 @@ user_regs_struct registers_of(const pb::Thread& thread) {
 // A filter needs no_new_privs or CAP_SYS_ADMIN. With the first it comes last of all; without it, it was installed with
 // privileges that the credentials may not have any more, and comes before them.
 Result<void> plan_own_state(const pb::Thread& thread, const pb::Process& process, TapeDraft& tape) {
+  plan_cpuid(thread, tape);
   if (!thread.credentials().no_new_privileges()) plan_seccomp(thread, tape);
   return plan_thread(thread, process, tape);
 }
@@ -312,6 +313,7 @@ Result<Tapes> draft_tapes(const Materials& materials, const Arena& arena, const 
   plan_process(process, leader);
   VMCKPT_TRY(plan_kvm(image, materials.kvm_device, materials.service.first(), materials.guest_clock, leader));
   plan_signal_actions(process, leader);
+  plan_memory_rules(process, leader);
   // 4. its threads, while there is still the right to choose their numbers
   for (int i = 1; i < image.threads_size(); ++i) {
     const pb::Thread& thread = image.threads(i);

@@ -21,6 +21,7 @@
 #include "modules/aio.h"
 #include "modules/clocks.h"
 #include "modules/descriptors.h"
+#include "modules/hidden_state.h"
 #include "modules/host.h"
 #include "modules/kvm.h"
 #include "modules/process.h"
@@ -219,14 +220,16 @@ struct Questions {
   std::optional<SnapshotQuestion> snapshot;
 };
 
-Result<Questions> ask(const StoppedWorld& world, const AddressSpaceSave& space, const pb::Thread& first_thread, bool snapshot) {
+Result<Questions> ask(const StoppedWorld& world, const AddressSpaceSave& space, const pb::Image& image, bool snapshot) {
   Questions questions;
   questions.tapes.resize(world.threads().size());
-  for (TapeDraft& tape : questions.tapes) questions.threads.push_back(ask_thread(tape));
+  for (size_t i = 0; i < questions.tapes.size(); ++i) {
+    questions.threads.push_back(ask_thread(image.threads(static_cast<int>(i)), questions.tapes[i]));
+  }
   TapeDraft& leader = questions.tapes.front();
   questions.actions = ask_signal_actions(leader);
   questions.timers = VMCKPT_TRY(ask_timers(world, leader));
-  questions.process = ask_process(first_thread, leader);
+  questions.process = ask_process(image.threads(0), leader);
   questions.brk = ask_brk(leader);
   questions.clocks = ask_clocks(leader);
   if (snapshot) {
@@ -338,6 +341,7 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   // 3. save: what the kernel tells from outside
   Notes notes;
   CapturedFiles captured(checkpoint->writer_, request.stop ? ~uint64_t{0} : request.shared_limit_bytes);
+  VMCKPT_TRY(check_hidden_state(pid, *ledger, notes));
   VMCKPT_TRY(save_threads(target, world, *ledger, &image));
   VMCKPT_TRY(save_process(world, image.mutable_process()));
   VMCKPT_TRY(save_pending_signals(pid, true, image.mutable_process()->mutable_pending()));
@@ -362,9 +366,9 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   auto descriptors_saved = std::async(std::launch::async, [&] {
     return save_descriptors(descriptors, image.mutable_descriptors());
   });
-  Questions questions = VMCKPT_TRY(ask(world, space, image.threads(0), !request.stop));
+  Questions questions = VMCKPT_TRY(ask(world, space, image, !request.stop));
   bool fork_forbidden = !VMCKPT_TRY(may_fork(image, questions)) && !request.stop;
-  if (fork_forbidden) questions = VMCKPT_TRY(ask(world, space, image.threads(0), false));
+  if (fork_forbidden) questions = VMCKPT_TRY(ask(world, space, image, false));
   std::vector<ThreadTape> tapes;
   for (size_t i = 0; i < world.threads().size(); ++i) tapes.push_back({&world.threads()[i], &questions.tapes[i]});
   const int64_t asked_us = monotonic_us();

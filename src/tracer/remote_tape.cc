@@ -39,6 +39,21 @@ int choose_end_signal(pid_t pid) {
   return SIGURG;
 }
 
+// Faults that the thread had brought upon itself before it stopped, whose signals it has not got yet: they are not the tape's.
+uint64_t pending_faults(pid_t tid) {
+  constexpr size_t kAtOnce = 32;
+  uint64_t pending = 0;
+  siginfo_t queued[kAtOnce];
+  for (__ptrace_peeksiginfo_args from{0, 0, kAtOnce};; from.off += kAtOnce) {
+    const long got = ::ptrace(PTRACE_PEEKSIGINFO, tid, &from, queued);
+    for (long i = 0; i < got; ++i) {
+      if (std::find(std::begin(kFaultSignals), std::end(kFaultSignals), queued[i].si_signo) == std::end(kFaultSignals)) continue;
+      pending |= signal_bit(queued[i].si_signo);
+    }
+    if (got < static_cast<long>(kAtOnce)) return pending;
+  }
+}
+
 }  // namespace
 
 // One thread's part of the arena: [tape | rooms | return frame | stack].
@@ -73,11 +88,13 @@ class TapePlay {
     regs.rdi = address_;
     regs.rsp = stack_top_;
     regs.eflags &= ~kStrangeFlags;
+    VMCKPT_TRY(suspend_dispatch(*thread_));
     if (::ptrace(PTRACE_SETREGS, thread_->tid, 0, &regs) != 0) return failed("redirect");
     // Killed before this call, the supervisor leaves a thread whose handlers may run on the player's stack: no harm.
     // A fault whose signal is blocked costs the program its handler (force_sig_info_to_task in the kernel's signal.c).
     uint64_t mask = ~signal_bit(end_signal);
     for (int signal : kFaultSignals) mask &= ~signal_bit(signal) | thread_->signal_mask;
+    mask |= pending_faults(thread_->tid);
     if (::ptrace(PTRACE_SETSIGMASK, thread_->tid, sizeof mask, &mask) != 0) return failed("block signals of");
     if (::ptrace(PTRACE_CONT, thread_->tid, 0, 0) != 0) return failed("continue");
     started_ = true;
@@ -125,7 +142,12 @@ class TapePlay {
   Result<bool> sent_by_itself() {
     siginfo_t info{};
     if (::ptrace(PTRACE_GETSIGINFO, thread_->tid, 0, &info) != 0) return failed("ask for the signal of");
-    return info.si_code == SI_TKILL;
+    if (info.si_code == SI_TKILL) return true;
+    // Where the user's queue of signals is full (RLIMIT_SIGPENDING), the kernel delivers the signal without its siginfo and makes
+    // this one up (collect_signal in the kernel's signal.c).
+    const bool is_made_up = info.si_code == SI_USER && info.si_pid == 0 && info.si_uid == 0;
+    Tape head{};
+    return is_made_up && read_memory(thread_->tid, address_, &head, sizeof head).ok() && head.done == 1;
   }
 
   // The thread has not come to its end, and never will: its registers are put back while it stands in this stop, and the signal
@@ -135,6 +157,12 @@ class TapePlay {
     siginfo_t info{};
     if (::ptrace(PTRACE_GETSIGINFO, thread_->tid, 0, &info) != 0) return failed("ask for the signal of");
     if (info.si_code <= 0) return {};  // sent by a process
+    constexpr int kUserDispatch = 2;  // SYS_USER_DISPATCH
+    if (signal == SIGSYS && info.si_code == kUserDispatch) {
+      return error(fmt::format("thread {} has its system calls dispatched to itself (PR_SET_SYSCALL_USER_DISPATCH), which this "
+                               "kernel lets nobody suspend", thread_->tid),
+                   "use Linux 6.4 or newer, or checkpoint when the program has switched it off");
+    }
     user_regs_struct regs{};
     ::ptrace(PTRACE_GETREGS, thread_->tid, 0, &regs);
     return error(fmt::format("thread {} met SIG{} at {:#x} (instruction at {:#x}) while it answered the checkpoint's questions",

@@ -15,6 +15,8 @@ namespace {
 
 // include/linux/errno.h: kernel-internal results of interrupted system calls.
 constexpr int64_t kRestartSys = 512, kRestartNoIntr = 513, kRestartNoHand = 514, kRestartBlock = 516;
+// PTRACE_SET_ and _GET_SYSCALL_USER_DISPATCH_CONFIG, newer than Debian 12's headers.
+constexpr auto kSetDispatch = static_cast<__ptrace_request>(0x4210), kGetDispatch = static_cast<__ptrace_request>(0x4211);
 constexpr size_t kMaxXstateBytes = 16 * 1024;  // AVX-512 needs 2.7 KiB, AMX another 8 KiB
 
 bool in_system_call(const user_regs_struct& regs) { return static_cast<int64_t>(regs.orig_rax) >= 0; }
@@ -121,6 +123,11 @@ Result<void> write_extended_state(const StoppedThread& thread) {
   }
 }
 
+Result<void> set_dispatch(pid_t tid, SyscallDispatch dispatch) {
+  if (::ptrace(kSetDispatch, tid, sizeof dispatch, &dispatch) == 0) return {};
+  return errno_error(fmt::format("set syscall user dispatch of thread {}", tid), "this needs Linux 6.4 or newer");
+}
+
 }  // namespace
 
 bool uses_tiles(const std::vector<uint8_t>& xstate) {
@@ -142,6 +149,10 @@ Result<void> read_thread_state(StoppedThread& thread) {
   if (::ptrace(PTRACE_GETSIGMASK, thread.tid, sizeof thread.signal_mask, &thread.signal_mask) != 0) {
     return errno_error(fmt::format("read signal mask of thread {}", thread.tid));
   }
+  // Before Linux 6.4 nobody tells: the thread's tape then meets SIGSYS (remote_tape.cc).
+  if (::ptrace(kGetDispatch, thread.tid, sizeof thread.dispatch, &thread.dispatch) != 0) {
+    thread.dispatch = {};
+  }
   return {};
 }
 
@@ -151,7 +162,12 @@ Result<void> write_thread_state(const StoppedThread& thread) {
   if (::ptrace(PTRACE_SETSIGMASK, thread.tid, sizeof mask, &mask) != 0) {
     return errno_error(fmt::format("set signal mask of thread {}", thread.tid));
   }
+  if (thread.dispatch.mode != 0) VMCKPT_TRY(set_dispatch(thread.tid, thread.dispatch));
   return write_registers(thread);
+}
+
+Result<void> suspend_dispatch(const StoppedThread& thread) {
+  return thread.dispatch.mode == 0 ? Result<void>() : set_dispatch(thread.tid, {});
 }
 
 Result<void> write_registers(const StoppedThread& thread) {

@@ -12,6 +12,8 @@ namespace vmckpt {
 
 Result<void> read_thread_state(StoppedThread& thread);
 Result<void> write_thread_state(const StoppedThread& thread);
+// Until write_thread_state() the thread's own system calls go to the kernel.
+Result<void> suspend_dispatch(const StoppedThread& thread);
 Result<void> write_registers(const StoppedThread& thread);  // the general ones alone
 
 // Whether extended state (NT_X86_XSTATE) has AMX tile data. The kernel makes room for it in a thread at the first use only; until

@@ -38,6 +38,9 @@ PROCESS_ACTS = [
     Act("robust_mutex"),
     Act("signal_state"),
     Act("signals_pending"),
+    Act("full_signal_queue"),
+    Act("single_step"),
+    Act("dispatched_calls"),
     Act("altstack"),
     Act("scheduling"),
     Act("identity"),
@@ -73,6 +76,8 @@ PROCESS_ACTS = [
 MEMORY_ACTS = [
     Act("anon_memory"),
     Act("vm_flags"),
+    Act("memory_rules", "read-implies-exec"),
+    Act("memory_rules", "deny-write-execute"),
     Act("fork_advice"),
     Act("stack"),
     Act("brk"),
@@ -321,8 +326,8 @@ def test_a_port_that_somebody_else_took_is_reported(stage):
 # ---- what is refused ------------------------------------------------------------------------------------------------
 
 REFUSED = ["netlink", "packet-socket", "userfaultfd", "fanotify", "message-queue", "perf-event", "own-descriptor-table",
-           "descriptor-in-flight", "child", "detached-mount"]
-REFUSED_OR_HANDLED = ["directory-removed", "huge-page", "own-directory", "not-dumpable"]
+           "own-directory", "landlock", "landlock-before-exec", "descriptor-in-flight", "child", "detached-mount"]
+REFUSED_OR_HANDLED = ["directory-removed", "huge-page", "not-dumpable"]
 
 
 def expect_clear_refusal(stage, outcome):
@@ -350,6 +355,27 @@ def test_what_may_be_refused_is_refused_clearly_or_survives_a_restart(stage, kin
         target.restart(outcome.json["image"])
     else:
         expect_clear_refusal(stage, outcome)
+    end(stage, target)
+
+
+@needs_vmckpt
+@pytest.mark.parametrize("kind, note", [
+    ("semaphore", "with SEM_UNDO"),
+    ("directory", "no signals about the directory"),
+    ("pressure", "has no trigger on it"),
+])
+def test_what_the_kernel_shows_to_nobody_is_noted(stage, kind, note):
+    target = begin(stage, "hidden_state", kind)
+    (report,) = intermission(stage, target, "restarted")
+    assert [text for text in report["notes"] if note in text] != []
+    end(stage, target)
+
+
+@needs_vmckpt
+def test_a_semaphore_set_that_is_gone_is_not_noted(stage):
+    target = begin(stage, "hidden_state", "removed-semaphore")
+    (report,) = intermission(stage, target, "resumed")
+    assert report["notes"] == []
     end(stage, target)
 
 

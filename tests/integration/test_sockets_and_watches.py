@@ -35,6 +35,9 @@ REFUSED = {
     "bpf-map": "a BPF program, map or link",
     "packet-socket": "a packet socket",
     "lease-breaking": "checkpoint again when the program has answered",
+    "own-directory": "a working directory and umask of its own",
+    "landlock": "has restricted itself with Landlock",
+    "landlock-before-exec": "has restricted itself with Landlock",
     "tcp-not-accepted": "over a connection that the program has not accepted yet",
     "unix-not-accepted": "over a connection that the program has not accepted yet",
 }

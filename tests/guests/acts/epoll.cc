@@ -4,6 +4,7 @@
 
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
 
@@ -13,6 +14,13 @@
 #include "act.h"
 
 static int epoll_fd = -1;
+
+struct BusyPoll {  // struct epoll_params (linux/eventpoll.h)
+  uint32_t microseconds;
+  uint16_t budget;
+  uint8_t prefer, padding;
+};
+constexpr unsigned long kSetBusyPoll = _IOW(0x8a, 0x01, BusyPoll), kGetBusyPoll = _IOR(0x8a, 0x02, BusyPoll);
 
 static void add(int epoll, int fd, uint32_t events, uint64_t data) {
   epoll_event event{};
@@ -64,6 +72,10 @@ int main(int argc, char** argv) {
   int inner = MUST(epoll_create1(0)), in_inner = MUST(eventfd(0, EFD_NONBLOCK));
   int registered = MUST(eventfd(0, EFD_NONBLOCK));
 
+  // Linux 6.9; before that the request is unknown, and the answer stays as it is.
+  BusyPoll busy_poll{50, 8, 1, 0};
+  const bool has_busy_poll = ioctl(epoll_fd, kSetBusyPoll, &busy_poll) == 0;
+
   add(epoll_fd, level, EPOLLIN, 0x1111'2222'3333'4444);
   add(epoll_fd, edge, EPOLLIN | EPOLLET, 2);
   add(epoll_fd, once_armed, EPOLLIN | EPOLLONESHOT, 3);
@@ -87,6 +99,14 @@ int main(int argc, char** argv) {
   auto before = registrations(epoll_fd);
 
   act::intermission();
+
+  if (has_busy_poll) {
+    busy_poll = {};
+    MUST(ioctl(epoll_fd, kGetBusyPoll, &busy_poll));
+    act::expect_equal("busy polling: microseconds", 50u, busy_poll.microseconds);
+    act::expect_equal("busy polling: budget", 8, busy_poll.budget);
+    act::expect_equal("busy polling: preferred", 1, busy_poll.prefer);
+  }
 
   auto after = registrations(epoll_fd);
   act::expect_equal("number of registrations", before.size(), after.size());

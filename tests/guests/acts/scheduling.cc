@@ -9,8 +9,18 @@
 
 #include "act.h"
 
+// struct sched_attr, the part that every kernel has.
+struct Attributes {
+  uint32_t size, policy;
+  uint64_t flags;
+  int32_t nice;
+  uint32_t priority;
+  uint64_t runtime, deadline, period;
+};
+
 struct Scheduling {
   int policy = 0, priority = 0, nice_value = 0;
+  uint64_t slice_ns = 0;  // of fair scheduling, since Linux 6.12; 0 before
   long io_priority = 0;
   std::string affinity;
 };
@@ -23,6 +33,9 @@ static Scheduling current() {
   s.priority = parameter.sched_priority;
   s.nice_value = getpriority(PRIO_PROCESS, 0);
   s.io_priority = syscall(SYS_ioprio_get, 1, 0);
+  Attributes attributes{};
+  MUST(syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0));
+  s.slice_ns = attributes.runtime;
   s.affinity = act::status_field("/proc/thread-self/status", "Cpus_allowed_list");
   return s;
 }
@@ -32,6 +45,7 @@ static void expect_same(const std::string& who, const Scheduling& expected) {
   act::expect_equal(who + ": policy", expected.policy, got.policy);
   act::expect_equal(who + ": priority", expected.priority, got.priority);
   act::expect_equal(who + ": nice", expected.nice_value, got.nice_value);
+  act::expect_equal(who + ": slice", expected.slice_ns, got.slice_ns);
   act::expect_equal(who + ": I/O priority", expected.io_priority, got.io_priority);
   act::expect_equal(who + ": affinity", expected.affinity, got.affinity);
 }
@@ -67,7 +81,8 @@ int main(int argc, char** argv) {
     expect_same("other thread", before);
   });
   while (ready == 0) act::sleep_ms(1);
-  MUST(setpriority(PRIO_PROCESS, 0, 7));
+  Attributes attributes{sizeof attributes, SCHED_OTHER, 0, 7, 0, 7'000'000, 0, 0};
+  MUST(syscall(SYS_sched_setattr, 0, &attributes, 0));
   Scheduling before = current();
 
   act::intermission();

@@ -37,8 +37,18 @@ int main(int argc, char** argv) {
   act::fill(divided, kBytes / 2, seed + 2);  // the second half is never touched
   MUST(mprotect(divided, kBytes / 4, PROT_READ));
   MUST(munmap(divided + kBytes / 4, 4096));
+  // What the program itself may not read.
+  char* write_only = map(-1, MAP_SHARED | MAP_ANONYMOUS);
+  act::fill(write_only, kBytes, seed + 3);
+  MUST(mprotect(write_only, kBytes, PROT_WRITE));
+  MUST(mprotect(write_only + 4096, 4096, PROT_NONE));
 
   act::intermission();
+
+  act::expect_equal("permissions of memory that is only written", std::string("-w-s"), act::permissions_at(write_only));
+  act::expect_equal("permissions of a part that is not used", std::string("---s"), act::permissions_at(write_only + 4096));
+  MUST(mprotect(write_only, kBytes, PROT_READ));
+  act::expect_filled("memory that is only written", write_only, kBytes, seed + 3);
 
   check_twins("shared anonymous memory", anonymous, anonymous_twin, seed);
   check_twins("/dev/zero mapped shared", device, device_twin, seed + 1);

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <linux/bpf.h>
+#include <linux/landlock.h>
 #include <linux/netlink.h>
 #include <linux/perf_event.h>
 #include <mqueue.h>
@@ -22,6 +23,7 @@
 
 static std::atomic<bool> over{false};
 static std::thread helper;
+static const char* program;
 static pid_t child = -1;
 
 static void need(long result, const char* what) {
@@ -103,6 +105,19 @@ static void hold(const std::string& kind) {
       while (!over) act::sleep_ms(1);
     });
     while (!ready) act::sleep_ms(1);
+  } else if (kind == "landlock" || kind == "landlock-before-exec") {
+    if (kind == "landlock-before-exec" && getenv("RESTRICTED") != nullptr) return;
+    landlock_ruleset_attr attributes{};
+    attributes.handled_access_fs = LANDLOCK_ACCESS_FS_MAKE_SOCK;
+    int rules = static_cast<int>(syscall(SYS_landlock_create_ruleset, &attributes, sizeof attributes, 0));
+    need(rules, "Landlock");
+    MUST(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+    MUST(syscall(SYS_landlock_restrict_self, rules, 0));
+    close(rules);
+    if (kind == "landlock") return;
+    const char* arguments[] = {program, act::go_file, kind.c_str(), nullptr};
+    const char* environment[] = {"RESTRICTED=1", nullptr};
+    MUST(execve(program, const_cast<char**>(arguments), const_cast<char**>(environment)));
   } else if (kind == "descriptor-in-flight") {
     int pair[2];
     MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
@@ -140,6 +155,7 @@ static void hold(const std::string& kind) {
 
 int main(int argc, char** argv) {
   act::begin(argc, argv);
+  program = argv[0];
   uint64_t secret = act::random_u64();
   volatile uint64_t copy = secret;
   hold(act::args.empty() ? "netlink" : act::args[0]);
