@@ -139,6 +139,11 @@ Result<void> save_packets(const TargetFile& file, int fd, SocketMessages* messag
   }
   PeekOffset guard(fd);
   if (!guard.set()) return errno_error("look further into the unread messages of " + file.describe());
+  // Of all records (unix_inq_len in net/unix/af_unix.c). Behind the last byte, an empty record and the end are the same to a reader.
+  int unread = 0;
+  if (file.socket_type == SOCK_SEQPACKET && ::ioctl(fd, SIOCINQ, &unread) != 0) {
+    return errno_error("ask how much is unread in " + file.describe());
+  }
   std::string buffer(size_t{256} << 10, '\0');
   for (size_t count = 0;; ++count) {
     if (count == kMaxMessages) return error(file.describe() + " has too many unread messages");
@@ -146,8 +151,11 @@ Result<void> save_packets(const TargetFile& file, int fd, SocketMessages* messag
     if (peeked.has_descriptors) return descriptors_on_their_way(file);
     if (peeked.nothing) return {};
     pollfd now{fd, POLLIN | POLLRDHUP, 0};
-    if (peeked.bytes == 0 && file.socket_type == SOCK_SEQPACKET && ::poll(&now, 1, 0) > 0 && (now.revents & POLLRDHUP))
+    if (peeked.bytes == 0 && unread <= 0 && file.socket_type == SOCK_SEQPACKET && ::poll(&now, 1, 0) > 0 &&
+        (now.revents & POLLRDHUP)) {
       return {};
+    }
+    unread -= static_cast<int>(peeked.bytes);
     if (peeked.bytes > buffer.size()) {
       return error(
           fmt::format("{} has an unread message of {} bytes, more than vmckpt copies", file.describe(), peeked.bytes));

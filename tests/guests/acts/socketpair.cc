@@ -35,6 +35,9 @@ static int option(int fd, int name) {
 
 int main(int argc, char** argv) {
   act::begin(argc, argv);
+  Pair ended = make(SOCK_SEQPACKET);
+  for (const char* text : {"before", "", "behind"}) MUST(send(ended.a, text, strlen(text), 0));
+  MUST(shutdown(ended.a, SHUT_WR));
   Pair stream = make(SOCK_STREAM | SOCK_CLOEXEC), datagram = make(SOCK_DGRAM | SOCK_NONBLOCK);
   Pair packets = make(SOCK_SEQPACKET), half_closed = make(SOCK_STREAM), widowed = make(SOCK_STREAM);
   std::string text = act::random_text(40'000), back = act::random_text(7'000);
@@ -57,6 +60,10 @@ int main(int argc, char** argv) {
   int twin = MUST(dup(stream.b));
 
   act::intermission();
+
+  for (const char* text : {"before", "", "behind", ""}) {
+    act::expect_equal("record of a finished connection", std::string(text), act::read_text(ended.b));
+  }
 
   act::expect_equal("close-on-exec", FD_CLOEXEC, fcntl(stream.a, F_GETFD));
   act::expect_equal("O_NONBLOCK", O_NONBLOCK, fcntl(datagram.b, F_GETFL) & O_NONBLOCK);
