@@ -104,7 +104,16 @@ int peek_offset(int fd) {
   return ::getsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &offset, &bytes) == 0 ? offset : -1;
 }
 
+// A byte sent with MSG_OOB, and the mark that it leaves in the stream, end every peek: what comes behind cannot be seen.
+Result<void> refuse_urgent(const TargetFile& file, int fd) {
+  pollfd ask{fd, POLLPRI, 0};
+  if (::poll(&ask, 1, 0) <= 0 || (ask.revents & POLLPRI) == 0) return {};
+  return error(file.describe() + " has unread urgent data (MSG_OOB), which cannot be saved",
+               "checkpoint again when the program has read it");
+}
+
 Result<void> save_stream(const TargetFile& file, int fd, SocketMessages* messages) {
+  VMCKPT_TRY(refuse_urgent(file, fd));
   int unread = 0;
   if (::ioctl(fd, SIOCINQ, &unread) != 0) return errno_error("ask how much is unread in " + file.describe());
   if (unread <= 0) return {};

@@ -9,6 +9,7 @@
 #include <mqueue.h>
 #include <net/ethernet.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <sched.h>
 #include <sys/fanotify.h>
 #include <sys/mount.h>
@@ -46,6 +47,15 @@ static void send_descriptor(int over_socket, int fd) {
   header->cmsg_len = CMSG_LEN(sizeof fd);
   memcpy(CMSG_DATA(header), &fd, sizeof fd);
   MUST(sendmsg(over_socket, &message, 0));
+}
+
+// Bytes on both sides of an urgent one, and nobody reads.
+static void send_urgent(int from, int to) {
+  MUST(act::write_text(from, "before"));
+  if (send(from, "!", 1, MSG_OOB) != 1) act::skip("MSG_OOB");
+  MUST(act::write_text(from, "behind"));
+  pollfd urgent{to, POLLPRI, 0};
+  MUST(poll(&urgent, 1, 1000) == 1 ? 0 : -1);
 }
 
 static void hold(const std::string& kind) {
@@ -136,6 +146,21 @@ static void hold(const std::string& kind) {
     MUST(getsockname(listener, reinterpret_cast<sockaddr*>(&address), &bytes));
     MUST(connect(client, reinterpret_cast<sockaddr*>(&address), bytes));
     MUST(act::write_text(client, "unread"));
+  } else if (kind == "tcp-urgent") {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    int listener = MUST(socket(AF_INET, SOCK_STREAM, 0)), client = MUST(socket(AF_INET, SOCK_STREAM, 0));
+    MUST(bind(listener, reinterpret_cast<sockaddr*>(&address), sizeof address));
+    MUST(listen(listener, 1));
+    socklen_t bytes = sizeof address;
+    MUST(getsockname(listener, reinterpret_cast<sockaddr*>(&address), &bytes));
+    MUST(connect(client, reinterpret_cast<sockaddr*>(&address), bytes));
+    send_urgent(client, MUST(accept(listener, nullptr, nullptr)));
+  } else if (kind == "unix-urgent") {
+    int ends[2];
+    MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, ends));
+    send_urgent(ends[0], ends[1]);
   } else if (kind == "child") {
     child = MUST(fork());
     if (child == 0) {
