@@ -189,6 +189,15 @@ Result<void> place_numbers(RestoreContext& context) {
   return {};
 }
 
+// From then on the file may send signals, which name the number by which the flag was set (si_fd).
+Result<void> restore_async_flag(const pb::OpenFile& file) {
+  if ((file.status_flags() & (O_PATH | O_ASYNC)) != O_ASYNC || file.numbers().empty()) return {};
+  const int number = file.numbers(0).number();
+  const int flags = ::fcntl(number, F_GETFL);
+  if (flags < 0 || ::fcntl(number, F_SETFL, flags | O_ASYNC) != 0) return errno_error(describe(file) + ": set O_ASYNC");
+  return {};
+}
+
 }  // namespace
 
 Result<void> save_descriptors(DescriptorSave& save, pb::DescriptorTable* table) {
@@ -228,6 +237,7 @@ Result<void> restore_descriptors(const pb::DescriptorTable& table, DescriptorRes
     VMCKPT_TRY(restore_file_status(context, file, context.fd(file.id())));
   }
   VMCKPT_TRY(place_numbers(context));
+  for (const pb::OpenFile& file : table.files()) VMCKPT_TRY(restore_async_flag(file));
   VMCKPT_TRY(restore_epoll_registrations(context));
   context.built.clear();
   for (const pb::OpenFile& file : table.files()) {

@@ -3,7 +3,7 @@
 //
 // Status flags are mostly given when the object is made; here they are brought to exactly what they were. An owner that
 // is a single thread other than the first does not exist yet at this point of a restart and is noted as lost. O_ASYNC
-// comes last: from then on the file may send signals. Sources: fcntl(2), F_SETOWN_EX since Linux 2.6.32.
+// comes when the file has its number (descriptors.cc). Sources: fcntl(2), F_SETOWN_EX since Linux 2.6.32.
 #include <unistd.h>
 
 #include "core/proc.h"
@@ -28,10 +28,6 @@ Result<void> restore_async_io(RestoreContext& context, const pb::OpenFile& file,
   }
   if (async.signal() != 0 && ::fcntl(fd, F_SETSIG, async.signal()) != 0) {
     return errno_error(fmt::format("{}: set its signal {}", describe(file), async.signal()));
-  }
-  if ((file.status_flags() & O_ASYNC) != 0) {
-    int flags = ::fcntl(fd, F_GETFL);
-    if (flags < 0 || ::fcntl(fd, F_SETFL, flags | O_ASYNC) != 0) return errno_error(describe(file) + ": set O_ASYNC");
   }
   return {};
 }

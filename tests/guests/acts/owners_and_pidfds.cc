@@ -1,5 +1,5 @@
 // A pseudo terminal's slave belongs to whom it was given to, and can be opened by its name; two descriptors of one process
-// that has ended are known to be of one process, and others are not.
+// that has ended are known to be of one process, and others are not. A signal that a file sends names the file's number.
 
 #include "act.h"
 
@@ -11,8 +11,20 @@ static ino_t inode_of(int fd) {
 
 static int pidfd_of(pid_t pid) { return MUST(static_cast<int>(syscall(SYS_pidfd_open, pid, 0))); }
 
+static volatile int g_signalled_by = -1;
+static void on_input(int, siginfo_t* info, void*) { g_signalled_by = info->si_fd; }
+
 int main(int argc, char** argv) {
   act::begin(argc, argv);
+  struct sigaction action {};
+  action.sa_sigaction = on_input;
+  action.sa_flags = SA_SIGINFO | SA_RESTART;
+  MUST(sigaction(SIGRTMIN, &action, nullptr));
+  int ends[2];
+  MUST(pipe(ends));
+  MUST(fcntl(ends[0], F_SETOWN, getpid()));
+  MUST(fcntl(ends[0], F_SETSIG, SIGRTMIN));
+  MUST(fcntl(ends[0], F_SETFL, O_ASYNC));
   int master = MUST(posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC));
   MUST(grantpt(master));
   MUST(unlockpt(master));
@@ -32,6 +44,8 @@ int main(int argc, char** argv) {
 
   act::intermission();
 
+  MUST(act::write_text(ends[1], "x"));
+  act::eventually("a signal says which file has input", [&] { return g_signalled_by == ends[0]; });
   struct stat after;
   MUST(fstat(slave, &after));
   act::expect_equal("owner", before.st_uid, after.st_uid);
