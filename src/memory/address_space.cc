@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 
 #include "core/fd.h"
 #include "core/proc.h"
@@ -306,12 +307,28 @@ class Saver {
     return parse_hex(device.substr(0, colon)) << 20 | parse_hex(device.substr(colon + 1));
   }
 
+  static uint64_t kernel_device(uint64_t device) { return uint64_t{major(device)} << 20 | minor(device); }
+
   // The file behind a mapping when its path still leads to it. Only the inode is compared: on btrfs and overlayfs the device
   // in maps is not the one that stat shows.
   const pb::FileIdentity* named_file(const Vma& vma) {
-    if (vma.deleted() || vma.name.empty() || vma.name[0] != '/') return nullptr;
-    const pb::FileIdentity& identity = known_identity(world_.pid(), vma.name, identities_);
-    return identity.inode() == vma.inode ? &identity : nullptr;
+    if (vma.name.empty() || vma.name[0] != '/') return nullptr;
+    const pb::FileIdentity* identity = &known_identity(world_.pid(), vma.name, identities_);
+    if (vma.deleted()) {  // unless that is its very name
+      return identity->inode() == vma.inode && kernel_device(identity->device()) == parse_device(vma.device) ? identity : nullptr;
+    }
+    if (identity->inode() == vma.inode) return identity;
+    const std::string name = with_line_ends(vma.name);
+    if (name == vma.name) return nullptr;
+    identity = &known_identity(world_.pid(), name, identities_);
+    return identity->inode() == vma.inode ? identity : nullptr;
+  }
+
+  // /proc/PID/maps shows the end of a line in a name as "\\012", as it does a name that has just that.
+  static std::string with_line_ends(std::string name) {
+    constexpr std::string_view kShown = "\\012";
+    for (size_t at = 0; (at = name.find(kShown, at)) != std::string::npos; ++at) name.replace(at, kShown.size(), "\n");
+    return name;
   }
 
   Result<void> append_with_pages(const Vma& vma, pb::Mapping mapping, DumpRange::Pages pages) {

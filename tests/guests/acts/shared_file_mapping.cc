@@ -1,5 +1,7 @@
 // A file mapped shared is the file: what was written through the mapping before and after the checkpoint is in it, and
-// what is written to it shows in the mapping.
+// what is written to it shows in the mapping. So it is for names that /proc/PID/maps shows in another way, or like a removed file's.
+
+#include <map>
 
 #include "act.h"
 
@@ -15,7 +17,20 @@ int main(int argc, char** argv) {
   close(fd);
   act::fill(writable, kBytes, seed);
 
+  std::map<std::string, char*> strange;
+  for (const char* name : {"kept (deleted)", "two\nlines", "back\\012slash"}) {
+    act::make_file(name, std::string(4096, '.'));
+    int named = MUST(open(name, O_RDWR | O_CLOEXEC));
+    strange[name] = static_cast<char*>(MUST(mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, named, 0)));
+    close(named);
+  }
+
   act::intermission();
+
+  for (const auto& [name, mapping] : strange) {
+    mapping[7] = '!';
+    act::expect_equal("\"" + name + "\" is still the file", '!', act::file_text(name)[7]);
+  }
 
   act::expect_equal("permissions", std::string("rw-s"), act::permissions_at(writable));
   act::expect_filled("mapping", writable, kBytes, seed);
