@@ -109,7 +109,10 @@ class MappedFiles {
   }
 
   Result<int> open_for(const pb::Mapping& mapping) {
-    if (mapping.kind() == pb::Mapping::CAPTURED || mapping.kind() == pb::Mapping::CAPTURED_PRIVATE) return captured_.fd(mapping.captured_id());
+    if (mapping.kind() == pb::Mapping::CAPTURED_PRIVATE) return captured_.fd(mapping.captured_id());
+    if (mapping.kind() == pb::Mapping::CAPTURED) {
+      return mapping.writable_file() ? captured_.fd(mapping.captured_id()) : open_captured_for_reading(mapping.captured_id());
+    }
     const bool writable = mapping.kind() == pb::Mapping::FILE_SHARED && mapping.writable_file();
     auto [known, is_new] = files_.try_emplace({mapping.file().path(), writable}, -1);
     if (is_new) {
@@ -133,10 +136,21 @@ class MappedFiles {
     return fd;
   }
 
+  // A mapping made through this descriptor can never be made writable. Where its mode forbids to read it, the one at hand must do.
+  int open_captured_for_reading(uint64_t id) {
+    auto [known, is_new] = for_reading_.try_emplace(id, captured_.fd(id));
+    if (!is_new) return known->second;
+    Fd fd(::open(fmt::format("/proc/self/fd/{}", captured_.fd(id)).c_str(), O_RDONLY | O_CLOEXEC));
+    const int kept = fd ? ::fcntl(fd.get(), F_DUPFD_CLOEXEC, service_.first()) : -1;
+    if (kept >= 0) known->second = kept;
+    return known->second;
+  }
+
   const RebuiltFiles& captured_;
   const FileAccess& access_;
   const ServiceDescriptors& service_;
   std::map<std::pair<std::string, bool>, int> files_;
+  std::map<uint64_t, int> for_reading_;
 };
 
 // A range that is free both now and in the target.

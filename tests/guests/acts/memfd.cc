@@ -34,6 +34,16 @@ int main(int argc, char** argv) {
   act::fill(only_mapped, kBytes, seed + 1);
   close(closed_but_mapped);
 
+  // One that others may only look at, and one that nobody may map for writing any more.
+  int given_away = MUST(memfd_create("given away", MFD_ALLOW_SEALING));
+  MUST(ftruncate(given_away, 8192));
+  int to_look_at = MUST(open(("/proc/self/fd/" + std::to_string(given_away)).c_str(), O_RDONLY | O_CLOEXEC));
+  void* looked_at = MUST(mmap(nullptr, 4096, PROT_READ, MAP_SHARED, to_look_at, 0));
+  auto* still_written = static_cast<char*>(MUST(mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, given_away, 0)));
+  constexpr int kSealFutureWrite = 0x10;  // F_SEAL_FUTURE_WRITE
+  MUST(fcntl(given_away, F_ADD_SEALS, kSealFutureWrite));
+  void* sealed_view = MUST(mmap(nullptr, 4096, PROT_READ, MAP_SHARED, given_away, 4096));
+
   // A program in a memfd, as container runtimes have it.
   int program = MUST(memfd_create("program", 0));
   int true_fd = MUST(open("/bin/true", O_RDONLY));
@@ -53,6 +63,11 @@ int main(int argc, char** argv) {
     MUST(waitpid(child, &status, 0));
     act::expect_equal("status of the program in a memfd", 0, status);
   }
+
+  act::expect_errno("a mapping for reading stays one", EACCES, mprotect(looked_at, 4096, PROT_READ | PROT_WRITE));
+  act::expect_errno("so does one of a sealed memfd", EACCES, mprotect(sealed_view, 4096, PROT_READ | PROT_WRITE));
+  still_written[0] = 'w';
+  act::expect_equal("they are one memory", 'w', *static_cast<char*>(looked_at));
 
   struct stat info {};
   MUST(fstat(fd, &info));
