@@ -38,6 +38,7 @@ REFUSED = {
     "own-directory": "a working directory and umask of its own",
     "landlock": "has restricted itself with Landlock",
     "landlock-before-exec": "has restricted itself with Landlock",
+    "deep-path": "is longer than 4096 characters",
     "tcp-urgent": "has unread urgent data (MSG_OOB)",
     "unix-urgent": "has unread urgent data (MSG_OOB)",
     "tcp-not-accepted": "over a connection that the program has not accepted yet",

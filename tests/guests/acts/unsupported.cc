@@ -146,6 +146,17 @@ static void hold(const std::string& kind) {
     MUST(getsockname(listener, reinterpret_cast<sockaddr*>(&address), &bytes));
     MUST(connect(client, reinterpret_cast<sockaddr*>(&address), bytes));
     MUST(act::write_text(client, "unread"));
+  } else if (kind == "deep-path") {
+    const std::string name(250, 'd');
+    int home = MUST(open(".", O_PATH | O_DIRECTORY | O_CLOEXEC)), opened = -1;
+    for (int depth = 0; depth < 20; depth++) {
+      MUST(mkdir(name.c_str(), 0700));
+      MUST(chdir(name.c_str()));
+    }
+    opened = MUST(open("file", O_RDWR | O_CREAT, 0600));
+    MUST(fchdir(home));
+    close(home);
+    MUST(fcntl(opened, F_GETFD));
   } else if (kind == "tcp-urgent") {
     sockaddr_in address{};
     address.sin_family = AF_INET;
