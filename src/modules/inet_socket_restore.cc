@@ -2,6 +2,7 @@
 // which the program's own listener would forbid. All connections are made over the loopback interface or the host's own
 // addresses.
 #include <algorithm>
+#include <cstring>
 
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -35,6 +36,29 @@ std::string loopback_address(int family) {
   address.sin6_addr.s6_addr[12] = 127;
   address.sin6_addr.s6_addr[15] = 1;
   return std::string(reinterpret_cast<char*>(&address), sizeof address);
+}
+
+// An IPv4 address as a socket of the other family has it, and back; others as they are.
+std::string in_family(int family, const std::string& address) {
+  sockaddr_in v4{};
+  sockaddr_in6 v6{};
+  if (family == AF_INET6 && address.size() == sizeof v4) {
+    std::memcpy(&v4, address.data(), sizeof v4);
+    v6.sin6_family = AF_INET6;
+    v6.sin6_port = v4.sin_port;
+    v6.sin6_addr.s6_addr[10] = v6.sin6_addr.s6_addr[11] = 0xff;
+    std::memcpy(&v6.sin6_addr.s6_addr[12], &v4.sin_addr, sizeof v4.sin_addr);
+    return std::string(reinterpret_cast<char*>(&v6), sizeof v6);
+  }
+  if (family == AF_INET && address.size() == sizeof v6) {
+    std::memcpy(&v6, address.data(), sizeof v6);
+    if (!IN6_IS_ADDR_V4MAPPED(&v6.sin6_addr)) return address;
+    v4.sin_family = AF_INET;
+    v4.sin_port = v6.sin6_port;
+    std::memcpy(&v4.sin_addr, &v6.sin6_addr.s6_addr[12], sizeof v4.sin_addr);
+    return std::string(reinterpret_cast<char*>(&v4), sizeof v4);
+  }
+  return address;
 }
 
 int bind_to(int fd, const std::string& address) {
@@ -111,11 +135,12 @@ struct Connection {
   Fd accepted;
 };
 
-// Connects two fresh sockets, with the addresses they had where these are free.
-Result<Connection> connect_pair(RestoreContext& context, const pb::OpenFile& file, const std::string& client_address,
+// Connects two fresh sockets, with the addresses they had where these are free. The accepted one is of its listener's family, which
+// need not be the client's: an IPv6 socket that listens for both has IPv4 clients.
+Result<Connection> connect_pair(RestoreContext& context, const pb::OpenFile& file, int accepted_family, const std::string& client_address,
                                 const std::string& accepted_address, size_t client_room, size_t accepted_room) {
-  Fd listener = VMCKPT_TRY(make_listener(file.inet_socket().family(), accepted_address, accepted_room));
-  std::string destination = name_of(listener.get());
+  Fd listener = VMCKPT_TRY(make_listener(accepted_family, accepted_address, accepted_room));
+  std::string destination = in_family(file.inet_socket().family(), name_of(listener.get()));
   for (const std::string& address : {client_address, std::string()}) {
     Connection connection;
     connection.client = VMCKPT_TRY(make_socket(context, file));
@@ -203,7 +228,7 @@ Result<void> restore_inside(RestoreContext& context, const pb::OpenFile& file) {
   const pb::OpenFile& accepted = accepted_is_file ? file : *peer;
   const pb::InetSocket &client_socket = client.inet_socket(), &accepted_socket = accepted.inet_socket();
   Connection connection =
-      VMCKPT_TRY(connect_pair(context, client, client_socket.local_address(), accepted_socket.local_address(),
+      VMCKPT_TRY(connect_pair(context, client, accepted_socket.family(), client_socket.local_address(), accepted_socket.local_address(),
                               client_socket.unread().size(), accepted_socket.unread().size()));
   int client_fd = connection.client.get(), accepted_fd = connection.accepted.get();
   restore_socket_options(context, accepted, accepted_socket.options(), accepted_fd, OptionStage::kBeforeBind);
@@ -236,7 +261,7 @@ void reset_connection(Fd fd) {
 // A connection whose other end is gone. Ends in the state that the program had seen last, made final by a reset.
 Result<void> restore_lost(RestoreContext& context, const pb::OpenFile& file) {
   const pb::InetSocket& socket = file.inet_socket();
-  Connection connection = VMCKPT_TRY(connect_pair(context, file, {}, {}, socket.unread().size(), 0));
+  Connection connection = VMCKPT_TRY(connect_pair(context, file, socket.family(), {}, {}, socket.unread().size(), 0));
   int fd = connection.client.get(), other = connection.accepted.get();
   VMCKPT_TRY(send_all(other, socket.unread()));
   size_t arrived = wait_for_bytes(fd, socket.unread().size());
