@@ -291,7 +291,8 @@ class Saver {
     for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
       // The name as well: inodes of two file systems may have one number.
       std::error_code gone;
-      if (std::filesystem::read_symlink(entry.path(), gone).string() != vma.name) continue;
+      const std::string link = std::filesystem::read_symlink(entry.path(), gone).string();
+      if (link != vma.name && link != with_line_ends(vma.name)) continue;
       struct stat info {};
       if (::stat(entry.path().c_str(), &info) != 0 || info.st_ino != vma.inode || !S_ISREG(info.st_mode)) continue;
       auto fd = world_.duplicate_fd(static_cast<int>(parse_number(entry.path().filename().string())));
