@@ -23,6 +23,7 @@ namespace {
 
 constexpr int kSoBufLock = 72;     // SO_BUF_LOCK: bit 0 send buffer, bit 1 receive buffer set by the program
 constexpr int kSoPassPidfd = 76;   // SO_PASSPIDFD
+constexpr int kSoPassRights = 83;  // SO_PASSRIGHTS, Linux 6.16: 0 turns descriptors away
 constexpr int kMulticastAll = 49;  // IP_MULTICAST_ALL
 constexpr size_t kMaxOptionBytes = 64;
 
@@ -52,6 +53,7 @@ constexpr Option kOptions[] = {
     {SOL_SOCKET, SO_RCVBUF, kAll, kEarly},
     {SOL_SOCKET, SO_PASSCRED, kUnix, kEarly},
     {SOL_SOCKET, kSoPassPidfd, kUnix, kEarly},
+    {SOL_SOCKET, kSoPassRights, kUnix, kLate},
     {SOL_SOCKET, SO_PASSSEC, kUnix, kLate},
     {SOL_SOCKET, SO_PEEK_OFF, kUnix | kUdp, kLate},
     {SOL_SOCKET, SO_RCVTIMEO, kAll, kLate},
@@ -75,7 +77,7 @@ constexpr Option kOptions[] = {
     {IPPROTO_IP, IP_TRANSPARENT, kInternet, kEarly},
     {IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, kInternet, kLate},
     {IPPROTO_IP, kIpLocalPortRange, kInternet, kLate},
-    {IPPROTO_IP, IP_MINTTL, kTcp, kLate},
+    {IPPROTO_IP, IP_MINTTL, kInternet, kLate},
     {IPPROTO_IP, IP_UNICAST_IF, kUdp, kLate},
     {IPPROTO_IP, IP_HDRINCL, kRaw, kEarly},
     {SOL_RAW, kIcmpFilter, kRaw, kEarly},
@@ -87,6 +89,9 @@ constexpr Option kOptions[] = {
     {IPPROTO_IP, IP_RECVTTL, kUdp, kLate},
     {IPPROTO_IP, IP_RECVTOS, kUdp, kLate},
     {IPPROTO_IP, IP_RECVORIGDSTADDR, kUdp, kLate},
+    {IPPROTO_IP, IP_RECVOPTS, kUdp, kLate},
+    {IPPROTO_IP, IP_RETOPTS, kUdp, kLate},
+    {IPPROTO_IP, IP_CHECKSUM, kUdp, kLate},
     {IPPROTO_IP, IP_MULTICAST_IF, kUdp, kLate},
     {IPPROTO_IP, IP_MULTICAST_TTL, kUdp, kLate},
     {IPPROTO_IP, IP_MULTICAST_LOOP, kUdp, kLate},
@@ -104,6 +109,10 @@ constexpr Option kOptions[] = {
     {IPPROTO_IPV6, IPV6_RECVTCLASS, kUdp, kLate},
     {IPPROTO_IPV6, IPV6_RECVORIGDSTADDR, kUdp, kLate},
     {IPPROTO_IPV6, IPV6_RECVPATHMTU, kUdp, kLate},
+    {IPPROTO_IPV6, IPV6_RECVHOPOPTS, kUdp, kLate},
+    {IPPROTO_IPV6, IPV6_RECVRTHDR, kUdp, kLate},
+    {IPPROTO_IPV6, IPV6_RECVDSTOPTS, kUdp, kLate},
+    {IPPROTO_IPV6, IPV6_MINHOPCOUNT, kInternet, kLate},
     {IPPROTO_IPV6, IPV6_UNICAST_IF, kUdp, kLate},
     {IPPROTO_IPV6, IPV6_AUTOFLOWLABEL, kInternet, kLate},
     {IPPROTO_IPV6, kIpv6HeaderIncluded, kRaw, kEarly},
@@ -128,6 +137,7 @@ constexpr Option kOptions[] = {
     {IPPROTO_TCP, TCP_SAVE_SYN, kTcp, kLate},
     {IPPROTO_TCP, TCP_FASTOPEN_CONNECT, kTcp, kLate},
     {IPPROTO_TCP, kTcpInq, kTcp, kLate},
+    {IPPROTO_UDP, UDP_CORK, kUdp, kLate},
     {IPPROTO_UDP, UDP_SEGMENT, kUdp, kLate},
     {IPPROTO_UDP, UDP_GRO, kUdp, kLate},
     {IPPROTO_UDP, kUdpNoCheck6Tx, kUdp, kLate},

@@ -2,6 +2,7 @@
 // and with the same options.
 
 #include <netinet/in.h>
+#include <netinet/udp.h>
 #include <sys/socket.h>
 
 #include "act.h"
@@ -46,7 +47,36 @@ int main(int argc, char** argv) {
   sockaddr_in bound_name = name_of(bound), connected_name = name_of(connected);
   MUST(connect(connected, reinterpret_cast<sockaddr*>(&bound_name), sizeof bound_name));
 
+  struct Switch {
+    const char* name;
+    int family, level, number, fd = -1;
+  };
+  Switch switches[] = {
+      {"IP_RECVOPTS", AF_INET, IPPROTO_IP, IP_RECVOPTS},
+      {"IP_RETOPTS", AF_INET, IPPROTO_IP, IP_RETOPTS},
+      {"IP_CHECKSUM", AF_INET, IPPROTO_IP, IP_CHECKSUM},
+      {"IP_MINTTL", AF_INET, IPPROTO_IP, IP_MINTTL},
+      {"UDP_CORK", AF_INET, IPPROTO_UDP, UDP_CORK},
+      {"IPV6_RECVHOPOPTS", AF_INET6, IPPROTO_IPV6, IPV6_RECVHOPOPTS},
+      {"IPV6_RECVRTHDR", AF_INET6, IPPROTO_IPV6, IPV6_RECVRTHDR},
+      {"IPV6_RECVDSTOPTS", AF_INET6, IPPROTO_IPV6, IPV6_RECVDSTOPTS},
+      {"IPV6_MINHOPCOUNT", AF_INET6, IPPROTO_IPV6, IPV6_MINHOPCOUNT},
+  };
+  for (Switch& s : switches) {
+    s.fd = socket(s.family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (s.fd >= 0) MUST(setsockopt(s.fd, s.level, s.number, &one, sizeof one));
+  }
+  constexpr int kPassRights = 83;  // SO_PASSRIGHTS, Linux 6.16
+  int turned_away[2], none = 0;
+  MUST(socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, turned_away));
+  const bool can_turn_away = setsockopt(turned_away[0], SOL_SOCKET, kPassRights, &none, sizeof none) == 0;
+
   act::intermission();
+
+  for (const Switch& s : switches) {
+    if (s.fd >= 0) act::expect_equal(s.name, 1, option(s.fd, s.level, s.number));
+  }
+  if (can_turn_away) act::expect_equal("SO_PASSRIGHTS", 0, option(turned_away[0], SOL_SOCKET, kPassRights));
 
   act::expect_equal("port", ntohs(bound_name.sin_port), ntohs(name_of(bound).sin_port));
   act::expect_equal("port of the connected one", ntohs(connected_name.sin_port), ntohs(name_of(connected).sin_port));
