@@ -152,14 +152,14 @@ class Saver {
     }
     if (const pb::FileIdentity* file = vma.name.starts_with("/dev/zero") ? nullptr : named_file(vma)) {
       if (may_write(vma, flags)) {
-        if (const uint64_t id = VMCKPT_TRY(capture_named(vma, flags)); id != 0) {
+        if (const uint64_t id = VMCKPT_TRY(capture_named(vma, file->path(), flags)); id != 0) {
           mapping.set_kind(pb::Mapping::CAPTURED);
           mapping.set_captured_id(id);
           *mapping.mutable_file() = *file;  // how it is recognised: shared_files.h
           mapping.set_writable_file(true);
           return append(std::move(mapping));
         }
-        keep(vma);
+        keep(vma, file->path());
         note_uncaptured(vma);
       }
       mapping.set_kind(pb::Mapping::FILE_SHARED);
@@ -233,30 +233,30 @@ class Saver {
   }
 
   // A file that is memory: nothing else keeps its content for the restart. 0 where it is left to the file.
-  Result<uint64_t> capture_named(const Vma& vma, const std::string& flags) {
+  Result<uint64_t> capture_named(const Vma& vma, const std::string& path, const std::string& flags) {
     if (options_.shared_files == SharedFileContent::kNone) return 0;
-    if (options_.shared_files != SharedFileContent::kAll && !is_on_tmpfs(vma.name) && !is_guest_memory(vma, flags)) return 0;
+    if (options_.shared_files != SharedFileContent::kAll && !is_on_tmpfs(path) && !is_guest_memory(vma, flags)) return 0;
     struct stat info {};
-    Fd fd = open_named(vma, info);
+    Fd fd = open_named(vma, path, info);
     if (!fd) return 0;
-    const uint64_t id = VMCKPT_TRY(captured_.capture(fd.get(), vma.name));
-    captured_.note_path(id, vma.name);
+    const uint64_t id = VMCKPT_TRY(captured_.capture(fd.get(), path));
+    captured_.note_path(id, path);
     return id;
   }
 
   // Any other: a copy, should it be missing by then, if it is small. What cannot be copied is not worth a refusal.
-  void keep(const Vma& vma) {
+  void keep(const Vma& vma, const std::string& path) {
     if (options_.shared_files == SharedFileContent::kNone) return;
     struct stat info {};
-    Fd fd = open_named(vma, info);
+    Fd fd = open_named(vma, path, info);
     if (!fd || !S_ISREG(info.st_mode) || !captured_.has_room_to_keep(static_cast<uint64_t>(info.st_size))) return;
-    if (auto id = captured_.capture(fd.get(), vma.name, true); id.ok()) captured_.note_path_of_kept(*id, vma.name);
+    if (auto id = captured_.capture(fd.get(), path, true); id.ok()) captured_.note_path_of_kept(*id, path);
   }
 
-  Fd open_named(const Vma& vma, struct stat& info) {
+  Fd open_named(const Vma& vma, const std::string& path, struct stat& info) {
     Fd fd = descriptor_of(vma);
     if (!fd) fd = Fd(::open(fmt::format("/proc/{}/map_files/{:x}-{:x}", world_.pid(), vma.start, vma.end).c_str(), O_RDONLY | O_CLOEXEC));
-    if (!fd) fd = Fd(::open(vma.name.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
+    if (!fd) fd = Fd(::open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
     if (fd && (::fstat(fd.get(), &info) != 0 || info.st_ino != vma.inode)) fd.reset();
     return fd;
   }
