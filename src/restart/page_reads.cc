@@ -99,7 +99,11 @@ std::vector<pid_t> choose_helper_numbers(const std::vector<pid_t>& taken) {
   if (auto text = read_whole_file("/proc/sys/kernel/pid_max"); text.ok()) most = std::max<int64_t>(parse_number(*text), 301);
   std::vector<pid_t> numbers;
   constexpr pid_t kFirstOrdinary = 300;  // RESERVED_PIDS: the kernel itself gives lower ones only once
-  pid_t number = taken.empty() ? kFirstOrdinary : *std::max_element(taken.begin(), taken.end());
+  // Numbers that the kernel will give some time from now are those that have been out of use for longest: nobody is about to send
+  // a signal to what had them. Those behind the target's own are its short-lived neighbours'.
+  constexpr pid_t kAhead = 100;
+  pid_t number = kFirstOrdinary;
+  if (auto last = read_whole_file("/proc/sys/kernel/ns_last_pid"); last.ok()) number = static_cast<pid_t>(parse_number(*last)) + kAhead;
   for (int tries = 0; tries < 1000 && numbers.size() + 1 < static_cast<size_t>(count); ++tries) {
     if (++number >= most) number = kFirstOrdinary;
     if (std::find(taken.begin(), taken.end(), number) != taken.end()) continue;

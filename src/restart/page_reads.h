@@ -35,7 +35,7 @@ class PageReads {
   uint64_t bytes_ = 0;
 };
 
-// As many as there are processors besides the leader's, above `taken`, which are the target's own.
+// As many as there are processors besides the leader's; none of `taken`, which are the target's own.
 std::vector<pid_t> choose_helper_numbers(const std::vector<pid_t>& taken);
 
 }  // namespace vmckpt
