@@ -200,8 +200,12 @@ void remove_if_stale(const std::string& socket_path) {
 ControlListener::ControlListener(ControlListener&& other) noexcept
     : path_(std::exchange(other.path_, {})), owner_(other.owner_), fd_(std::move(other.fd_)) {}
 
-ControlListener::~ControlListener() {
+ControlListener::~ControlListener() { close(); }
+
+void ControlListener::close() {
   if (!path_.empty() && owner_ == ::getpid()) ::unlink(path_.c_str());
+  path_.clear();
+  fd_.reset();
 }
 
 Result<Fd> ControlListener::accept() const {

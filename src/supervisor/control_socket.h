@@ -26,7 +26,8 @@ class ControlListener {
   static Result<ControlListener> create(const std::string& name);
   ControlListener(ControlListener&& other) noexcept;
   ControlListener& operator=(ControlListener&&) = delete;
-  ~ControlListener();  // removes the socket's file
+  ~ControlListener();
+  void close();  // removes the socket's file: the name is free
 
   int fd() const { return fd_.get(); }
   // A connection of somebody who may control the target; an Error is a reason to close it.

@@ -57,6 +57,12 @@ struct Order {
   Client* client;
 };
 
+// Whoever has asked for a checkpoint that ends the target may restart it at once, under the same name.
+struct LastReply {
+  pb::ControlReply reply;
+  Client* client;
+};
+
 class Service {
  public:
   Service(Target& target, ControlListener& listener, TerminalControl& terminal, bool detached, Fd terminal_master)
@@ -81,6 +87,8 @@ class Service {
     terminal_.take_back(WIFSIGNALED(wait_status_));
     while (target_terminal_.exists() && !show_to_attached(target_terminal_.take_shown())) {}
     remember();
+    listener_.close();
+    if (last_reply_) (void)send_reply(last_reply_->client->fd.get(), last_reply_->reply);
     return wait_status_;
   }
 
@@ -263,6 +271,7 @@ class Service {
       writing_->checkpoint->cancel();
     }
     std::erase_if(orders_, [&](const Order& order) { return order.client == &client; });
+    if (last_reply_ && last_reply_->client == &client) last_reply_.reset();
     clients_.remove_if([&](const Client& other) { return &other == &client; });
   }
 
@@ -374,6 +383,10 @@ class Service {
     if (!result.ok()) return reply_error(done->client, result.error().message());
     pb::ControlReply reply;
     fill(result.value(), reply.mutable_done());
+    if (done->stop) {
+      last_reply_ = LastReply{std::move(reply), done->client};
+      return;
+    }
     (void)send_reply(done->client->fd.get(), reply);
     done->client->waits_for_checkpoint = false;
   }
@@ -411,6 +424,7 @@ class Service {
   std::list<Client> clients_;
   std::list<Order> orders_;
   std::unique_ptr<Writing> writing_;
+  std::optional<LastReply> last_reply_;
   uint32_t checkpoints_ = 0;
   std::string last_image_;
   int wait_status_ = 0;

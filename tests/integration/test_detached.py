@@ -54,6 +54,17 @@ def test_output_to_a_file_stays_there(stage):
     stage.vmckpt_ok("kill", "it")
 
 
+def test_checkpoint_stop_comes_back_when_the_target_has_ended_and_its_name_is_free(stage):
+    pid = launch(stage, f"exec {stage.act('threads')} {stage.go_file}")
+    wait_for_log(stage, "READY")
+    for _ in range(10):
+        image = stage.vmckpt_ok("checkpoint", "it", "--stop", "--json").json["image"]
+        assert not process_is_alive(pid)
+        restarted = stage.vmckpt_ok("restart", "--detach", image, "-n", "it")
+        pid = int(restarted.stdout.split()[1])
+    stage.vmckpt_ok("kill", "it")
+
+
 def test_the_log_goes_on_after_a_restart(stage):
     launch(stage, f"echo before; exec {stage.act('threads')} {stage.go_file}")
     wait_for_log(stage, "READY")
