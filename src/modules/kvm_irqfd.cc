@@ -58,8 +58,7 @@ Result<void> IrqfdFlush::run(const KvmHost& host) const {
   if (!vm_) return error("make a VM of its own, to wait for interrupts that are on their way", "try again");
   auto pic = [&](unsigned long request, kvm_irqchip& chip) {
     chip.chip_id = KVM_IRQCHIP_PIC_MASTER;
-    if (host.call(vm_.get(), request, reinterpret_cast<unsigned long>(&chip)) == 0) return true;
-    return false;
+    return host.call(vm_.get(), request, reinterpret_cast<unsigned long>(&chip)) == 0;
   };
   const OwnAffinity affinity;
   const long processors = std::min<long>(::sysconf(_SC_NPROCESSORS_CONF), CPU_SETSIZE);
