@@ -107,10 +107,28 @@ uint32_t severity(uint32_t answer) {
   }
 }
 
-FilterProgram program_of(const pb::SeccompFilter& filter) {
-  FilterProgram program(filter.program().size() / sizeof(sock_filter));
-  std::memcpy(program.data(), filter.program().data(), program.size() * sizeof(sock_filter));
-  return program;
+std::vector<FilterProgram> programs_of(const pb::Thread& thread) {
+  std::vector<FilterProgram> programs;
+  for (const pb::SeccompFilter& filter : thread.filters()) {
+    FilterProgram& program = programs.emplace_back(filter.program().size() / sizeof(sock_filter));
+    std::memcpy(program.data(), filter.program().data(), program.size() * sizeof(sock_filter));
+  }
+  return programs;
+}
+
+// The most restrictive answer of all.
+uint32_t answer_of(const std::vector<FilterProgram>& programs, int64_t number, const uint64_t (&args)[6], uint64_t instruction_pointer) {
+  seccomp_data data{};
+  data.nr = static_cast<int>(number);
+  data.arch = AUDIT_ARCH_X86_64;
+  data.instruction_pointer = instruction_pointer;
+  std::memcpy(data.args, args, sizeof data.args);
+  uint32_t answer = SECCOMP_RET_ALLOW;
+  for (const FilterProgram& program : programs) {
+    const uint32_t one = run_filter(program, data);
+    if (severity(one) > severity(answer)) answer = one;
+  }
+  return answer;
 }
 
 void add_filter(pb::Thread* saved, uint32_t flags, const sock_filter* program, size_t instructions) {
@@ -227,17 +245,7 @@ Result<void> save_seccomp(const StoppedThread& thread, const Ledger& ledger, boo
 }
 
 uint32_t evaluate_filters(const pb::Thread& thread, int64_t number, const uint64_t (&args)[6], uint64_t instruction_pointer) {
-  seccomp_data data{};
-  data.nr = static_cast<int>(number);
-  data.arch = AUDIT_ARCH_X86_64;
-  data.instruction_pointer = instruction_pointer;
-  std::memcpy(data.args, args, sizeof data.args);
-  uint32_t answer = SECCOMP_RET_ALLOW;
-  for (const pb::SeccompFilter& filter : thread.filters()) {
-    uint32_t one = run_filter(program_of(filter), data);
-    if (severity(one) > severity(answer)) answer = one;
-  }
-  return answer;
+  return answer_of(programs_of(thread), number, args, instruction_pointer);
 }
 
 Result<void> check_tape_against_filters(const pb::Thread& thread, const TapeDraft& tape, TapeNeeds needs) {
@@ -254,8 +262,9 @@ Result<void> check_tape_against_filters(const pb::Thread& thread, const TapeDraf
     add(SYS_clone, CLONE_PARENT | SIGCHLD);
     for (int64_t number : {SYS_prctl, SYS_getppid, SYS_close_range, SYS_pause}) add(number);
   }
+  const std::vector<FilterProgram> programs = programs_of(thread);  // once: the target stands still meanwhile
   for (const TapeCall& call : calls) {
-    uint32_t answer = evaluate_filters(thread, call.number, call.args, 0);
+    uint32_t answer = answer_of(programs, call.number, call.args, 0);
     if (severity(answer) <= severity(SECCOMP_RET_LOG)) continue;
     if (needs == TapeNeeds::kNoHarm && (answer & SECCOMP_RET_ACTION_FULL) == SECCOMP_RET_ERRNO) continue;
     return error(fmt::format("the seccomp filter of thread {} forbids system call {} ({})", thread.tid(), call.number,
