@@ -62,21 +62,20 @@ Result<std::vector<pid_t>> list_descendants(pid_t pid) {
 
 Result<StatusFields> read_status(pid_t pid, pid_t tid) {
   std::string path = tid == 0 ? fmt::format("/proc/{}/status", pid) : fmt::format("/proc/{}/task/{}/status", pid, tid);
-  std::string text = VMCKPT_TRY(read_whole_file(path));
-  StatusFields fields;
-  for (std::string_view line : split_lines(text)) {
-    size_t colon = line.find(':');
-    if (colon == std::string_view::npos) continue;
-    std::string_view value = line.substr(colon + 1);
-    while (!value.empty() && (value.front() == '\t' || value.front() == ' ')) value.remove_prefix(1);
-    fields.emplace(line.substr(0, colon), value);
-  }
-  return fields;
+  return StatusFields{VMCKPT_TRY(read_whole_file(path))};
 }
 
 std::string_view status_field(const StatusFields& status, std::string_view name) {
-  auto found = status.find(name);
-  return found == status.end() ? std::string_view() : std::string_view(found->second);
+  // A line's end in a name is shown as "\\n" (proc(5)), so that each line is a field.
+  for (std::string_view rest = status.text; !rest.empty();) {
+    std::string_view line = rest.substr(0, rest.find('\n'));
+    rest.remove_prefix(std::min(rest.size(), line.size() + 1));
+    if (line.size() <= name.size() || line[name.size()] != ':' || !line.starts_with(name)) continue;
+    line.remove_prefix(name.size() + 1);
+    line.remove_prefix(std::min(line.size(), line.find_first_not_of("\t ")));
+    return line;
+  }
+  return {};
 }
 
 uint64_t status_hex(const StatusFields& status, std::string_view name) { return parse_hex(status_field(status, name)); }

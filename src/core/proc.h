@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -23,8 +22,10 @@ Result<std::vector<pid_t>> list_descendants(pid_t pid);  // all of them, in no p
 // The names in an open directory; closes it. `name` is for messages.
 Result<std::vector<std::string>> list_names(Fd directory, const std::string& name);
 
-// /proc/PID/status (or /proc/PID/task/TID/status) by field name.
-using StatusFields = std::map<std::string, std::string, std::less<>>;
+// /proc/PID/status (or /proc/PID/task/TID/status) as it is: of its sixty fields a pause asks for a few.
+struct StatusFields {
+  std::string text;
+};
 Result<StatusFields> read_status(pid_t pid, pid_t tid = 0);
 std::string_view status_field(const StatusFields& status, std::string_view name);
 uint64_t status_hex(const StatusFields& status, std::string_view name);
