@@ -97,12 +97,6 @@ for file in capabilities cli detached files memory_files resources sockets_and_w
     side_by_side+=("tests/integration/test_$file.py")
 done
 
-# Machines that boot for minutes: two at a time.
-booting=()
-for test in a_linux_vm_goes_on_from_its_checkpoint the_counters_on_the_screen_of_memtest_go_on; do
-    booting+=("tests/integration/test_qemu_kvm.py::test_$test")
-done
-
 # What another Debian may change; all else depends on the kernel and on vmckpt only. Options are Boost's, threads, signals and the
 # C++ runtime libc's, sanitizers the compiler's. A VMM has its ways to make and to discard guest RAM, its calls of KVM and AIO,
 # and its sandbox.
@@ -119,7 +113,7 @@ part_alone=(
     test_qemu_tcg.py::test_ram_that_is_a_shared_file_is_that_of_the_checkpoint
     "test_qemu_tcg.py::test_qemu_in_its_own_seccomp_sandbox_is_restarted[ordinary user]"
     "test_qemu_tcg.py::test_a_qemu_that_daemonized_itself_is_adopted_checkpointed_and_restarted[ordinary user]"
-    test_qemu_kvm.py::test_a_restarted_machine_resets_itself_again_and_again
+    "test_qemu_kvm.py::test_a_restarted_machine_resets_itself_again_and_again[root-q35,hpet=on]"
 )
 
 # integration_tests NAME SECONDS WORD ...: pytest, given words that say which tests. SIGINT after SECONDS (since this script
@@ -250,9 +244,7 @@ meson_tests checks-sanitized build-sanitize unit
 title "Integration tests"
 guests
 integration_tests resources "$last_integration_s" -n "$side_by_side_jobs" "${side_by_side[@]}"
-integration_tests booting "$last_integration_s" -n 2 "${booting[@]}"
-integration_tests integration "$last_integration_s" tests --ignore=tests/bench "${side_by_side[@]/#/--ignore=}" \
-    "${booting[@]/#/--deselect=}"
+integration_tests integration "$last_integration_s" tests --ignore=tests/bench "${side_by_side[@]/#/--ignore=}"
 
 [ "$debian13" != too ] || debian13_part
 
