@@ -20,6 +20,7 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include "image/validate.h"
 #include "modules/descriptor_module.h"
 #include "tracer/ledger_reader.h"
 
@@ -143,7 +144,7 @@ void check_numbers(CheckContext& context) {
   std::set<uint32_t> ids;
   for (const pb::OpenFile& file : context.table.files()) {
     if (file.numbers_size() == 0 || file.id() != static_cast<uint32_t>(file.numbers(0).number()) ||
-        !ids.insert(file.id()).second || file.object_case() == pb::OpenFile::OBJECT_NOT_SET) {
+        !ids.insert(file.id()).second || object_of(file) == nullptr) {
       context.problem(error("the image's table of descriptors is malformed", "use another image"));
       return;
     }

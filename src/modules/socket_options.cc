@@ -18,6 +18,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "modules/socket.pb.h"
+
 namespace vmckpt {
 namespace {
 
