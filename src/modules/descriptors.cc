@@ -1,4 +1,4 @@
-// All open descriptors of one process: the list of modules, and the three entry points that call them.
+// All open descriptors of one process: the three entry points that call the modules (descriptor_kinds.inc).
 //
 //   save     walk /proc/PID/fd -> one TargetFile per open file description -> its module -> links between the files
 //   restore  every module makes its objects at service numbers -> status flags -> everything below the service numbers
@@ -27,19 +27,10 @@
 namespace vmckpt {
 namespace {
 
-// First match saves; all restore in this order.
 constexpr const DescriptorModule* kModules[] = {
-    &kEventfdModule,  // anonymous objects are known by their link alone and need nothing else
-    &kSignalfdModule,    &kTimerfdModule, &kPidfdModule, &kKvmModule,
-    &kMemfdModule,        // before regular files: a deleted file also is a regular file
-    &kRegularFileModule,  // also takes everything opened with O_PATH, whatever it is
-    &kInotifyModule,      // after regular files, whose opening is no event for the program
-    &kPipeModule,
-    &kTerminalModule,  // before devices: most terminals are character devices
-    &kDeviceModule,
-    &kUnixSocketModule,  // listeners first, then connections to them
-    &kInetSocketModule,
-    &kEpollModule,  // last: can watch every other kind
+#define DESCRIPTOR_KIND(name, module) &module,
+#include "modules/descriptor_kinds.inc"
+#undef DESCRIPTOR_KIND
 };
 
 const DescriptorModule* find_module(const TargetFile& file) {
