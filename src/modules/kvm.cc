@@ -17,6 +17,7 @@
 #include "core/proc.h"
 #include "modules/seccomp.h"
 #include "recorder/kvm_calls.h"
+#include "tracer/remote_memory.h"
 #include "tracer/remote_tape.h"
 
 namespace vmckpt {
@@ -238,7 +239,7 @@ Result<void> save_kvm(StoppedWorld& world, const Ledger& ledger, const KvmNotes&
     if (object.run == 0) continue;
     entry->set_run_address(object.run);
     entry->mutable_vcpu()->mutable_run()->resize(host.run_bytes);
-    VMCKPT_TRY(read_memory(world.pid(), object.run, entry->mutable_vcpu()->mutable_run()->data(), host.run_bytes));
+    VMCKPT_TRY(read_memory(world.pid(), RemoteAddr(object.run), entry->mutable_vcpu()->mutable_run()->data(), host.run_bytes));
   }
   VMCKPT_TRY(play(world, ledger, image, host, jobs));
   save_records(notes, saved);

@@ -147,7 +147,7 @@ Result<ImageDestination> choose_destination(const Target& target, const Checkpoi
 }
 
 // Stops the target while no thread is writing into the ledger and every vCPU is at rest.
-Result<StoppedWorld> freeze_with_ledger(pid_t pid, const CheckpointRequest& request, uint64_t ledger_address,
+Result<StoppedWorld> freeze_with_ledger(pid_t pid, const CheckpointRequest& request, RemoteAddr ledger_address,
                                         std::optional<VcpuGate>& gate, bool split_irqchip, InterruptedCalls& interrupted,
                                         std::unique_ptr<Ledger>* ledger) {
   const int64_t deadline_us = monotonic_us() + request.freeze_timeout_us;
@@ -205,7 +205,7 @@ void save_target(const Target& target, const ImageDestination& destination, pb::
   saved->set_images_numbered(destination.numbered_stem.empty() ? target.images_numbered : destination.number);
   for (const std::string& word : target.command) saved->add_command(word);
   saved->set_devices_denied(target.launch_filter);
-  saved->set_ledger_address(target.ledger_address);
+  saved->set_ledger_address(target.ledger_address.value());
 }
 
 // All that is asked by tapes: one tape per thread, the leader's with the process-wide questions and the snapshot.
@@ -272,7 +272,7 @@ Result<bool> may_fork(const pb::Image& image, const Questions& questions) {
 std::vector<RunMapping> run_mappings_of(const pb::AddressSpace& memory) {
   std::vector<RunMapping> mappings;
   for (const pb::Mapping& mapping : memory.mappings()) {
-    if (mapping.kind() == pb::Mapping::VCPU_RUN) mappings.push_back({mapping.start(), mapping.name()});
+    if (mapping.kind() == pb::Mapping::VCPU_RUN) mappings.push_back({RemoteAddr(mapping.start()), mapping.name()});
   }
   return mappings;
 }
@@ -310,12 +310,13 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   save_target(target, destination, image.mutable_target());
   auto early_ledger = VMCKPT_TRY(read_ledger(pid, target.ledger_address));
   AddressSpacePreview preview = VMCKPT_TRY(preview_address_space(pid, early_ledger->madvise_generation));
-  const uint32_t kvm_objects = VMCKPT_TRY(count_kvm_objects(pid, early_ledger->kvm));
+  const RemoteAddr kvm_ledger(early_ledger->kvm);
+  const uint32_t kvm_objects = VMCKPT_TRY(count_kvm_objects(pid, kvm_ledger));
   if (kvm_objects != 0 && !target.kvm) target.kvm = VMCKPT_TRY(KvmHost::ask());
   bool split_irqchip = false;
   if (kvm_objects != 0) {
     // The target may just be writing them: what is missed now is found out later.
-    if (auto early_notes = read_kvm_notes(pid, early_ledger->kvm); early_notes.ok()) {
+    if (auto early_notes = read_kvm_notes(pid, kvm_ledger); early_notes.ok()) {
       prepare_kvm(**early_notes, *target.kvm);
       split_irqchip = has_split_irqchip(**early_notes);
     }
@@ -327,9 +328,9 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   std::unique_ptr<Ledger> ledger;
   checkpoint->frozen_us_ = monotonic_us();
   std::optional<VcpuGate> gate;
-  target.interrupted.set_partial_calls({pid, early_ledger->partial_calls});
-  if (early_ledger->kvm != 0) target.interrupted.set_kvm_run_code(VMCKPT_TRY(find_kvm_run_code(pid, early_ledger->kvm)));
-  if (kvm_objects != 0) gate.emplace(VMCKPT_TRY(VcpuGate::close(pid, early_ledger->kvm)));
+  target.interrupted.set_partial_calls({pid, RemoteAddr(early_ledger->partial_calls)});
+  if (kvm_ledger) target.interrupted.set_kvm_run_code(VMCKPT_TRY(find_kvm_run_code(pid, kvm_ledger)));
+  if (kvm_objects != 0) gate.emplace(VMCKPT_TRY(VcpuGate::close(pid, kvm_ledger)));
   StoppedWorld world = VMCKPT_TRY(freeze_with_ledger(pid, request, target.ledger_address, gate, split_irqchip, target.interrupted, &ledger));
   // From now on nothing moves but what tapes do, and no image has a closed gate.
   if (gate) gate->open();
@@ -353,7 +354,7 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   clock.mark("maps");
   std::unique_ptr<KvmNotes> kvm_notes;
   if (kvm_objects != 0) {
-    kvm_notes = VMCKPT_TRY(read_kvm_notes(pid, ledger->kvm));
+    kvm_notes = VMCKPT_TRY(read_kvm_notes(pid, RemoteAddr(ledger->kvm)));
     find_runs(run_mappings_of(image.memory()), kvm_notes->objects);
     VMCKPT_TRY(save_kvm(world, *ledger, *kvm_notes, *target.kvm, image));
     clock.mark("kvm");

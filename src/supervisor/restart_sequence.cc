@@ -70,7 +70,7 @@ Result<void> trace(const NewProcess& process) {
 // The process's messages up to "ready". Its end without one is an error.
 struct Rebuilt {
   RebuildReport report;
-  std::vector<uint64_t> tapes;  // in the order of the image's threads
+  std::vector<RemoteAddr> tapes;  // in the order of the image's threads
   Fd terminal_master;
 };
 
@@ -125,9 +125,9 @@ Result<Rebuilt> follow_rebuild(const NewProcess& process, size_t threads, std::v
         return error(text);
       case ChannelMessage::kReady:
         rebuilt.tapes.resize(threads);
-        if (text.size() != sizeof rebuilt.report + threads * sizeof(uint64_t)) return error("the new process reported nonsense");
+        if (text.size() != sizeof rebuilt.report + threads * sizeof(RemoteAddr)) return error("the new process reported nonsense");
         std::memcpy(&rebuilt.report, text.data(), sizeof rebuilt.report);
-        std::memcpy(rebuilt.tapes.data(), text.data() + sizeof rebuilt.report, threads * sizeof(uint64_t));
+        std::memcpy(rebuilt.tapes.data(), text.data() + sizeof rebuilt.report, threads * sizeof(RemoteAddr));
         return rebuilt;
     }
   }
@@ -135,7 +135,7 @@ Result<Rebuilt> follow_rebuild(const NewProcess& process, size_t threads, std::v
 
 // Lets the player run until every thread has played its tape and stopped itself. Returns the threads by their own numbers.
 Result<std::map<pid_t, pid_t>> follow_tapes(pid_t leader, const Rebuilt& rebuilt, const pb::Image& image) {
-  std::map<pid_t, uint64_t> tapes;
+  std::map<pid_t, RemoteAddr> tapes;
   for (int i = 0; i < image.threads_size(); ++i) tapes[image.threads(i).tid()] = rebuilt.tapes[static_cast<size_t>(i)];
   std::map<pid_t, pid_t> finished;  // number in the target -> number here
   Patience patience(leader);
@@ -175,9 +175,9 @@ Result<void> unmap_arena(pid_t leader, const RebuildReport& report) {
   user_regs_struct regs;
   if (::ptrace(PTRACE_GETREGS, leader, 0, &regs) != 0) return errno_error("read the leader's registers");
   regs.orig_rax = ~uint64_t{0};
-  regs.rip = report.syscall_instruction;
+  regs.rip = report.syscall_instruction.value();
   regs.rax = SYS_munmap;
-  regs.rdi = report.arena;
+  regs.rdi = report.arena.value();
   regs.rsi = report.arena_bytes;
   if (::ptrace(PTRACE_SETREGS, leader, 0, &regs) != 0) return errno_error("set the leader's registers");
   for (int stops = 0; stops < 2;) {  // system call entry and exit
@@ -234,7 +234,7 @@ Target target_of(const RestartRequest& request, const ImageReader& image, const 
   target.namespaces = namespaces_of(process.pid);
   const auto path = read_link(fmt::format("/proc/self/fd/{}", image.fd()));
   target.backing = find_backing(process.pid, path.ok() ? *path : image.path());
-  target.ledger_address = saved.ledger_address();
+  target.ledger_address = RemoteAddr(saved.ledger_address());
   return target;
 }
 

@@ -11,6 +11,7 @@
 
 #include <sys/types.h>
 
+#include "core/remote_addr.h"
 #include "tracer/partial_calls.h"
 #include "tracer/stopped_world.h"
 
@@ -18,9 +19,9 @@ namespace vmckpt {
 
 inline constexpr uint64_t kSyscallInstructionBytes = 2;
 
-// Where the recorder enters KVM_RUN and waits at its gate (recorder/kvm_ledger.h). Zeros: the target does not use KVM.
+// Where the recorder enters KVM_RUN and waits at its gate (recorder/kvm_ledger.h). None: the target does not use KVM.
 struct KvmRunCode {
-  uint64_t returns, wait_begin, wait_end;
+  RemoteAddr returns, wait_begin, wait_end;
 };
 
 class InterruptedCalls {

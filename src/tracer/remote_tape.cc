@@ -10,6 +10,7 @@
 #include "core/clock.h"
 #include "core/proc.h"
 #include "player/player.h"
+#include "tracer/remote_memory.h"
 #include "tracer/thread_state.h"
 
 namespace vmckpt {
@@ -59,34 +60,34 @@ uint64_t pending_faults(pid_t tid) {
 // One thread's part of the arena: [tape | rooms | return frame | stack].
 class TapePlay {
  public:
-  TapePlay(const ThreadTape& item, uint64_t address) : thread_(item.thread), tape_(item.tape), address_(address) {
+  TapePlay(const ThreadTape& item, RemoteAddr address) : thread_(item.thread), tape_(item.tape), address_(address) {
     frame_offset_ = align_up(tape_->bytes(), kFrameAlign);
     frame_ = make_return_frame(*thread_, address_ + frame_offset_, &frame_stack_pointer_);
     stack_top_ = address_ + align_up(frame_offset_ + frame_.size(), 16) + kPlayerStackBytes;
   }
 
-  uint64_t end() const { return align_up(stack_top_, kFrameAlign); }
+  RemoteAddr end() const { return RemoteAddr(align_up(stack_top_.value(), kFrameAlign)); }
 
   Result<void> place(pid_t pid, int end_signal, pid_t process_id) {
     Tape head{};
     head.end_signal = end_signal;
     head.process_id = process_id;
     head.thread_id = thread_->tid_in_target;
-    head.return_frame = frame_stack_pointer_;
-    std::vector<uint8_t> bytes = tape_->lay_out(address_, head);
+    head.return_frame = frame_stack_pointer_.value();
+    std::vector<uint8_t> bytes = tape_->lay_out(address_.value(), head);
     bytes.resize(frame_offset_);
     bytes.insert(bytes.end(), frame_.begin(), frame_.end());
     return write_memory(pid, address_, bytes.data(), bytes.size());
   }
 
   // One ptrace call moves the thread to the player: before it nothing has changed, after it the thread comes back alone.
-  Result<void> start(uint64_t player_entry, int end_signal) {
+  Result<void> start(RemoteAddr player_entry, int end_signal) {
     thread_->disturbed = true;
     user_regs_struct regs = thread_->regs;
     regs.orig_rax = ~uint64_t{0};
-    regs.rip = player_entry;
-    regs.rdi = address_;
-    regs.rsp = stack_top_;
+    regs.rip = player_entry.value();
+    regs.rdi = address_.value();
+    regs.rsp = stack_top_.value();
     regs.eflags &= ~kStrangeFlags;
     VMCKPT_TRY(suspend_dispatch(*thread_));
     if (::ptrace(PTRACE_SETREGS, thread_->tid, 0, &regs) != 0) return failed("redirect");
@@ -175,10 +176,10 @@ class TapePlay {
   StoppedThread* thread_;
   TapeDraft* tape_;
   bool started_ = false;
-  uint64_t address_;
+  RemoteAddr address_;
   uint64_t frame_offset_ = 0;
-  uint64_t frame_stack_pointer_ = 0;
-  uint64_t stack_top_ = 0;
+  RemoteAddr frame_stack_pointer_;
+  RemoteAddr stack_top_;
   std::vector<uint8_t> frame_;
 };
 
@@ -212,7 +213,7 @@ Result<void> play_batch(StoppedWorld& world, const Ledger& ledger, std::vector<T
   // The leader, which comes first, starts last: its tape forks, and should not wait for a processor with the short ones.
   Result<void> outcome;
   for (auto play = batch.rbegin(); play != batch.rend() && outcome.ok(); ++play) {
-    outcome = play->start(ledger.player_entry, end_signal);
+    outcome = play->start(RemoteAddr(ledger.player_entry), end_signal);
   }
   // Whatever happens to one of them, the others come to their ends: the leader may just have made the snapshot, which must not
   // be left alone, and it has advice to put back.
@@ -234,16 +235,17 @@ Result<void> play_batch(StoppedWorld& world, const Ledger& ledger, std::vector<T
 Result<void> play_tapes(StoppedWorld& world, const Ledger& ledger, const std::vector<ThreadTape>& tapes,
                         pid_t* snapshot_child) {
   const int end_signal = choose_end_signal(world.pid());
-  const uint64_t arena_end = ledger.arena + uint64_t{ledger.arena_slots} * ledger.arena_slot_bytes;
+  const RemoteAddr arena(ledger.arena);
+  const RemoteAddr arena_end = arena + uint64_t{ledger.arena_slots} * ledger.arena_slot_bytes;
   std::vector<TapePlay> batch;
-  uint64_t next = ledger.arena;
+  RemoteAddr next = arena;
   for (const ThreadTape& item : tapes) {
     TapePlay play(item, next);
     if (play.end() > arena_end) {
       if (batch.empty()) return error(fmt::format("the tape for thread {} is too long", item.thread->tid));
       VMCKPT_TRY(play_batch(world, ledger, batch, end_signal, snapshot_child));
       batch.clear();
-      next = ledger.arena;
+      next = arena;
       play = TapePlay(item, next);
     }
     next = play.end();

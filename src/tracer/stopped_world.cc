@@ -11,7 +11,6 @@
 #include <sched.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -64,32 +63,6 @@ void wait_for_child_signal(int round) {
   sigaddset(&child, SIGCHLD);
   constexpr timespec kAtMost{0, 1'000'000};
   ::sigtimedwait(&child, nullptr, &kAtMost);
-}
-
-Result<void> read_memory(pid_t pid, uint64_t address, void* to, size_t bytes) {
-  char* next = static_cast<char*>(to);
-  while (bytes > 0) {
-    iovec local{next, bytes}, remote{reinterpret_cast<void*>(address), bytes};
-    ssize_t got = ::process_vm_readv(pid, &local, 1, &remote, 1, 0);
-    if (got <= 0) return errno_error(fmt::format("read {} bytes at {:#x} of process {}", bytes, address, pid));
-    next += got;
-    address += static_cast<uint64_t>(got);
-    bytes -= static_cast<size_t>(got);
-  }
-  return {};
-}
-
-Result<void> write_memory(pid_t pid, uint64_t address, const void* from, size_t bytes) {
-  const char* next = static_cast<const char*>(from);
-  while (bytes > 0) {
-    iovec local{const_cast<char*>(next), bytes}, remote{reinterpret_cast<void*>(address), bytes};
-    ssize_t put = ::process_vm_writev(pid, &local, 1, &remote, 1, 0);
-    if (put <= 0) return errno_error(fmt::format("write {} bytes at {:#x} of process {}", bytes, address, pid));
-    next += put;
-    address += static_cast<uint64_t>(put);
-    bytes -= static_cast<size_t>(put);
-  }
-  return {};
 }
 
 namespace {

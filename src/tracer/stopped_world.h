@@ -102,8 +102,4 @@ pid_t take_stop(pid_t tid, int* wait_status);
 // for that signal elsewhere must look at his children afterwards.
 void wait_for_child_signal(int round);
 
-// Memory of another process, by address there.
-Result<void> read_memory(pid_t pid, uint64_t address, void* to, size_t bytes);
-Result<void> write_memory(pid_t pid, uint64_t address, const void* from, size_t bytes);
-
 }  // namespace vmckpt
