@@ -1,6 +1,5 @@
 #include "memory/snapshot.h"
 
-#include <signal.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
@@ -10,28 +9,6 @@
 #include "memory/maps.h"
 
 namespace vmckpt {
-
-SnapshotChild& SnapshotChild::operator=(SnapshotChild&& other) noexcept {
-  if (this != &other) {
-    end();
-    pid_ = other.pid_;
-    other.pid_ = 0;
-  }
-  return *this;
-}
-
-void SnapshotChild::end() {
-  if (pid_ == 0) return;
-  ::kill(pid_, SIGKILL);  // a zombie, at worst: nobody else reaps it
-  int status = 0;
-  for (;;) {
-    pid_t got = ::waitpid(pid_, &status, __WALL);
-    if (got < 0 && errno == EINTR) continue;
-    // Stops that ptrace reports may come before the end.
-    if (got != pid_ || WIFSIGNALED(status) || WIFEXITED(status)) break;
-  }
-  pid_ = 0;
-}
 
 SnapshotQuestion ask_snapshot(const AddressSpaceSave& space, pid_t parent_in_target, TapeDraft& tape) {
   SnapshotQuestion question{};
@@ -67,7 +44,7 @@ bool was_forked(const SnapshotQuestion& question, const TapeDraft& tape) {
   return false;
 }
 
-Result<void> settle_snapshot(const SnapshotQuestion& question, const TapeDraft& tape, const SnapshotChild& snapshot) {
+Result<void> settle_snapshot(const SnapshotQuestion& question, const TapeDraft& tape, SnapshotChild& snapshot) {
   for (size_t call : question.lifted) {
     if (tape.succeeded(call)) continue;
     errno = static_cast<int>(-tape.result(call));
@@ -76,15 +53,15 @@ Result<void> settle_snapshot(const SnapshotQuestion& question, const TapeDraft& 
   if (!was_forked(question, tape)) {
     return errno_error("fork the snapshot", "free memory, raise vm.overcommit or RLIMIT_NPROC, or checkpoint with --stop");
   }
-  const pid_t child = snapshot.pid();
-  if (child == 0) return error("the forked snapshot was not seen by ptrace");
+  Tracee& copy = snapshot.copy();
+  if (copy.tid == 0) return error("the forked snapshot was not seen by ptrace");
   // It starts with a stop of its own. From now on it dies with the supervisor, and runs to its waiting place.
   int status = 0;
-  for (int round = 0; take_stop(child, &status) == 0; ++round) wait_for_child_signal(round);
+  for (int round = 0; copy.take_stop(&status) == 0; ++round) wait_for_child_signal(round);
   if (!WIFSTOPPED(status)) return error("the forked snapshot has ended");
-  ::ptrace(PTRACE_SETOPTIONS, child, 0, PTRACE_O_EXITKILL);
-  offer_to_the_memory_killer(child);
-  if (::ptrace(PTRACE_CONT, child, 0, 0) != 0) return errno_error("let the forked snapshot run");
+  copy.set_options(PTRACE_O_EXITKILL);
+  offer_to_the_memory_killer(copy.tid);
+  if (!copy.go_on()) return errno_error("let the forked snapshot run");
   return {};
 }
 

@@ -6,7 +6,7 @@
 
 #include "core/result.h"
 #include "memory/address_space.h"
-#include "tracer/stopped_world.h"
+#include "tracer/remote_tape.h"
 #include "tracer/tape_draft.h"
 
 namespace vmckpt {
@@ -14,18 +14,15 @@ namespace vmckpt {
 // Owns the copy; kills and reaps it. Belongs to the thread that traces.
 class SnapshotChild {
  public:
-  SnapshotChild() = default;
-  SnapshotChild(SnapshotChild&& other) noexcept : pid_(other.pid_) { other.pid_ = 0; }
-  SnapshotChild& operator=(SnapshotChild&& other) noexcept;
-  ~SnapshotChild() { end(); }
-
-  pid_t pid() const { return pid_; }
-  // Where play_tapes() puts the number, so that the copy has an owner from its first moment on.
-  pid_t* to_be_set() { return &pid_; }
-  void end();
+  pid_t pid() const { return copy_.tid; }
+  // For play_tapes(), so that the copy has an owner from its first moment on.
+  TakeCopy taker() {
+    return [this](Tracee copy) { copy_ = std::move(copy); };
+  }
+  Tracee& copy() { return copy_; }
 
  private:
-  pid_t pid_ = 0;
+  Tracee copy_;
 };
 
 struct SnapshotQuestion {
@@ -40,7 +37,7 @@ SnapshotQuestion ask_snapshot(const AddressSpaceSave& space, pid_t parent_in_tar
 // After the tape was played: whether the kernel made the copy; otherwise its reason in errno (limits of processes and memory).
 bool was_forked(const SnapshotQuestion& question, const TapeDraft& tape);
 // Then: lets the copy, which has just been made, run to its waiting place.
-Result<void> settle_snapshot(const SnapshotQuestion& question, const TapeDraft& tape, const SnapshotChild& snapshot);
+Result<void> settle_snapshot(const SnapshotQuestion& question, const TapeDraft& tape, SnapshotChild& snapshot);
 
 // A range that fork left out would be lost silently: this looks. May come after the target has gone on.
 Result<void> check_snapshot(const SnapshotChild& snapshot, const AddressSpaceSave& space);

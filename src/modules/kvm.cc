@@ -125,7 +125,7 @@ Result<void> play(StoppedWorld& world, const Ledger& ledger, const pb::Image& im
     std::vector<ThreadTape> tapes;
     const size_t first = next;
     int index = 0;
-    for (StoppedThread& thread : world.threads()) {
+    for (Tracee& thread : world.threads()) {
       if (next == jobs.size()) break;
       Job& job = jobs[next++];
       job.tape = TapeDraft();

@@ -373,7 +373,7 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   std::vector<ThreadTape> tapes;
   for (size_t i = 0; i < world.threads().size(); ++i) tapes.push_back({&world.threads()[i], &questions.tapes[i]});
   const int64_t asked_us = monotonic_us();
-  VMCKPT_TRY(play_tapes(world, *ledger, tapes, checkpoint->snapshot_.to_be_set()));
+  VMCKPT_TRY(play_tapes(world, *ledger, tapes, checkpoint->snapshot_.taker()));
   // Limits of processes (RLIMIT_NPROC, pids.max) and of memory: no snapshot then, and a longer pause.
   std::string not_forked = fork_forbidden ? "the target's seccomp filter forbids forking" : "";
   if (questions.snapshot && !was_forked(*questions.snapshot, questions.tapes.front())) {

@@ -72,7 +72,7 @@ bool InterruptedCalls::after_stop(StoppedThread& thread) {
   return true;
 }
 
-void InterruptedCalls::keep_only(const std::vector<StoppedThread>& threads) {
+void InterruptedCalls::keep_only(const std::vector<Tracee>& threads) {
   std::set<pid_t> alive;
   for (const StoppedThread& thread : threads) alive.insert(thread.tid);
   std::erase_if(deadlines_us_, [&](const auto& entry) { return !alive.count(entry.first); });

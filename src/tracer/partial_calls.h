@@ -6,7 +6,7 @@
 #include <sys/types.h>
 
 #include "core/remote_addr.h"
-#include "tracer/stopped_world.h"
+#include "tracer/stopped_thread.h"
 
 namespace vmckpt {
 

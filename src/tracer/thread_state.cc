@@ -5,6 +5,7 @@
 
 #include <cpuid.h>
 #include <elf.h>
+#include <signal.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>

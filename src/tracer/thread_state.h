@@ -7,7 +7,7 @@
 
 #include "core/remote_addr.h"
 #include "core/result.h"
-#include "tracer/stopped_world.h"
+#include "tracer/stopped_thread.h"
 
 namespace vmckpt {
 

@@ -248,7 +248,7 @@ Result<void> VcpuGate::serve_requests(StoppedWorld& world, int64_t timeout_us, I
   const Head head = VMCKPT_TRY(read_head(pid_, ledger_));
   const std::vector<KvmObject> objects = VMCKPT_TRY(read_objects());
   const RemoteAddr first_object = ledger_ + offsetof(KvmLedger, objects);
-  for (StoppedThread& thread : world.threads()) {
+  for (Tracee& thread : world.threads()) {
     for (int i = 0; i < kTimes; ++i) {
       const uint64_t index = (RemoteAddr(thread.regs.r8) - first_object) / sizeof(KvmObject);
       const bool is_hidden = RemoteAddr(thread.regs.rip) == head.code.returns + kSyscallInstructionBytes;  // inside the call, or at the gate
