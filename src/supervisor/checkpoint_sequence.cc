@@ -217,10 +217,10 @@ struct Questions {
   ProcessQuestions process;
   BrkQuestion brk{};
   ClockQuestions clocks{};
-  std::optional<SnapshotQuestion> snapshot;
 };
 
-Result<Questions> ask(const StoppedWorld& world, const AddressSpaceSave& space, const pb::Image& image, bool snapshot) {
+// `snapshot`: null where the target stays stopped and is copied itself.
+Result<Questions> ask(const StoppedWorld& world, const AddressSpaceSave& space, const pb::Image& image, Snapshot* snapshot) {
   Questions questions;
   questions.tapes.resize(world.threads().size());
   for (size_t i = 0; i < questions.tapes.size(); ++i) {
@@ -232,11 +232,7 @@ Result<Questions> ask(const StoppedWorld& world, const AddressSpaceSave& space, 
   questions.process = ask_process(image.threads(0), leader);
   questions.brk = ask_brk(leader);
   questions.clocks = ask_clocks(leader);
-  if (snapshot) {
-    // From inside a PID namespace the supervisor is invisible: its number there is 0.
-    bool same_namespace = world.pid() == world.pid_in_target();
-    questions.snapshot = ask_snapshot(space, same_namespace ? ::getpid() : 0, leader);
-  }
+  if (snapshot != nullptr) snapshot->ask(world, space, leader);
   return questions;
 }
 
@@ -367,20 +363,17 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   auto descriptors_saved = std::async(std::launch::async, [&] {
     return save_descriptors(descriptors, image.mutable_descriptors());
   });
-  Questions questions = VMCKPT_TRY(ask(world, space, image, !request.stop));
-  bool fork_forbidden = !VMCKPT_TRY(may_fork(image, questions)) && !request.stop;
-  if (fork_forbidden) questions = VMCKPT_TRY(ask(world, space, image, false));
+  Snapshot& snapshot = checkpoint->snapshot_;
+  Questions questions = VMCKPT_TRY(ask(world, space, image, request.stop ? nullptr : &snapshot));
+  if (!VMCKPT_TRY(may_fork(image, questions)) && !request.stop) {
+    snapshot.give_up("the target's seccomp filter forbids forking");
+    questions = VMCKPT_TRY(ask(world, space, image, nullptr));
+  }
   std::vector<ThreadTape> tapes;
   for (size_t i = 0; i < world.threads().size(); ++i) tapes.push_back({&world.threads()[i], &questions.tapes[i]});
   const int64_t asked_us = monotonic_us();
-  VMCKPT_TRY(play_tapes(world, *ledger, tapes, checkpoint->snapshot_.taker()));
-  // Limits of processes (RLIMIT_NPROC, pids.max) and of memory: no snapshot then, and a longer pause.
-  std::string not_forked = fork_forbidden ? "the target's seccomp filter forbids forking" : "";
-  if (questions.snapshot && !was_forked(*questions.snapshot, questions.tapes.front())) {
-    not_forked = errno_error("the target could not be forked").message();
-    questions.snapshot.reset();
-  }
-  if (questions.snapshot) VMCKPT_TRY(settle_snapshot(*questions.snapshot, questions.tapes.front(), checkpoint->snapshot_));
+  VMCKPT_TRY(play_tapes(world, *ledger, tapes, snapshot.taker()));
+  VMCKPT_TRY(snapshot.settle(questions.tapes.front()));
   clock.mark("snapshot");
   VMCKPT_TRY(descriptors_saved.get());
   VMCKPT_TRY(expect_still_stopped(pid));
@@ -388,13 +381,13 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   // Timers were looked at up to now: clocks that were read earlier than they would let them go off early after a restart.
   const int64_t clocks_late_ns = (monotonic_us() - asked_us) * 1000;
   for (const auto& [id, file] : captured.files()) *image.mutable_memory()->add_captured() = file;
-  if (!not_forked.empty()) notes.push_back(not_forked + ": its memory was copied while it was stopped");
+  if (!snapshot.why_none().empty()) notes.push_back(snapshot.why_none() + ": its memory was copied while it was stopped");
   clock.mark("descriptors");
   fault_point("snapshot");
 
   // 5. resume: the pause ends here
-  checkpoint->source_ = questions.snapshot ? checkpoint->snapshot_.pid() : pid;
-  if (questions.snapshot) {
+  checkpoint->source_ = snapshot.exists() ? snapshot.pid() : pid;
+  if (snapshot.exists()) {
     world.resume();
     checkpoint->result_.pause_us = monotonic_us() - checkpoint->frozen_us_;
   } else {
@@ -402,7 +395,7 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   }
   clock.mark("resume");
   fault_point("resume");
-  if (questions.snapshot) VMCKPT_TRY(check_snapshot(checkpoint->snapshot_, space));
+  VMCKPT_TRY(snapshot.check(space));
 
   take_answers(questions, &image);
   advance_clocks(clocks_late_ns, image.mutable_host());
