@@ -19,6 +19,7 @@
 #include "core/proc.h"
 #include "memory/page_scan.h"
 #include "memory/system_v_segment.h"
+#include "tracer/remote_memory.h"
 
 namespace vmckpt {
 namespace {
@@ -440,7 +441,7 @@ Result<AddressSpaceSave> save_address_space(const StoppedWorld& world, const Led
     VMCKPT_TRY(saver.add(vma, flags == preview.flags.end() ? std::string() : flags->second.second));
     if (vma.name == "[vdso]") {
       saved->mutable_vdso_code()->resize(vma.bytes());
-      VMCKPT_TRY(read_memory(pid, vma.start, saved->mutable_vdso_code()->data(), vma.bytes()));
+      VMCKPT_TRY(read_memory(pid, RemoteAddr(vma.start), saved->mutable_vdso_code()->data(), vma.bytes()));
     }
   }
   VMCKPT_TRY(check_segments_are_whole(*saved, captured));

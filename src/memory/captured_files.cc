@@ -13,7 +13,7 @@
 #include "image/reader.h"
 #include "image/writer.h"
 #include "memory/system_v_segment.h"
-#include "tracer/stopped_world.h"
+#include "tracer/remote_memory.h"
 
 namespace vmckpt {
 namespace {
@@ -180,7 +180,7 @@ Result<uint64_t> CapturedFiles::capture_mapping(pid_t pid, uint64_t address, uin
   std::vector<uint8_t> buffer(kMaxRecordBytes);
   for (uint64_t at = seen; at < file_offset + bytes; at += kMaxRecordBytes) {
     uint64_t part = std::min<uint64_t>(kMaxRecordBytes, file_offset + bytes - at);
-    auto read = read_memory(pid, address + (at - file_offset), buffer.data(), part);
+    auto read = read_memory(pid, RemoteAddr(address + (at - file_offset)), buffer.data(), part);
     // What the process itself may not read (PROT_WRITE, PROT_NONE), its tracer may through /proc/PID/mem.
     if (!read.ok() && read.error().err == EFAULT) read = read_as_tracer(pid, address + (at - file_offset), buffer.data(), part);
     if (!read.ok() && (read.error().err == EFAULT || read.error().err == EIO)) {

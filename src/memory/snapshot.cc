@@ -1,55 +1,17 @@
 #include "memory/snapshot.h"
 
-#include <signal.h>
+#include <utility>
+
 #include <sys/mman.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include "core/fd.h"
 #include "memory/maps.h"
 
 namespace vmckpt {
-
-SnapshotChild& SnapshotChild::operator=(SnapshotChild&& other) noexcept {
-  if (this != &other) {
-    end();
-    pid_ = other.pid_;
-    other.pid_ = 0;
-  }
-  return *this;
-}
-
-void SnapshotChild::end() {
-  if (pid_ == 0) return;
-  ::kill(pid_, SIGKILL);  // a zombie, at worst: nobody else reaps it
-  int status = 0;
-  for (;;) {
-    pid_t got = ::waitpid(pid_, &status, __WALL);
-    if (got < 0 && errno == EINTR) continue;
-    // Stops that ptrace reports may come before the end.
-    if (got != pid_ || WIFSIGNALED(status) || WIFEXITED(status)) break;
-  }
-  pid_ = 0;
-}
-
-SnapshotQuestion ask_snapshot(const AddressSpaceSave& space, pid_t parent_in_target, TapeDraft& tape) {
-  SnapshotQuestion question{};
-  // None must succeed: whatever one of them answers, the advice is put back.
-  auto advise = [&](const std::vector<Vma>& vmas, int advice) {
-    std::vector<size_t> calls;
-    for (const Vma& vma : vmas) calls.push_back(tape.call(SYS_madvise, {vma.start, vma.bytes(), static_cast<uint64_t>(advice)}));
-    return calls;
-  };
-  question.lifted = advise(space.not_forked, MADV_DOFORK);
-  std::vector<size_t> more = advise(space.wiped_on_fork, MADV_KEEPONFORK);
-  question.lifted.insert(question.lifted.end(), more.begin(), more.end());
-  question.call = tape.call(kOpSnapshot, {static_cast<uint64_t>(parent_in_target)});
-  advise(space.not_forked, MADV_DONTFORK);
-  advise(space.wiped_on_fork, MADV_WIPEONFORK);
-  return question;
-}
-
 namespace {
 
 // While the copy is written, each page that the target changes takes memory once more. When that runs short the copy must go, not
@@ -61,35 +23,64 @@ void offer_to_the_memory_killer(pid_t snapshot) {
 
 }  // namespace
 
-bool was_forked(const SnapshotQuestion& question, const TapeDraft& tape) {
-  if (tape.succeeded(question.call)) return true;
-  errno = static_cast<int>(-tape.result(question.call));
-  return false;
+void Snapshot::ask(const StoppedWorld& world, const AddressSpaceSave& space, TapeDraft& leader) {
+  // None must succeed: whatever one of them answers, the advice is put back.
+  auto advise = [&](const std::vector<Vma>& vmas, int advice) {
+    std::vector<size_t> calls;
+    for (const Vma& vma : vmas) calls.push_back(leader.call(SYS_madvise, {vma.start, vma.bytes(), static_cast<uint64_t>(advice)}));
+    return calls;
+  };
+  // The target's parent as the target sees it: from inside a PID namespace the supervisor is invisible, its number there is 0.
+  const bool same_namespace = world.pid() == world.pid_in_target();
+  const pid_t parent_in_target = same_namespace ? ::getpid() : 0;
+  lifted_ = advise(space.not_forked, MADV_DOFORK);
+  const std::vector<size_t> more = advise(space.wiped_on_fork, MADV_KEEPONFORK);
+  lifted_.insert(lifted_.end(), more.begin(), more.end());
+  fork_ = leader.call(kOpSnapshot, {static_cast<uint64_t>(parent_in_target)});
+  advise(space.not_forked, MADV_DONTFORK);
+  advise(space.wiped_on_fork, MADV_WIPEONFORK);
+  state_ = State::kAsked;
 }
 
-Result<void> settle_snapshot(const SnapshotQuestion& question, const TapeDraft& tape, const SnapshotChild& snapshot) {
-  for (size_t call : question.lifted) {
-    if (tape.succeeded(call)) continue;
-    errno = static_cast<int>(-tape.result(call));
-    return errno_error(fmt::format("let the snapshot have the memory at {:#x}", tape.all_calls()[call].args[0]), "try again");
+void Snapshot::give_up(std::string why) {
+  why_none_ = std::move(why);
+  state_ = State::kNone;
+}
+
+TakeCopy Snapshot::taker() {
+  return [this](Tracee copy) {
+    copy_ = std::move(copy);
+    state_ = State::kForked;
+  };
+}
+
+Result<void> Snapshot::settle(const TapeDraft& leader) {
+  if (state_ == State::kNone) return {};
+  if (!leader.succeeded(fork_)) {
+    errno = static_cast<int>(-leader.result(fork_));
+    give_up(errno_error("the target could not be forked").message());
+    return {};
   }
-  if (!was_forked(question, tape)) {
-    return errno_error("fork the snapshot", "free memory, raise vm.overcommit or RLIMIT_NPROC, or checkpoint with --stop");
+  for (size_t call : lifted_) {
+    if (leader.succeeded(call)) continue;
+    errno = static_cast<int>(-leader.result(call));
+    return errno_error(fmt::format("let the snapshot have the memory at {:#x}", leader.all_calls()[call].args[0]), "try again");
   }
-  const pid_t child = snapshot.pid();
-  if (child == 0) return error("the forked snapshot was not seen by ptrace");
+  if (state_ != State::kForked) return error("the forked snapshot was not seen by ptrace");
   // It starts with a stop of its own. From now on it dies with the supervisor, and runs to its waiting place.
   int status = 0;
-  for (int round = 0; take_stop(child, &status) == 0; ++round) wait_for_child_signal(round);
+  for (int round = 0; copy_.take_stop(&status) == 0; ++round) wait_for_child_signal(round);
   if (!WIFSTOPPED(status)) return error("the forked snapshot has ended");
-  ::ptrace(PTRACE_SETOPTIONS, child, 0, PTRACE_O_EXITKILL);
-  offer_to_the_memory_killer(child);
-  if (::ptrace(PTRACE_CONT, child, 0, 0) != 0) return errno_error("let the forked snapshot run");
+  copy_.set_options(PTRACE_O_EXITKILL);
+  offer_to_the_memory_killer(copy_.tid);
+  if (!copy_.go_on()) return errno_error("let the forked snapshot run");
+  state_ = State::kSettled;
   return {};
 }
 
-Result<void> check_snapshot(const SnapshotChild& snapshot, const AddressSpaceSave& space) {
-  std::vector<Vma> copied = VMCKPT_TRY(read_maps(snapshot.pid()));
+Result<void> Snapshot::check(const AddressSpaceSave& space) const {
+  if (!exists()) return {};
+  std::vector<Vma> copied = VMCKPT_TRY(read_maps(copy_.tid));
   auto vma = copied.begin();  // both lists are sorted
   for (const DumpRange& range : space.ranges) {
     uint64_t reached = range.start;

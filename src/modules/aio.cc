@@ -10,6 +10,7 @@
 #include "core/clock.h"
 #include "core/fd.h"
 #include "core/proc.h"
+#include "tracer/remote_memory.h"
 
 namespace vmckpt {
 namespace {
@@ -47,12 +48,12 @@ uint64_t least_slots() {
   return (bytes + kPageBytes - 1) / kPageBytes * kPageBytes / kAioEventBytes - 1;
 }
 
-Result<RingHeader> read_header(pid_t pid, uint64_t address) {
+Result<RingHeader> read_header(pid_t pid, RemoteAddr address) {
   RingHeader header{};
   VMCKPT_TRY(read_memory(pid, address, &header, sizeof header));
   const bool sound = header.magic == kMagic && header.header_bytes == sizeof header && is_ring_size(header.slots) &&
                      header.head < header.slots && header.tail < header.slots;
-  if (!sound) return error(fmt::format("the memory at {:#x} is no AIO ring that vmckpt knows", address));
+  if (!sound) return error(fmt::format("the memory at {} is no AIO ring that vmckpt knows", address));
   return header;
 }
 
@@ -60,9 +61,9 @@ uint64_t in_flight(const LedgerAioContext& context, const RingHeader& header) {
   return (context.submitted + header.slots - header.tail) % header.slots;
 }
 
-const LedgerAioContext* find_context(const Ledger& ledger, uint64_t id) {
+const LedgerAioContext* find_context(const Ledger& ledger, RemoteAddr ring) {
   auto found = std::find_if(std::begin(ledger.aio_contexts), std::end(ledger.aio_contexts),
-                            [&](const LedgerAioContext& context) { return context.id == id; });
+                            [&](const LedgerAioContext& context) { return RemoteAddr(context.id) == ring; });
   return found == std::end(ledger.aio_contexts) ? nullptr : &*found;
 }
 
@@ -71,14 +72,14 @@ uint64_t all_in_flight(pid_t pid, const Ledger& ledger) {
   uint64_t requests = 0;
   for (const LedgerAioContext& context : ledger.aio_contexts) {
     if (context.id == 0) continue;
-    auto header = read_header(pid, context.id);
+    auto header = read_header(pid, RemoteAddr(context.id));
     if (header.ok()) requests += in_flight(context, *header);
   }
   return requests;
 }
 
-Error refuse(uint64_t address, const std::string& why, const char* cure) {
-  return error(fmt::format("the AIO ring at {:#x} {}", address, why), cure);
+Error refuse(RemoteAddr address, const std::string& why, const char* cure) {
+  return error(fmt::format("the AIO ring at {} {}", address, why), cure);
 }
 
 constexpr const char* kUseSomethingElse = "tell the program to use something else, for instance threads (QEMU: aio=threads)";
@@ -107,26 +108,26 @@ Result<void> wait_for_aio(const StoppedWorld& world, const Ledger& ledger, int64
 Result<void> save_aio(const StoppedWorld& world, const Ledger& ledger, bool counted, pb::AddressSpace* saved) {
   for (const pb::Mapping& mapping : saved->mappings()) {
     if (mapping.kind() != pb::Mapping::AIO_RING) continue;
-    const uint64_t address = mapping.start();
+    const RemoteAddr address(mapping.start());
     if (!counted) {
       return refuse(address, "may have requests in flight: without launch's filter nobody counts them", "launch the program without --allow-io-uring");
     }
     const LedgerAioContext* context = find_context(ledger, address);
     if (context == nullptr) return refuse(address, "is not known to the recorder", kUseSomethingElse);
     RingHeader header = VMCKPT_TRY(read_header(world.pid(), address));
-    if (ring_bytes(header.slots) != mapping.end() - address || mapping.file_offset() != 0) {
+    if (ring_bytes(header.slots) != mapping.end() - mapping.start() || mapping.file_offset() != 0) {
       return refuse(address, "is mapped in part only", kUseSomethingElse);
     }
     if (in_flight(*context, header) != 0) return refuse(address, "has requests in flight", "try again");
     pb::AioRing* ring = saved->add_aio_rings();
-    ring->set_address(address);
+    ring->set_address(address.value());
     ring->set_slots(header.slots);
     ring->set_head(header.head);
     std::string& pending = *ring->mutable_pending();
     pending.resize((header.tail + header.slots - header.head) % header.slots * kAioEventBytes);
     // In two pieces when they reach beyond the ring's end.
     const size_t first = std::min<size_t>(pending.size(), (header.slots - header.head) * kAioEventBytes);
-    const uint64_t events = address + kAioRingHeaderBytes;
+    const RemoteAddr events = address + kAioRingHeaderBytes;
     VMCKPT_TRY(read_memory(world.pid(), events + header.head * kAioEventBytes, pending.data(), first));
     VMCKPT_TRY(read_memory(world.pid(), events, pending.data() + first, pending.size() - first));
   }
@@ -145,7 +146,7 @@ void check_aio(const pb::AddressSpace& space, std::vector<Error>& problems) {
   for (const pb::AioRing& ring : space.aio_rings()) {
     wanted += wanted_for(ring.slots());
     if (ring.slots() >= least) continue;
-    problems.push_back(refuse(ring.address(), fmt::format("has {} slots; this kernel makes none below {}, for its processors", ring.slots(), least),
+    problems.push_back(refuse(RemoteAddr(ring.address()), fmt::format("has {} slots; this kernel makes none below {}, for its processors", ring.slots(), least),
                               "restart it on a machine with fewer processors"));
   }
   auto used = read_whole_file("/proc/sys/fs/aio-nr"), most = read_whole_file("/proc/sys/fs/aio-max-nr");

@@ -19,6 +19,7 @@
 #include "modules/kvm_descriptor.pb.h"
 #include "modules/seccomp.h"
 #include "recorder/kvm_calls.h"
+#include "tracer/remote_memory.h"
 #include "tracer/remote_tape.h"
 
 namespace vmckpt {
@@ -126,7 +127,7 @@ Result<void> play(StoppedWorld& world, const Ledger& ledger, const pb::Image& im
     std::vector<ThreadTape> tapes;
     const size_t first = next;
     int index = 0;
-    for (StoppedThread& thread : world.threads()) {
+    for (Tracee& thread : world.threads()) {
       if (next == jobs.size()) break;
       Job& job = jobs[next++];
       job.tape = TapeDraft();
@@ -240,7 +241,7 @@ Result<void> save_kvm(StoppedWorld& world, const Ledger& ledger, const KvmNotes&
     if (object.run == 0) continue;
     entry->set_run_address(object.run);
     entry->mutable_vcpu()->mutable_run()->resize(host.run_bytes);
-    VMCKPT_TRY(read_memory(world.pid(), object.run, entry->mutable_vcpu()->mutable_run()->data(), host.run_bytes));
+    VMCKPT_TRY(read_memory(world.pid(), RemoteAddr(object.run), entry->mutable_vcpu()->mutable_run()->data(), host.run_bytes));
   }
   VMCKPT_TRY(play(world, ledger, image, host, jobs));
   save_records(notes, saved);

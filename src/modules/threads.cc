@@ -18,6 +18,7 @@
 #include "modules/credentials.h"
 #include "modules/seccomp.h"
 #include "modules/signals.h"
+#include "tracer/remote_memory.h"
 #include "tracer/thread_state.h"
 
 #ifndef PTRACE_GET_RSEQ_CONFIGURATION
@@ -127,12 +128,12 @@ void abort_rseq_section(StoppedThread& thread, pid_t pid, const Ledger& ledger) 
     uint32_t cpu_id_start, cpu_id;
     uint64_t rseq_cs;
   } area{};
-  if (!read_memory(pid, rseq.pointer, &area, sizeof area).ok() || area.rseq_cs == 0) return;
+  if (!read_memory(pid, RemoteAddr(rseq.pointer), &area, sizeof area).ok() || area.rseq_cs == 0) return;
   struct {
     uint32_t version, flags;
     uint64_t start_ip, post_commit_offset, abort_ip;
   } section{};
-  if (!read_memory(pid, area.rseq_cs, &section, sizeof section).ok()) return;
+  if (!read_memory(pid, RemoteAddr(area.rseq_cs), &section, sizeof section).ok()) return;
   if (thread.regs.rip - section.start_ip >= section.post_commit_offset) return;
   thread.regs.rip = section.abort_ip;
   thread.disturbed = true;

@@ -449,10 +449,11 @@ Result<Prepared> rebuild(RebuildInputs& inputs, const Birthplace& birthplace, in
   for (size_t i = 0; i < tapes.others.size(); ++i) {
     arena.lay_tape(i + 1, tapes.others[i], image.process().pid(), image.threads(static_cast<int>(i) + 1).tid());
   }
-  RebuildReport report{arena.address(), arena.bytes(), VMCKPT_TRY(syscall_instruction(vdso))};
+  // For the supervisor these are addresses in another process.
+  RebuildReport report{RemoteAddr(arena.address()), arena.bytes(), RemoteAddr(VMCKPT_TRY(syscall_instruction(vdso)))};
   prepared.report.assign(reinterpret_cast<const char*>(&report), sizeof report);
   for (size_t thread = 0; thread <= tapes.others.size(); ++thread) {
-    const uint64_t address = arena.tape(thread);
+    const RemoteAddr address(arena.tape(thread));
     prepared.report.append(reinterpret_cast<const char*>(&address), sizeof address);
   }
   return prepared;

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdint>
 
+#include "core/remote_addr.h"
 #include "core/result.h"
 #include "image/reader.h"
 #include "memory/file_access.h"
@@ -16,16 +17,16 @@ namespace vmckpt {
 
 // What the new process tells the supervisor before it jumps: where to look when the tapes have been played.
 struct RebuildReport {
-  uint64_t arena = 0;
+  RemoteAddr arena;
   uint64_t arena_bytes = 0;
-  uint64_t syscall_instruction = 0;
+  RemoteAddr syscall_instruction;
 };
 
 // Messages on the channel, first byte says the kind.
 enum class ChannelMessage : char {
   kNote = 'N',
   kError = 'E',
-  kReady = 'R',  // RebuildReport, then the tapes' addresses (uint64_t each) in the order of the image's threads; the master of
+  kReady = 'R',  // RebuildReport, then the tapes' addresses (RemoteAddr each) in the order of the image's threads; the master of
                  // a fresh terminal may come along (SCM_RIGHTS)
 };
 

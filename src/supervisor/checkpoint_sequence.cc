@@ -147,7 +147,7 @@ Result<ImageDestination> choose_destination(const Target& target, const Checkpoi
 }
 
 // Stops the target while no thread is writing into the ledger and every vCPU is at rest.
-Result<StoppedWorld> freeze_with_ledger(pid_t pid, const CheckpointRequest& request, uint64_t ledger_address,
+Result<StoppedWorld> freeze_with_ledger(pid_t pid, const CheckpointRequest& request, RemoteAddr ledger_address,
                                         std::optional<VcpuGate>& gate, bool split_irqchip, InterruptedCalls& interrupted,
                                         std::unique_ptr<Ledger>* ledger) {
   const int64_t deadline_us = monotonic_us() + request.freeze_timeout_us;
@@ -205,7 +205,7 @@ void save_target(const Target& target, const ImageDestination& destination, pb::
   saved->set_images_numbered(destination.numbered_stem.empty() ? target.images_numbered : destination.number);
   for (const std::string& word : target.command) saved->add_command(word);
   saved->set_devices_denied(target.launch_filter);
-  saved->set_ledger_address(target.ledger_address);
+  saved->set_ledger_address(target.ledger_address.value());
 }
 
 // All that is asked by tapes: one tape per thread, the leader's with the process-wide questions and the snapshot.
@@ -217,10 +217,10 @@ struct Questions {
   ProcessQuestions process;
   BrkQuestion brk{};
   ClockQuestions clocks{};
-  std::optional<SnapshotQuestion> snapshot;
 };
 
-Result<Questions> ask(const StoppedWorld& world, const AddressSpaceSave& space, const pb::Image& image, bool snapshot) {
+// `snapshot`: null where the target stays stopped and is copied itself.
+Result<Questions> ask(const StoppedWorld& world, const AddressSpaceSave& space, const pb::Image& image, Snapshot* snapshot) {
   Questions questions;
   questions.tapes.resize(world.threads().size());
   for (size_t i = 0; i < questions.tapes.size(); ++i) {
@@ -232,11 +232,7 @@ Result<Questions> ask(const StoppedWorld& world, const AddressSpaceSave& space, 
   questions.process = ask_process(image.threads(0), leader);
   questions.brk = ask_brk(leader);
   questions.clocks = ask_clocks(leader);
-  if (snapshot) {
-    // From inside a PID namespace the supervisor is invisible: its number there is 0.
-    bool same_namespace = world.pid() == world.pid_in_target();
-    questions.snapshot = ask_snapshot(space, same_namespace ? ::getpid() : 0, leader);
-  }
+  if (snapshot != nullptr) snapshot->ask(world, space, leader);
   return questions;
 }
 
@@ -272,7 +268,7 @@ Result<bool> may_fork(const pb::Image& image, const Questions& questions) {
 std::vector<RunMapping> run_mappings_of(const pb::AddressSpace& memory) {
   std::vector<RunMapping> mappings;
   for (const pb::Mapping& mapping : memory.mappings()) {
-    if (mapping.kind() == pb::Mapping::VCPU_RUN) mappings.push_back({mapping.start(), mapping.name()});
+    if (mapping.kind() == pb::Mapping::VCPU_RUN) mappings.push_back({RemoteAddr(mapping.start()), mapping.name()});
   }
   return mappings;
 }
@@ -310,12 +306,13 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   save_target(target, destination, image.mutable_target());
   auto early_ledger = VMCKPT_TRY(read_ledger(pid, target.ledger_address));
   AddressSpacePreview preview = VMCKPT_TRY(preview_address_space(pid, early_ledger->madvise_generation));
-  const uint32_t kvm_objects = VMCKPT_TRY(count_kvm_objects(pid, early_ledger->kvm));
+  const RemoteAddr kvm_ledger(early_ledger->kvm);
+  const uint32_t kvm_objects = VMCKPT_TRY(count_kvm_objects(pid, kvm_ledger));
   if (kvm_objects != 0 && !target.kvm) target.kvm = VMCKPT_TRY(KvmHost::ask());
   bool split_irqchip = false;
   if (kvm_objects != 0) {
     // The target may just be writing them: what is missed now is found out later.
-    if (auto early_notes = read_kvm_notes(pid, early_ledger->kvm); early_notes.ok()) {
+    if (auto early_notes = read_kvm_notes(pid, kvm_ledger); early_notes.ok()) {
       prepare_kvm(**early_notes, *target.kvm);
       split_irqchip = has_split_irqchip(**early_notes);
     }
@@ -327,9 +324,9 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   std::unique_ptr<Ledger> ledger;
   checkpoint->frozen_us_ = monotonic_us();
   std::optional<VcpuGate> gate;
-  target.interrupted.set_partial_calls({pid, early_ledger->partial_calls});
-  if (early_ledger->kvm != 0) target.interrupted.set_kvm_run_code(VMCKPT_TRY(find_kvm_run_code(pid, early_ledger->kvm)));
-  if (kvm_objects != 0) gate.emplace(VMCKPT_TRY(VcpuGate::close(pid, early_ledger->kvm)));
+  target.interrupted.set_partial_calls({pid, RemoteAddr(early_ledger->partial_calls)});
+  if (kvm_ledger) target.interrupted.set_kvm_run_code(VMCKPT_TRY(find_kvm_run_code(pid, kvm_ledger)));
+  if (kvm_objects != 0) gate.emplace(VMCKPT_TRY(VcpuGate::close(pid, kvm_ledger)));
   StoppedWorld world = VMCKPT_TRY(freeze_with_ledger(pid, request, target.ledger_address, gate, split_irqchip, target.interrupted, &ledger));
   // From now on nothing moves but what tapes do, and no image has a closed gate.
   if (gate) gate->open();
@@ -353,7 +350,7 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   clock.mark("maps");
   std::unique_ptr<KvmNotes> kvm_notes;
   if (kvm_objects != 0) {
-    kvm_notes = VMCKPT_TRY(read_kvm_notes(pid, ledger->kvm));
+    kvm_notes = VMCKPT_TRY(read_kvm_notes(pid, RemoteAddr(ledger->kvm)));
     find_runs(run_mappings_of(image.memory()), kvm_notes->objects);
     VMCKPT_TRY(save_kvm(world, *ledger, *kvm_notes, *target.kvm, image));
     clock.mark("kvm");
@@ -366,20 +363,17 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   auto descriptors_saved = std::async(std::launch::async, [&] {
     return save_descriptors(descriptors, image.mutable_descriptors());
   });
-  Questions questions = VMCKPT_TRY(ask(world, space, image, !request.stop));
-  bool fork_forbidden = !VMCKPT_TRY(may_fork(image, questions)) && !request.stop;
-  if (fork_forbidden) questions = VMCKPT_TRY(ask(world, space, image, false));
+  Snapshot& snapshot = checkpoint->snapshot_;
+  Questions questions = VMCKPT_TRY(ask(world, space, image, request.stop ? nullptr : &snapshot));
+  if (!VMCKPT_TRY(may_fork(image, questions)) && !request.stop) {
+    snapshot.give_up("the target's seccomp filter forbids forking");
+    questions = VMCKPT_TRY(ask(world, space, image, nullptr));
+  }
   std::vector<ThreadTape> tapes;
   for (size_t i = 0; i < world.threads().size(); ++i) tapes.push_back({&world.threads()[i], &questions.tapes[i]});
   const int64_t asked_us = monotonic_us();
-  VMCKPT_TRY(play_tapes(world, *ledger, tapes, checkpoint->snapshot_.to_be_set()));
-  // Limits of processes (RLIMIT_NPROC, pids.max) and of memory: no snapshot then, and a longer pause.
-  std::string not_forked = fork_forbidden ? "the target's seccomp filter forbids forking" : "";
-  if (questions.snapshot && !was_forked(*questions.snapshot, questions.tapes.front())) {
-    not_forked = errno_error("the target could not be forked").message();
-    questions.snapshot.reset();
-  }
-  if (questions.snapshot) VMCKPT_TRY(settle_snapshot(*questions.snapshot, questions.tapes.front(), checkpoint->snapshot_));
+  VMCKPT_TRY(play_tapes(world, *ledger, tapes, snapshot.taker()));
+  VMCKPT_TRY(snapshot.settle(questions.tapes.front()));
   clock.mark("snapshot");
   VMCKPT_TRY(descriptors_saved.get());
   VMCKPT_TRY(expect_still_stopped(pid));
@@ -387,13 +381,13 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   // Timers were looked at up to now: clocks that were read earlier than they would let them go off early after a restart.
   const int64_t clocks_late_ns = (monotonic_us() - asked_us) * 1000;
   for (const auto& [id, file] : captured.files()) *image.mutable_memory()->add_captured() = file;
-  if (!not_forked.empty()) notes.push_back(not_forked + ": its memory was copied while it was stopped");
+  if (!snapshot.why_none().empty()) notes.push_back(snapshot.why_none() + ": its memory was copied while it was stopped");
   clock.mark("descriptors");
   fault_point("snapshot");
 
   // 5. resume: the pause ends here
-  checkpoint->source_ = questions.snapshot ? checkpoint->snapshot_.pid() : pid;
-  if (questions.snapshot) {
+  checkpoint->source_ = snapshot.exists() ? snapshot.pid() : pid;
+  if (snapshot.exists()) {
     world.resume();
     checkpoint->result_.pause_us = monotonic_us() - checkpoint->frozen_us_;
   } else {
@@ -401,7 +395,7 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   }
   clock.mark("resume");
   fault_point("resume");
-  if (questions.snapshot) VMCKPT_TRY(check_snapshot(checkpoint->snapshot_, space));
+  VMCKPT_TRY(snapshot.check(space));
 
   take_answers(questions, &image);
   advance_clocks(clocks_late_ns, image.mutable_host());

@@ -63,7 +63,7 @@ class CheckpointInProgress {
   std::vector<DumpRange> ranges_;
   std::vector<GuardRegion> guards_;  // known already; others are found in the snapshot
   std::optional<StoppedWorld> world_;  // with `stop`, or where the target may not fork
-  SnapshotChild snapshot_;
+  Snapshot snapshot_;
   pid_t source_ = 0;
   uint64_t bytes_to_look_at_ = 0;
   int64_t started_us_ = 0;

@@ -55,7 +55,7 @@ Result<void> wait_for_recorder(pid_t pid) {
   constexpr int64_t kPatienceUs = 5'000'000;
   for (const int64_t until_us = monotonic_us() + kPatienceUs;;) {
     const std::string maps = VMCKPT_TRY(read_whole_file(fmt::format("/proc/{}/maps", pid)));
-    auto ledger = find_ledger(pid, maps, 0);
+    auto ledger = find_ledger(pid, maps, RemoteAddr());
     if (ledger.ok()) return {};
     if (monotonic_us() > until_us) return ledger.error();
     ::usleep(1000);

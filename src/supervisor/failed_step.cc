@@ -9,7 +9,7 @@
 #include <sys/syscall.h>
 
 #include "recorder/kvm_calls.h"
-#include "tracer/stopped_world.h"
+#include "tracer/remote_memory.h"
 #include "tracer/tape_draft.h"
 
 namespace vmckpt {
@@ -66,7 +66,7 @@ constexpr Advice kAdvice[] = {
     {SYS_rseq, ENOSYS, "this kernel has no restartable sequences: restart on one with CONFIG_RSEQ"},
 };
 
-std::string text_at(pid_t pid, uint64_t address) {
+std::string text_at(pid_t pid, RemoteAddr address) {
   char text[kTapeTextBytes] = {};
   // It may lie at the end of the arena.
   for (size_t bytes = sizeof text - 1; bytes > 0; bytes /= 2) {
@@ -85,7 +85,7 @@ const char* advice_for(const TapeCall& call, int err) {
   return "";
 }
 
-Result<void> check_tape(pid_t pid, pid_t tid_in_target, uint64_t address) {
+Result<void> check_tape(pid_t pid, pid_t tid_in_target, RemoteAddr address) {
   Tape head;
   VMCKPT_TRY(read_memory(pid, address, &head, sizeof head));
   if (head.failed == 0 && head.done == 1) return {};

@@ -30,6 +30,7 @@
 #include "supervisor/terminal_control.h"
 #include "tracer/tape_draft.h"
 #include "tracer/thread_state.h"
+#include "tracer/tracee.h"
 
 namespace vmckpt {
 namespace {
@@ -37,30 +38,28 @@ namespace {
 // Ends the new process unless the restart comes to its end.
 class ProcessGuard {
  public:
-  explicit ProcessGuard(const NewProcess& process) : pid_(process.pid), init_(process.namespace_init) {}
-  ~ProcessGuard() {
-    for (pid_t pid : {pid_, init_}) {
-      if (pid == 0) continue;
-      ::kill(pid, SIGKILL);
-      // Its threads are traced, and must be reaped before it can be.
-      int status = 0;
-      for (pid_t got = 0; got != pid || !(WIFSIGNALED(status) || WIFEXITED(status));) {
-        got = ::waitpid(-1, &status, __WALL);
-        if (got < 0 && errno != EINTR) break;
-      }
-    }
+  explicit ProcessGuard(const NewProcess& process)
+      : init_(process.namespace_init, Tracee::AtEnd::kDiesWithThreads), leader_(process.pid, Tracee::AtEnd::kDiesWithThreads) {
+    if (process.namespace_init == 0) init_.forget();
   }
   ProcessGuard(const ProcessGuard&) = delete;
   ProcessGuard& operator=(const ProcessGuard&) = delete;
-  void release() { pid_ = init_ = 0; }
+
+  Tracee& leader() { return leader_; }
+  void release() {
+    leader_.forget();
+    init_.forget();
+  }
 
  private:
-  pid_t pid_, init_;
+  // Not traced, but ours to end: after the process, whose end it waits for.
+  Tracee init_;
+  Tracee leader_;
 };
 
 // Traces the new process from its start: its threads attach themselves as they are made, and all die with the supervisor.
-Result<void> trace(const NewProcess& process) {
-  if (::ptrace(PTRACE_SEIZE, process.pid, 0, PTRACE_O_EXITKILL | PTRACE_O_TRACECLONE | PTRACE_O_TRACESYSGOOD) != 0) {
+Result<void> trace(const NewProcess& process, Tracee& leader) {
+  if (!leader.seize(PTRACE_O_EXITKILL | PTRACE_O_TRACECLONE | PTRACE_O_TRACESYSGOOD)) {
     return errno_error("trace the new process", "see `vmckpt doctor`");
   }
   if (::send(process.channel.get(), "G", 1, MSG_NOSIGNAL) != 1) return errno_error("start the new process");
@@ -70,7 +69,7 @@ Result<void> trace(const NewProcess& process) {
 // The process's messages up to "ready". Its end without one is an error.
 struct Rebuilt {
   RebuildReport report;
-  std::vector<uint64_t> tapes;  // in the order of the image's threads
+  std::vector<RemoteAddr> tapes;  // in the order of the image's threads
   Fd terminal_master;
 };
 
@@ -97,12 +96,12 @@ ssize_t receive(int channel, std::vector<char>& bytes, Fd* descriptor) {
 
 // While the process rebuilds itself it may be stopped by a signal that is for its terminal's group (a resized window): it is not
 // meant to see any before it is the target.
-void pass_over_stop(pid_t pid) {
+void pass_over_stop(Tracee& leader) {
   int status = 0;
-  if (::waitpid(pid, &status, WNOHANG | __WALL) == pid && WIFSTOPPED(status)) ::ptrace(PTRACE_CONT, pid, 0, 0);
+  if (leader.take_stop(&status) == leader.tid && WIFSTOPPED(status)) leader.go_on();
 }
 
-Result<Rebuilt> follow_rebuild(const NewProcess& process, size_t threads, std::vector<std::string>& notes) {
+Result<Rebuilt> follow_rebuild(const NewProcess& process, Tracee& leader, size_t threads, std::vector<std::string>& notes) {
   Patience patience(process.pid);
   std::vector<char> message(256 * 1024);
   Rebuilt rebuilt;
@@ -110,7 +109,7 @@ Result<Rebuilt> follow_rebuild(const NewProcess& process, size_t threads, std::v
     pollfd poll{process.channel.get(), POLLIN, 0};
     constexpr int kLookForStopsMs = 20;
     if (::poll(&poll, 1, kLookForStopsMs) == 0) {
-      pass_over_stop(process.pid);
+      pass_over_stop(leader);
       VMCKPT_TRY(patience.check());
       continue;
     }
@@ -125,9 +124,9 @@ Result<Rebuilt> follow_rebuild(const NewProcess& process, size_t threads, std::v
         return error(text);
       case ChannelMessage::kReady:
         rebuilt.tapes.resize(threads);
-        if (text.size() != sizeof rebuilt.report + threads * sizeof(uint64_t)) return error("the new process reported nonsense");
+        if (text.size() != sizeof rebuilt.report + threads * sizeof(RemoteAddr)) return error("the new process reported nonsense");
         std::memcpy(&rebuilt.report, text.data(), sizeof rebuilt.report);
-        std::memcpy(rebuilt.tapes.data(), text.data() + sizeof rebuilt.report, threads * sizeof(uint64_t));
+        std::memcpy(rebuilt.tapes.data(), text.data() + sizeof rebuilt.report, threads * sizeof(RemoteAddr));
         return rebuilt;
     }
   }
@@ -135,13 +134,13 @@ Result<Rebuilt> follow_rebuild(const NewProcess& process, size_t threads, std::v
 
 // Lets the player run until every thread has played its tape and stopped itself. Returns the threads by their own numbers.
 Result<std::map<pid_t, pid_t>> follow_tapes(pid_t leader, const Rebuilt& rebuilt, const pb::Image& image) {
-  std::map<pid_t, uint64_t> tapes;
+  std::map<pid_t, RemoteAddr> tapes;
   for (int i = 0; i < image.threads_size(); ++i) tapes[image.threads(i).tid()] = rebuilt.tapes[static_cast<size_t>(i)];
   std::map<pid_t, pid_t> finished;  // number in the target -> number here
   Patience patience(leader);
   while (finished.size() < tapes.size()) {
     int status = 0;
-    pid_t tid = ::waitpid(-1, &status, WNOHANG | __WALL);
+    pid_t tid = take_any_stop(&status);
     if (tid < 0 && errno == EINTR) continue;
     if (tid < 0) return errno_error("wait for the new process");
     if (tid == 0) {
@@ -165,28 +164,28 @@ Result<std::map<pid_t, pid_t>> follow_tapes(pid_t leader, const Rebuilt& rebuilt
     if (event == 0 && (WSTOPSIG(status) == SIGSEGV || WSTOPSIG(status) == SIGBUS || WSTOPSIG(status) == SIGILL)) {
       return error(fmt::format("thread {} of the new process got signal {} while it was being rebuilt", tid, WSTOPSIG(status)));
     }
-    ::ptrace(PTRACE_CONT, tid, 0, 0);
+    let_go_on(tid);
   }
   return finished;
 }
 
 // The one call that the player cannot make: unmapping itself. Made at the vdso's system call instruction.
-Result<void> unmap_arena(pid_t leader, const RebuildReport& report) {
+Result<void> unmap_arena(Tracee& leader, const RebuildReport& report) {
   user_regs_struct regs;
-  if (::ptrace(PTRACE_GETREGS, leader, 0, &regs) != 0) return errno_error("read the leader's registers");
+  if (!leader.get_registers(&regs)) return errno_error("read the leader's registers");
   regs.orig_rax = ~uint64_t{0};
-  regs.rip = report.syscall_instruction;
+  regs.rip = report.syscall_instruction.value();
   regs.rax = SYS_munmap;
-  regs.rdi = report.arena;
+  regs.rdi = report.arena.value();
   regs.rsi = report.arena_bytes;
-  if (::ptrace(PTRACE_SETREGS, leader, 0, &regs) != 0) return errno_error("set the leader's registers");
+  if (!leader.set_registers(regs)) return errno_error("set the leader's registers");
   for (int stops = 0; stops < 2;) {  // system call entry and exit
-    if (::ptrace(PTRACE_SYSCALL, leader, 0, 0) != 0) return errno_error("let the leader run");
+    if (!leader.go_on_to_system_call()) return errno_error("let the leader run");
     int status = 0;
-    if (::waitpid(leader, &status, __WALL) != leader || !WIFSTOPPED(status)) return error("the leader ended");
+    if (!leader.wait(&status) || !WIFSTOPPED(status)) return error("the leader ended");
     if (WSTOPSIG(status) == (SIGTRAP | 0x80)) ++stops;
   }
-  if (::ptrace(PTRACE_GETREGS, leader, 0, &regs) != 0) return errno_error("read the leader's registers");
+  if (!leader.get_registers(&regs)) return errno_error("read the leader's registers");
   if (static_cast<int64_t>(regs.rax) != 0) {
     errno = static_cast<int>(-static_cast<int64_t>(regs.rax));
     return errno_error("unmap the player");
@@ -234,7 +233,7 @@ Target target_of(const RestartRequest& request, const ImageReader& image, const 
   target.namespaces = namespaces_of(process.pid);
   const auto path = read_link(fmt::format("/proc/self/fd/{}", image.fd()));
   target.backing = find_backing(process.pid, path.ok() ? *path : image.path());
-  target.ledger_address = saved.ledger_address();
+  target.ledger_address = RemoteAddr(saved.ledger_address());
   return target;
 }
 
@@ -259,8 +258,9 @@ Result<MadeTarget> make_target(const RestartRequest& request, ImageReader& image
   fault_point("restart-create");
 
   // 4. rebuild: descriptors and all else that hosted code can do
-  VMCKPT_TRY(trace(process));
-  Rebuilt rebuilt = VMCKPT_TRY(follow_rebuild(process, static_cast<size_t>(metadata.threads_size()), result.notes));
+  Tracee& leader = made.guard->leader();
+  VMCKPT_TRY(trace(process, leader));
+  Rebuilt rebuilt = VMCKPT_TRY(follow_rebuild(process, leader, static_cast<size_t>(metadata.threads_size()), result.notes));
   clock.mark("rebuild");
   fault_point("restart-rebuild");
 
@@ -270,7 +270,7 @@ Result<MadeTarget> make_target(const RestartRequest& request, ImageReader& image
   fault_point("restart-play");
 
   // 6. take over: the player goes, registers and masks come
-  VMCKPT_TRY(unmap_arena(process.pid, rebuilt.report));
+  VMCKPT_TRY(unmap_arena(leader, rebuilt.report));
   result.terminal_master = std::move(rebuilt.terminal_master);
   result.target = target_of(request, image, process);
   VMCKPT_TRY(set_thread_states(metadata, made.tids));
@@ -313,7 +313,7 @@ Result<RestartResult> restart_target(const RestartRequest& request) {
   if (request.tell_notes) request.tell_notes(result.notes);
   result.group_stopped = metadata.process().group_stopped();
   if (result.group_stopped) ::kill(pid, SIGSTOP);
-  for (const auto& [tid_in_target, tid] : made->tids) ::ptrace(PTRACE_DETACH, tid, 0, 0);
+  for (const auto& [tid_in_target, tid] : made->tids) Tracee(tid).let_go(0);
   made->guard->release();
   result.restart_us = monotonic_us() - request.started_us;
   clock.mark("run");

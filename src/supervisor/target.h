@@ -8,6 +8,7 @@
 
 #include <sys/types.h>
 
+#include "core/remote_addr.h"
 #include "image/writer.h"
 #include "memory/address_space.h"
 #include "modules/namespaces.h"
@@ -33,7 +34,7 @@ struct Target {
   BackingImage backing;       // where its memory lies after a restart
   InterruptedCalls interrupted;  // calls that earlier checkpoints made threads begin anew
   std::shared_ptr<KvmHost> kvm;  // this host's KVM, once the target has used it
-  uint64_t ledger_address = 0;  // where the recorder's ledger was last time; 0: unknown
+  RemoteAddr ledger_address;  // where the recorder's ledger was last time, if that is known
 };
 
 }  // namespace vmckpt

@@ -38,12 +38,13 @@ void InterruptedCalls::remember_repeated_call(StoppedThread& thread) {
 bool InterruptedCalls::hide_stop_in_kvm_run(StoppedThread& thread) const {
   constexpr int64_t kRestartNoHand = 514;  // include/linux/errno.h
   user_regs_struct& regs = thread.regs;
-  const bool waits = regs.rip >= kvm_.wait_begin && regs.rip < kvm_.wait_end;
-  const bool came_out = regs.rip == kvm_.returns && regs.orig_rax == SYS_ioctl && static_cast<int64_t>(regs.rax) == -EINTR;
-  if (kvm_.returns == 0 || !(waits || came_out)) return false;
+  const RemoteAddr rip(regs.rip);
+  const bool waits = rip >= kvm_.wait_begin && rip < kvm_.wait_end;
+  const bool came_out = rip == kvm_.returns && regs.orig_rax == SYS_ioctl && static_cast<int64_t>(regs.rax) == -EINTR;
+  if (!kvm_.returns || !(waits || came_out)) return false;
   regs.orig_rax = SYS_ioctl;
   regs.rax = static_cast<uint64_t>(-kRestartNoHand);
-  regs.rip = kvm_.returns + kSyscallInstructionBytes;
+  regs.rip = (kvm_.returns + kSyscallInstructionBytes).value();
   regs.rsi = kKvmRun;
   thread.disturbed = true;
   return true;
@@ -71,7 +72,7 @@ bool InterruptedCalls::after_stop(StoppedThread& thread) {
   return true;
 }
 
-void InterruptedCalls::keep_only(const std::vector<StoppedThread>& threads) {
+void InterruptedCalls::keep_only(const std::vector<Tracee>& threads) {
   std::set<pid_t> alive;
   for (const StoppedThread& thread : threads) alive.insert(thread.tid);
   std::erase_if(deadlines_us_, [&](const auto& entry) { return !alive.count(entry.first); });

@@ -8,19 +8,21 @@
 
 #include <cstdint>
 #include <map>
+#include <vector>
 
 #include <sys/types.h>
 
+#include "core/remote_addr.h"
 #include "tracer/partial_calls.h"
-#include "tracer/stopped_world.h"
+#include "tracer/tracee.h"
 
 namespace vmckpt {
 
 inline constexpr uint64_t kSyscallInstructionBytes = 2;
 
-// Where the recorder enters KVM_RUN and waits at its gate (recorder/kvm_ledger.h). Zeros: the target does not use KVM.
+// Where the recorder enters KVM_RUN and waits at its gate (recorder/kvm_ledger.h). None: the target does not use KVM.
 struct KvmRunCode {
-  uint64_t returns, wait_begin, wait_end;
+  RemoteAddr returns, wait_begin, wait_end;
 };
 
 class InterruptedCalls {
@@ -31,7 +33,7 @@ class InterruptedCalls {
   // shortens the timeout of a call that was seen before. True when registers are others now.
   bool after_stop(StoppedThread& thread);
   // After a freeze: forgets threads that have ended since.
-  void keep_only(const std::vector<StoppedThread>& threads);
+  void keep_only(const std::vector<Tracee>& threads);
 
  private:
   // A call that the kernel continues as restart_syscall no longer shows its number: this remembers it.

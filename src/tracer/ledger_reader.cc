@@ -11,7 +11,7 @@
 #include <sys/uio.h>
 
 #include "core/proc.h"
-#include "tracer/stopped_world.h"
+#include "tracer/remote_memory.h"
 
 namespace vmckpt {
 namespace {
@@ -26,25 +26,25 @@ class ExecutableRanges {
       auto words = split_words(line);
       if (words.size() < 2 || words[1].size() < 3 || words[1][2] != 'x') continue;
       const size_t dash = words[0].find('-');
-      ranges_.emplace_back(parse_hex(words[0].substr(0, dash)), parse_hex(words[0].substr(dash + 1)));
+      ranges_.emplace_back(RemoteAddr(parse_hex(words[0].substr(0, dash))), RemoteAddr(parse_hex(words[0].substr(dash + 1))));
     }
   }
-  bool contain(uint64_t address) const {
+  bool contain(RemoteAddr address) const {
     return std::any_of(ranges_.begin(), ranges_.end(),
                        [&](const auto& range) { return range.first <= address && address < range.second; });
   }
 
  private:
-  std::vector<std::pair<uint64_t, uint64_t>> ranges_;
+  std::vector<std::pair<RemoteAddr, RemoteAddr>> ranges_;
 };
 
 // The ledger of the recorder that runs. A library can lie in a process twice: an emulator (qemu-x86_64) loads it into its guest
 // program as well, as data that it translates. That copy fills in its own ledger, but its player is no code here.
-bool is_ledger(pid_t pid, uint64_t address, const ExecutableRanges& code) {
+bool is_ledger(pid_t pid, RemoteAddr address, const ExecutableRanges& code) {
   struct {
     uint64_t magic0, magic1;
     uint32_t version, bytes;
-    uint64_t self, player_entry;
+    RemoteAddr self, player_entry;
   } head{};
   static_assert(offsetof(Ledger, self) == 24 && offsetof(Ledger, player_entry) == 32);
   return read_memory(pid, address, &head, sizeof head).ok() && head.magic0 == kLedgerMagic0 &&
@@ -64,17 +64,17 @@ void make_absolute(pid_t pid, LedgerNote& note) {
 }
 
 // Table T has the notes from kLedgerNotes << T on, as many again.
-uint64_t address_of_note(const Ledger& ledger, uint32_t number) {
-  if (number < kLedgerNotes) return ledger.self + offsetof(Ledger, notes) + uint64_t{number} * sizeof(LedgerNote);
+RemoteAddr address_of_note(const Ledger& ledger, uint32_t number) {
+  if (number < kLedgerNotes) return RemoteAddr(ledger.self) + offsetof(Ledger, notes) + uint64_t{number} * sizeof(LedgerNote);
   auto table = static_cast<unsigned>(std::bit_width(number / kLedgerNotes) - 1);
-  return ledger.note_tables[table] + uint64_t{number - (kLedgerNotes << table)} * sizeof(LedgerNote);
+  return RemoteAddr(ledger.note_tables[table]) + uint64_t{number - (kLedgerNotes << table)} * sizeof(LedgerNote);
 }
 
 }  // namespace
 
-Result<uint64_t> find_ledger(pid_t pid, const std::string& maps, uint64_t hint) {
+Result<RemoteAddr> find_ledger(pid_t pid, const std::string& maps, RemoteAddr hint) {
   const ExecutableRanges code(maps);
-  if (hint != 0 && is_ledger(pid, hint, code)) return hint;
+  if (hint && is_ledger(pid, hint, code)) return hint;
   // The ledger lies in the zero-initialised pages: the tail of the library's writable mapping or the unnamed one behind it.
   bool in_library = false;
   for (std::string_view line : split_lines(maps)) {
@@ -83,9 +83,9 @@ Result<uint64_t> find_ledger(pid_t pid, const std::string& maps, uint64_t hint) 
     bool named = words.size() >= 6;
     if (named) in_library = words[5].find("libvmckpt.so") != std::string_view::npos;
     if (!in_library || words[1].substr(0, 2) != "rw") continue;
-    uint64_t start = parse_hex(words[0].substr(0, words[0].find('-')));
-    uint64_t end = parse_hex(words[0].substr(words[0].find('-') + 1));
-    for (uint64_t address = start; address < end; address += kPageBytes) {
+    const RemoteAddr start(parse_hex(words[0].substr(0, words[0].find('-'))));
+    const RemoteAddr end(parse_hex(words[0].substr(words[0].find('-') + 1)));
+    for (RemoteAddr address = start; address < end; address += kPageBytes) {
       if (is_ledger(pid, address, code)) return address;
     }
   }
@@ -93,7 +93,7 @@ Result<uint64_t> find_ledger(pid_t pid, const std::string& maps, uint64_t hint) 
                "it was not started by `vmckpt launch`, or it executed a static or set-uid program");
 }
 
-Result<std::unique_ptr<Ledger>> read_ledger(pid_t pid, uint64_t address) {
+Result<std::unique_ptr<Ledger>> read_ledger(pid_t pid, RemoteAddr address) {
   auto ledger = std::make_unique<Ledger>();
   VMCKPT_TRY(read_memory(pid, address, ledger.get(), offsetof(Ledger, notes)));
   if (ledger->version != kLedgerVersion || ledger->bytes != sizeof(Ledger)) {
@@ -115,7 +115,7 @@ Result<std::vector<LedgerNote>> read_further_notes(pid_t pid, const Ledger& ledg
     if (ledger.notes_used <= first) break;
     const uint32_t count = std::min(ledger.notes_used - first, first);
     notes.resize(notes.size() + count);
-    VMCKPT_TRY(read_memory(pid, ledger.note_tables[table], &notes[notes.size() - count], count * sizeof(LedgerNote)));
+    VMCKPT_TRY(read_memory(pid, RemoteAddr(ledger.note_tables[table]), &notes[notes.size() - count], count * sizeof(LedgerNote)));
   }
   return notes;
 }
@@ -127,7 +127,7 @@ Result<void> mark_notes_stale(pid_t pid, const Ledger& ledger, const std::vector
     std::vector<iovec> from, to;
     for (size_t i = done; i < std::min(done + kAtOnce, numbers.size()); ++i) {
       from.push_back({const_cast<NoteKind*>(&stale), sizeof stale});
-      to.push_back({reinterpret_cast<void*>(address_of_note(ledger, numbers[i]) + offsetof(LedgerNote, kind)), sizeof stale});
+      to.push_back({reinterpret_cast<void*>((address_of_note(ledger, numbers[i]) + offsetof(LedgerNote, kind)).value()), sizeof stale});
     }
     const auto bytes = static_cast<ssize_t>(from.size() * sizeof stale);
     if (::process_vm_writev(pid, from.data(), from.size(), to.data(), to.size(), 0) != bytes) {

@@ -18,6 +18,7 @@
 
 #include "core/fd.h"
 #include "recorder/partial_calls.h"
+#include "tracer/remote_memory.h"
 
 namespace vmckpt {
 namespace {
@@ -72,7 +73,7 @@ bool moves_all(pid_t pid, int target_fd, const Kind& kind, uint64_t flags) {
 }
 
 // The segments that are left behind the first `done` bytes; none when they cannot be read or are too many.
-std::vector<iovec> segments_left(pid_t pid, uint64_t address, uint64_t count, uint64_t done) {
+std::vector<iovec> segments_left(pid_t pid, RemoteAddr address, uint64_t count, uint64_t done) {
   if (count > IOV_MAX) return {};
   std::vector<iovec> segments(count);
   if (!read_memory(pid, address, segments.data(), count * sizeof(iovec)).ok()) return {};
@@ -86,14 +87,14 @@ std::vector<iovec> segments_left(pid_t pid, uint64_t address, uint64_t count, ui
 }
 
 // Makes `regs` and `call` those of the rest of a call that has moved `done` bytes. False when nothing is left of it.
-bool shorten(pid_t pid, Shape shape, uint64_t done, uint64_t call_address, user_regs_struct& regs, PartialCall& call) {
-  auto put_segments = [&](uint64_t address, uint64_t count) {
+bool shorten(pid_t pid, Shape shape, uint64_t done, RemoteAddr call_address, user_regs_struct& regs, PartialCall& call) {
+  auto put_segments = [&](RemoteAddr address, uint64_t count) {
     const std::vector<iovec> left = segments_left(pid, address, count, done);
     static_assert(sizeof(iovec) == sizeof call.segments[0]);
     if (!left.empty()) std::memcpy(call.segments, left.data(), left.size() * sizeof(iovec));
     return left.size();
   };
-  const uint64_t segments = call_address + offsetof(PartialCall, segments);
+  const RemoteAddr segments = call_address + offsetof(PartialCall, segments);
   switch (shape) {
     case Shape::kBuffer:
       if (done >= regs.rdx) return false;
@@ -105,8 +106,8 @@ bool shorten(pid_t pid, Shape shape, uint64_t done, uint64_t call_address, user_
       regs.r10 -= done;  // the kernel has moved the file's position, or what rdx points to
       return true;
     case Shape::kVector:
-      if (const size_t left = put_segments(regs.rsi, regs.rdx); left != 0) {
-        regs.rsi = segments;
+      if (const size_t left = put_segments(RemoteAddr(regs.rsi), regs.rdx); left != 0) {
+        regs.rsi = segments.value();
         regs.rdx = left;
         return true;
       }
@@ -114,15 +115,15 @@ bool shorten(pid_t pid, Shape shape, uint64_t done, uint64_t call_address, user_
     case Shape::kMessage: {
       msghdr header{};
       static_assert(sizeof header == sizeof call.header);
-      if (!read_memory(pid, regs.rsi, &header, sizeof header).ok()) return false;
-      const size_t left = put_segments(reinterpret_cast<uint64_t>(header.msg_iov), header.msg_iovlen);
+      if (!read_memory(pid, RemoteAddr(regs.rsi), &header, sizeof header).ok()) return false;
+      const size_t left = put_segments(RemoteAddr(reinterpret_cast<uint64_t>(header.msg_iov)), header.msg_iovlen);
       if (left == 0) return false;
       // Name and control data went with the first part, or came with it.
       header = {};
-      header.msg_iov = reinterpret_cast<iovec*>(segments);
+      header.msg_iov = reinterpret_cast<iovec*>(segments.value());
       header.msg_iovlen = left;
       std::memcpy(call.header, &header, sizeof header);
-      regs.rsi = call_address + offsetof(PartialCall, header);
+      regs.rsi = (call_address + offsetof(PartialCall, header)).value();
       return true;
     }
     case Shape::kNone: break;
@@ -142,7 +143,7 @@ std::optional<uint64_t> find_free(const PartialCallTable& table) {
 bool PartialCalls::go_on_with(StoppedThread& thread) const {
   const Kind kind = kind_of(thread.regs.orig_rax);
   const auto done = static_cast<int64_t>(thread.regs.rax);
-  if (table_ == 0 || kind.shape == Shape::kNone || done <= 0) return false;
+  if (!table_ || kind.shape == Shape::kNone || done <= 0) return false;
   // Most have all that they asked for, and this is every thread of every freeze.
   if (kind.shape == Shape::kBuffer && thread.regs.rax >= thread.regs.rdx) return false;
   if (!moves_all(pid_, static_cast<int>(thread.regs.rdi), kind, message_flags(thread.regs))) return false;
@@ -151,15 +152,15 @@ bool PartialCalls::go_on_with(StoppedThread& thread) const {
 
   user_regs_struct regs = thread.regs;
   const bool again = regs.rip == table->returns;  // it was cut short before, and goes on with the rest of the rest
-  const uint64_t first = table_ + offsetof(PartialCallTable, calls);
-  const std::optional<uint64_t> index = again ? (regs.rbx - first) / sizeof(PartialCall) : find_free(*table);
+  const RemoteAddr first = table_ + offsetof(PartialCallTable, calls);
+  const std::optional<uint64_t> index = again ? (RemoteAddr(regs.rbx) - first) / sizeof(PartialCall) : find_free(*table);
   if (!index || *index >= kPartialCalls) return false;
-  const uint64_t address = first + *index * sizeof(PartialCall);
+  const RemoteAddr address = first + *index * sizeof(PartialCall);
   PartialCall& call = table->calls[*index];
   if (!again) call = {0, regs.rip, regs.rbx, regs.rsi, regs.rdx, regs.r10, 1, {}, {}};
   if (!shorten(pid_, kind.shape, regs.rax, address, regs, call)) return false;
   call.done += thread.regs.rax;
-  regs.rbx = address;
+  regs.rbx = address.value();
   regs.rip = table->begin;
   regs.rax = regs.orig_rax;
   regs.orig_rax = ~uint64_t{0};

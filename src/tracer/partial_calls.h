@@ -5,15 +5,16 @@
 
 #include <sys/types.h>
 
-#include "tracer/stopped_world.h"
+#include "core/remote_addr.h"
+#include "tracer/stopped_thread.h"
 
 namespace vmckpt {
 
 class PartialCalls {
  public:
   PartialCalls() = default;
-  // `table`: the target's PartialCallTable; 0 when it has none.
-  PartialCalls(pid_t pid, uint64_t table) : pid_(pid), table_(table) {}
+  // `table`: the target's PartialCallTable, if it has one.
+  PartialCalls(pid_t pid, RemoteAddr table) : pid_(pid), table_(table) {}
 
   // A thread that has just stopped. If that has cut a call short, its registers become those of the call for the rest; true then.
   // What cannot be gone on with (other calls, no room) keeps the count that the kernel gave.
@@ -21,7 +22,7 @@ class PartialCalls {
 
  private:
   pid_t pid_ = 0;
-  uint64_t table_ = 0;
+  RemoteAddr table_;
 };
 
 }  // namespace vmckpt

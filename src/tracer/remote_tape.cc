@@ -5,11 +5,11 @@
 
 #include <sys/ptrace.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
 #include "core/clock.h"
 #include "core/proc.h"
 #include "player/player.h"
+#include "tracer/remote_memory.h"
 #include "tracer/thread_state.h"
 
 namespace vmckpt {
@@ -59,60 +59,58 @@ uint64_t pending_faults(pid_t tid) {
 // One thread's part of the arena: [tape | rooms | return frame | stack].
 class TapePlay {
  public:
-  TapePlay(const ThreadTape& item, uint64_t address) : thread_(item.thread), tape_(item.tape), address_(address) {
+  TapePlay(const ThreadTape& item, RemoteAddr address) : thread_(item.thread), tape_(item.tape), address_(address) {
     frame_offset_ = align_up(tape_->bytes(), kFrameAlign);
     frame_ = make_return_frame(*thread_, address_ + frame_offset_, &frame_stack_pointer_);
     stack_top_ = address_ + align_up(frame_offset_ + frame_.size(), 16) + kPlayerStackBytes;
   }
 
-  uint64_t end() const { return align_up(stack_top_, kFrameAlign); }
+  RemoteAddr end() const { return RemoteAddr(align_up(stack_top_.value(), kFrameAlign)); }
 
   Result<void> place(pid_t pid, int end_signal, pid_t process_id) {
     Tape head{};
     head.end_signal = end_signal;
     head.process_id = process_id;
     head.thread_id = thread_->tid_in_target;
-    head.return_frame = frame_stack_pointer_;
-    std::vector<uint8_t> bytes = tape_->lay_out(address_, head);
+    head.return_frame = frame_stack_pointer_.value();
+    std::vector<uint8_t> bytes = tape_->lay_out(address_.value(), head);
     bytes.resize(frame_offset_);
     bytes.insert(bytes.end(), frame_.begin(), frame_.end());
     return write_memory(pid, address_, bytes.data(), bytes.size());
   }
 
   // One ptrace call moves the thread to the player: before it nothing has changed, after it the thread comes back alone.
-  Result<void> start(uint64_t player_entry, int end_signal) {
+  Result<void> start(RemoteAddr player_entry, int end_signal) {
     thread_->disturbed = true;
     user_regs_struct regs = thread_->regs;
     regs.orig_rax = ~uint64_t{0};
-    regs.rip = player_entry;
-    regs.rdi = address_;
-    regs.rsp = stack_top_;
+    regs.rip = player_entry.value();
+    regs.rdi = address_.value();
+    regs.rsp = stack_top_.value();
     regs.eflags &= ~kStrangeFlags;
     VMCKPT_TRY(suspend_dispatch(*thread_));
-    if (::ptrace(PTRACE_SETREGS, thread_->tid, 0, &regs) != 0) return failed("redirect");
+    if (!thread_->set_registers(regs)) return failed("redirect");
     // Killed before this call, the supervisor leaves a thread whose handlers may run on the player's stack: no harm.
     // A fault whose signal is blocked costs the program its handler (force_sig_info_to_task in the kernel's signal.c).
     uint64_t mask = ~signal_bit(end_signal);
     for (int signal : kFaultSignals) mask &= ~signal_bit(signal) | thread_->signal_mask;
     mask |= pending_faults(thread_->tid);
-    if (::ptrace(PTRACE_SETSIGMASK, thread_->tid, sizeof mask, &mask) != 0) return failed("block signals of");
-    if (::ptrace(PTRACE_CONT, thread_->tid, 0, 0) != 0) return failed("continue");
+    if (!thread_->set_signal_mask(mask)) return failed("block signals of");
+    if (!thread_->go_on()) return failed("continue");
     started_ = true;
     return {};
   }
 
   // Returns true when the thread has come to the end of its tape.
-  Result<bool> handle_stop(int status, int end_signal, pid_t* snapshot_child) {
+  Result<bool> handle_stop(int status, int end_signal, const TakeCopy& take_copy) {
     if (!WIFSTOPPED(status)) return error(fmt::format("thread {} ended during the checkpoint", thread_->tid));
     int event = status >> 16;
     if (event == 0 && WSTOPSIG(status) == end_signal && VMCKPT_TRY(sent_by_itself())) return true;
-    if (event == PTRACE_EVENT_FORK) {
-      VMCKPT_TRY(learn_snapshot(snapshot_child));
-    }
+    if (event == PTRACE_EVENT_FORK) VMCKPT_TRY(hand_over_copy(take_copy));
     if (event == 0) VMCKPT_TRY(refuse_fault(WSTOPSIG(status)));
     // A signal from somebody else reached the thread: it comes back when the thread runs on.
     if (event == 0 && WSTOPSIG(status) != end_signal) thread_->stop_signal = WSTOPSIG(status);
-    if (::ptrace(PTRACE_CONT, thread_->tid, 0, 0) != 0) return failed("continue");
+    if (!thread_->go_on()) return failed("continue");
     return false;
   }
 
@@ -122,16 +120,16 @@ class TapePlay {
     return tape_->read_back(bytes);
   }
 
-  pid_t tid() const { return thread_->tid; }
+  Tracee& thread() { return *thread_; }
   bool started() const { return started_; }
 
  private:
   // Tried again: a copy that nobody knows of would stay for ever.
-  Result<void> learn_snapshot(pid_t* snapshot_child) {
+  Result<void> hand_over_copy(const TakeCopy& take_copy) {
     unsigned long pid = 0;
     for (int tries = 0; tries < 3; ++tries) {
-      if (::ptrace(PTRACE_GETEVENTMSG, thread_->tid, 0, &pid) != 0) continue;
-      if (snapshot_child != nullptr) *snapshot_child = static_cast<pid_t>(pid);
+      if (!thread_->get_event_message(&pid)) continue;
+      if (take_copy) take_copy(Tracee(static_cast<pid_t>(pid), Tracee::AtEnd::kDies));
       return {};
     }
     return failed("learn the snapshot's number from");
@@ -141,7 +139,7 @@ class TapePlay {
   // A thread that went on from its end by mistake would go back into the program, which must stand still.
   Result<bool> sent_by_itself() {
     siginfo_t info{};
-    if (::ptrace(PTRACE_GETSIGINFO, thread_->tid, 0, &info) != 0) return failed("ask for the signal of");
+    if (!thread_->get_signal(&info)) return failed("ask for the signal of");
     if (info.si_code == SI_TKILL) return true;
     // Where the user's queue of signals is full (RLIMIT_SIGPENDING), the kernel delivers the signal without its siginfo and makes
     // this one up (collect_signal in the kernel's signal.c).
@@ -155,7 +153,7 @@ class TapePlay {
   Result<void> refuse_fault(int signal) {
     if (std::find(std::begin(kFaultSignals), std::end(kFaultSignals), signal) == std::end(kFaultSignals)) return {};
     siginfo_t info{};
-    if (::ptrace(PTRACE_GETSIGINFO, thread_->tid, 0, &info) != 0) return failed("ask for the signal of");
+    if (!thread_->get_signal(&info)) return failed("ask for the signal of");
     if (info.si_code <= 0) return {};  // sent by a process
     constexpr int kUserDispatch = 2;  // SYS_USER_DISPATCH
     if (signal == SIGSYS && info.si_code == kUserDispatch) {
@@ -164,7 +162,7 @@ class TapePlay {
                    "use Linux 6.4 or newer, or checkpoint when the program has switched it off");
     }
     user_regs_struct regs{};
-    ::ptrace(PTRACE_GETREGS, thread_->tid, 0, &regs);
+    thread_->get_registers(&regs);
     return error(fmt::format("thread {} met SIG{} at {:#x} (instruction at {:#x}) while it answered the checkpoint's questions",
                              thread_->tid, ::sigabbrev_np(signal), reinterpret_cast<uint64_t>(info.si_addr), regs.rip),
                  "the target runs on as before; please report this, with the target's /proc/PID/maps");
@@ -172,28 +170,29 @@ class TapePlay {
 
   Error failed(const char* what) { return errno_error(fmt::format("{} thread {}", what, thread_->tid)); }
 
-  StoppedThread* thread_;
+  Tracee* thread_;
   TapeDraft* tape_;
   bool started_ = false;
-  uint64_t address_;
+  RemoteAddr address_;
   uint64_t frame_offset_ = 0;
-  uint64_t frame_stack_pointer_ = 0;
-  uint64_t stack_top_ = 0;
+  RemoteAddr frame_stack_pointer_;
+  RemoteAddr stack_top_;
   std::vector<uint8_t> frame_;
 };
 
 namespace {
 
-Result<void> wait_for_end(TapePlay& play, int end_signal, pid_t* snapshot_child, int64_t deadline_us) {
+Result<void> wait_for_end(TapePlay& play, int end_signal, const TakeCopy& take_copy, int64_t deadline_us) {
+  Tracee& thread = play.thread();
   for (int round = 0;; ++round) {
     int status = 0;
-    pid_t got = take_stop(play.tid(), &status);
-    if (got < 0 && errno != EINTR) return errno_error(fmt::format("wait for thread {}", play.tid()));
-    if (got == play.tid()) {
-      if (VMCKPT_TRY(play.handle_stop(status, end_signal, snapshot_child))) return {};
+    pid_t got = thread.take_stop(&status);
+    if (got < 0 && errno != EINTR) return errno_error(fmt::format("wait for thread {}", thread.tid));
+    if (got == thread.tid) {
+      if (VMCKPT_TRY(play.handle_stop(status, end_signal, take_copy))) return {};
       round = 0;
     } else if (monotonic_us() > deadline_us) {
-      return error(fmt::format("thread {} does not come back{}", play.tid(), describe_wait(play.tid())));
+      return error(fmt::format("thread {} does not come back{}", thread.tid, describe_wait(thread.tid)));
     } else {
       wait_for_child_signal(round);
     }
@@ -201,25 +200,24 @@ Result<void> wait_for_end(TapePlay& play, int end_signal, pid_t* snapshot_child,
 }
 
 Result<void> play_batch(StoppedWorld& world, const Ledger& ledger, std::vector<TapePlay>& batch, int end_signal,
-                        pid_t* snapshot_child) {
+                        const TakeCopy& take_copy) {
   if (batch.empty()) return {};
   // Only now, so that nothing the target forked by itself before it stood still is attached.
-  if (snapshot_child != nullptr &&
-      ::ptrace(PTRACE_SETOPTIONS, world.pid(), 0, PTRACE_O_TRACEFORK | PTRACE_O_TRACESYSGOOD) != 0) {
+  if (take_copy && !world.threads().front().set_options(PTRACE_O_TRACEFORK | PTRACE_O_TRACESYSGOOD)) {
     return errno_error("ask to see the snapshot");
   }
   for (TapePlay& play : batch) VMCKPT_TRY(play.place(world.pid(), end_signal, world.pid_in_target()));
   // The leader, which comes first, starts last: its tape forks, and should not wait for a processor with the short ones.
   Result<void> outcome;
   for (auto play = batch.rbegin(); play != batch.rend() && outcome.ok(); ++play) {
-    outcome = play->start(ledger.player_entry, end_signal);
+    outcome = play->start(RemoteAddr(ledger.player_entry), end_signal);
   }
   // Whatever happens to one of them, the others come to their ends: the leader may just have made the snapshot, which must not
   // be left alone, and it has advice to put back.
   int64_t deadline_us = monotonic_us() + (outcome.ok() ? kPlayTimeoutUs : kBreakOffUs);
   for (TapePlay& play : batch) {
     if (!play.started()) continue;
-    auto ended = wait_for_end(play, end_signal, snapshot_child, deadline_us);
+    auto ended = wait_for_end(play, end_signal, take_copy, deadline_us);
     if (ended.ok() || !outcome.ok()) continue;
     outcome = ended;
     deadline_us = std::min(deadline_us, monotonic_us() + kBreakOffUs);
@@ -232,24 +230,25 @@ Result<void> play_batch(StoppedWorld& world, const Ledger& ledger, std::vector<T
 }  // namespace
 
 Result<void> play_tapes(StoppedWorld& world, const Ledger& ledger, const std::vector<ThreadTape>& tapes,
-                        pid_t* snapshot_child) {
+                        const TakeCopy& take_copy) {
   const int end_signal = choose_end_signal(world.pid());
-  const uint64_t arena_end = ledger.arena + uint64_t{ledger.arena_slots} * ledger.arena_slot_bytes;
+  const RemoteAddr arena(ledger.arena);
+  const RemoteAddr arena_end = arena + uint64_t{ledger.arena_slots} * ledger.arena_slot_bytes;
   std::vector<TapePlay> batch;
-  uint64_t next = ledger.arena;
+  RemoteAddr next = arena;
   for (const ThreadTape& item : tapes) {
     TapePlay play(item, next);
     if (play.end() > arena_end) {
       if (batch.empty()) return error(fmt::format("the tape for thread {} is too long", item.thread->tid));
-      VMCKPT_TRY(play_batch(world, ledger, batch, end_signal, snapshot_child));
+      VMCKPT_TRY(play_batch(world, ledger, batch, end_signal, take_copy));
       batch.clear();
-      next = ledger.arena;
+      next = arena;
       play = TapePlay(item, next);
     }
     next = play.end();
     batch.push_back(play);
   }
-  return play_batch(world, ledger, batch, end_signal, snapshot_child);
+  return play_batch(world, ledger, batch, end_signal, take_copy);
 }
 
 }  // namespace vmckpt

@@ -2,7 +2,7 @@
 // read back. A supervisor killed at any moment leaves threads that find their own way back (tape.h).
 #pragma once
 
-#include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "core/result.h"
@@ -13,13 +13,16 @@
 namespace vmckpt {
 
 struct ThreadTape {
-  StoppedThread* thread;
+  Tracee* thread;
   TapeDraft* tape;
 };
 
-// Plays every tape in its thread; threads play at the same time. Only `snapshot_child`, when given, may be made by a tape
-// (kOpSnapshot): the new process is left running, traced with PTRACE_O_EXITKILL.
+// Takes a copy of the target that its leader's tape has made (kOpSnapshot), from the copy's first moment on: it is traced, and about
+// to stop before its first instruction.
+using TakeCopy = std::function<void(Tracee)>;
+
+// Plays every tape in its thread; threads play at the same time. A tape may fork only where somebody takes the copy.
 Result<void> play_tapes(StoppedWorld& world, const Ledger& ledger, const std::vector<ThreadTape>& tapes,
-                        pid_t* snapshot_child = nullptr);
+                        const TakeCopy& take_copy = {});
 
 }  // namespace vmckpt

@@ -7,11 +7,9 @@
 #include <utility>
 
 #include <dirent.h>
-#include <elf.h>
 #include <sched.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -23,107 +21,9 @@
 namespace vmckpt {
 namespace {
 
-// Waits for `tid` to stop under ptrace: microseconds as a rule, for ever when it is in an uninterruptible sleep.
-Result<int> wait_for_stop(pid_t tid, int64_t deadline_us) {
-  for (int round = 0;; ++round) {
-    int status = 0;
-    pid_t got = take_stop(tid, &status);
-    if (got == tid) return status;
-    if (got < 0 && errno != EINTR) return errno_error(fmt::format("wait for thread {}", tid));
-    if (monotonic_us() > deadline_us) {
-      return error(fmt::format("thread {} does not stop{}", tid, describe_wait(tid)),
-                   "it is probably waiting for a device or a network file system; try again later");
-    }
-    wait_for_child_signal(round);
-  }
-}
-
-}  // namespace
-
-pid_t take_stop(pid_t tid, int* wait_status) {
-  siginfo_t seen{};
-  while (::waitid(P_PID, static_cast<id_t>(tid), &seen, WSTOPPED | WEXITED | WNOHANG | WNOWAIT | __WALL) != 0) {
-    if (errno != EINTR) return -1;
-  }
-  if (seen.si_pid == 0) return 0;
-  if (seen.si_code == CLD_EXITED) *wait_status = W_EXITCODE(seen.si_status, 0);
-  else if (seen.si_code == CLD_KILLED || seen.si_code == CLD_DUMPED) *wait_status = W_EXITCODE(0, seen.si_status);
-  else return ::waitpid(tid, wait_status, __WALL | WNOHANG);
-  return tid;
-}
-
-void wait_for_child_signal(int round) {
-  if (round < 2) {
-    ::sched_yield();
-    return;
-  }
-  // Spinning longer would take the processor from the very thread that is waited for. The supervisor has SIGCHLD blocked; where
-  // it is not (unit tests), this is a short sleep.
-  sigset_t child;
-  sigemptyset(&child);
-  sigaddset(&child, SIGCHLD);
-  constexpr timespec kAtMost{0, 1'000'000};
-  ::sigtimedwait(&child, nullptr, &kAtMost);
-}
-
-Result<void> read_memory(pid_t pid, uint64_t address, void* to, size_t bytes) {
-  char* next = static_cast<char*>(to);
-  while (bytes > 0) {
-    iovec local{next, bytes}, remote{reinterpret_cast<void*>(address), bytes};
-    ssize_t got = ::process_vm_readv(pid, &local, 1, &remote, 1, 0);
-    if (got <= 0) return errno_error(fmt::format("read {} bytes at {:#x} of process {}", bytes, address, pid));
-    next += got;
-    address += static_cast<uint64_t>(got);
-    bytes -= static_cast<size_t>(got);
-  }
-  return {};
-}
-
-Result<void> write_memory(pid_t pid, uint64_t address, const void* from, size_t bytes) {
-  const char* next = static_cast<const char*>(from);
-  while (bytes > 0) {
-    iovec local{const_cast<char*>(next), bytes}, remote{reinterpret_cast<void*>(address), bytes};
-    ssize_t put = ::process_vm_writev(pid, &local, 1, &remote, 1, 0);
-    if (put <= 0) return errno_error(fmt::format("write {} bytes at {:#x} of process {}", bytes, address, pid));
-    next += put;
-    address += static_cast<uint64_t>(put);
-    bytes -= static_cast<size_t>(put);
-  }
-  return {};
-}
-
-namespace {
-
 // A thread that the kernel runs in the process and that never was in user mode (arch/x86/kernel/process.c, copy_thread, of a
 // user worker): KVM has one per VM since Linux 6.15, to break up huge pages. It belongs to the object it serves.
 bool is_kernel_worker(const StoppedThread& thread) { return thread.regs.rip == 0 && thread.regs.rsp == 0; }
-
-// Puts registers and mask back. A tape that failed half way may have left the thread running: then it is stopped first.
-void put_back(const StoppedThread& thread) {
-  constexpr int64_t kPatienceUs = 300'000;
-  for (int tries = 0; tries < 4; ++tries) {
-    if (write_thread_state(thread).ok()) return;
-    if (tries == 0) continue;
-    ::ptrace(PTRACE_INTERRUPT, thread.tid, 0, 0);
-    auto status = wait_for_stop(thread.tid, monotonic_us() + kPatienceUs);
-    if (status.ok() && !WIFSTOPPED(*status)) return;  // it has been killed
-  }
-}
-
-// Detaches a stopped thread. Tried again, because nothing worse could happen than that a thread stays stopped.
-bool let_go(pid_t tid, int signal) {
-  for (int tries = 0; tries < 3; ++tries) {
-    if (::ptrace(PTRACE_DETACH, tid, 0, signal) == 0) return true;
-  }
-  return false;
-}
-
-void release(const StoppedThread& thread) {
-  // A stop signal that came while a tape was playing is delivered now; one that had stopped the thread before still holds.
-  int signal = thread.group_stopped ? 0 : thread.stop_signal;
-  if (thread.disturbed) put_back(thread);
-  let_go(thread.tid, signal);
-}
 
 // Reads the state of a thread that has just stopped, and repairs its interrupted call at once: should this process be killed
 // from now on, the kernel detaches the thread as it is.
@@ -134,20 +34,32 @@ Result<void> take_state(StoppedThread& thread, InterruptedCalls& interrupted) {
   return {};
 }
 
+// Lets go of a thread that has stopped too late for its freeze.
+bool let_go_late(Tracee thread, int wait_status, InterruptedCalls& interrupted) {
+  if (!WIFSTOPPED(wait_status)) {
+    thread.forget();
+    return false;
+  }
+  const int signal = wait_status >> 16 == 0 ? WSTOPSIG(wait_status) : 0;  // one that was being delivered
+  thread.forget_state();
+  if (take_state(thread, interrupted).ok() && thread.disturbed) thread.put_back();
+  return thread.let_go(signal);
+}
+
 // Threads that are traced by us while the freeze is being built; detached again unless the freeze succeeds.
 class FreezeInProgress {
  public:
   FreezeInProgress(pid_t pid, int64_t deadline_us, InterruptedCalls& interrupted)
       : pid_(pid), deadline_us_(deadline_us), interrupted_(interrupted) {}
   ~FreezeInProgress() {
-    for (auto& [tid, thread] : stopped_) release(thread);
+    stopped_.clear();
     release_running();
   }
 
   Result<void> stop_all() {
     for (int stable = 0; stable < 2;) {
       bool news = VMCKPT_TRY(seize_new_threads());
-      for (pid_t tid : std::set<pid_t>(seized_)) VMCKPT_TRY(collect(tid));
+      for (pid_t tid : running()) VMCKPT_TRY(collect(tid));
       stable = news ? 0 : stable + 1;
     }
     if (stopped_.count(pid_)) return {};
@@ -157,57 +69,60 @@ class FreezeInProgress {
   }
 
   // Threads that are stopped and traced by us already run on, and are part of this freeze.
-  Result<void> let_run(std::vector<StoppedThread>& threads) {
-    for (const StoppedThread& thread : threads) seized_.insert(thread.tid);
-    const std::vector<StoppedThread> running = std::exchange(threads, {});
-    for (const StoppedThread& thread : running) {
-      if (::ptrace(PTRACE_CONT, thread.tid, 0, 0) != 0 && errno != ESRCH) return errno_error(fmt::format("continue thread {}", thread.tid));
+  Result<void> let_run(std::vector<Tracee>& threads) {
+    for (Tracee& thread : threads) running_.emplace(thread.tid, std::move(thread));
+    threads.clear();
+    for (auto& [tid, thread] : running_) thread.forget_state();
+    for (auto& [tid, thread] : running_) {
+      if (!thread.go_on() && errno != ESRCH) return errno_error(fmt::format("continue thread {}", tid));
     }
     return {};
   }
 
   // Signals that they get meanwhile, and ends.
   Result<void> serve_running() {
-    for (pid_t tid : std::set<pid_t>(seized_)) {
+    for (pid_t tid : running()) {
+      Tracee& thread = running_.at(tid);
       int status = 0;
-      if (take_stop(tid, &status) != tid) continue;
+      if (thread.take_stop(&status) != tid) continue;
       if (!WIFSTOPPED(status)) {
-        seized_.erase(tid);
+        has_ended(tid);
         continue;
       }
       const int signal = status >> 16 == 0 ? WSTOPSIG(status) : 0;
-      if (::ptrace(PTRACE_CONT, tid, 0, signal) != 0 && errno != ESRCH) return errno_error(fmt::format("continue thread {}", tid));
+      if (!thread.go_on(signal) && errno != ESRCH) return errno_error(fmt::format("continue thread {}", tid));
     }
     return {};
   }
 
   void interrupt_running() {
-    for (pid_t tid : seized_) ::ptrace(PTRACE_INTERRUPT, tid, 0, 0);
+    for (auto& [tid, thread] : running_) thread.interrupt();
   }
 
-  Result<StoppedThread> repeat_call(const StoppedThread& thread, const user_regs_struct& regs) {
-    const pid_t tid = thread.tid;
-    if (::ptrace(PTRACE_SETREGS, tid, 0, &regs) != 0) return errno_error(fmt::format("set registers of thread {}", tid));
-    seized_.insert(tid);
-    if (::ptrace(PTRACE_SYSCALL, tid, 0, 0) != 0) return errno_error(fmt::format("continue thread {}", tid));
-    const int status = VMCKPT_TRY(wait_for_stop(tid, deadline_us_));
+  Result<Tracee> repeat_call(Tracee& thread, const user_regs_struct& regs) {
+    const pid_t tid = thread.tid, tid_in_target = thread.tid_in_target;
+    if (!thread.set_registers(regs)) return errno_error(fmt::format("set registers of thread {}", tid));
+    if (!thread.go_on_to_system_call()) return errno_error(fmt::format("continue thread {}", tid));
+    Tracee& running = running_.emplace(tid, std::move(thread)).first->second;
+    running.forget_state();
+    const int status = VMCKPT_TRY(running.wait_for_stop(deadline_us_));
     if (WIFSTOPPED(status)) {
       constexpr int kSystemCall = SIGTRAP | 0x80;  // PTRACE_O_TRACESYSGOOD
       const bool is_signal = status >> 16 == 0 && WSTOPSIG(status) != kSystemCall;
-      if (::ptrace(PTRACE_INTERRUPT, tid, 0, 0) != 0) return errno_error(fmt::format("interrupt thread {}", tid));
-      if (::ptrace(PTRACE_CONT, tid, 0, is_signal ? WSTOPSIG(status) : 0) != 0) return errno_error(fmt::format("continue thread {}", tid));
+      if (!running.interrupt()) return errno_error(fmt::format("interrupt thread {}", tid));
+      if (!running.go_on(is_signal ? WSTOPSIG(status) : 0)) return errno_error(fmt::format("continue thread {}", tid));
       VMCKPT_TRY(collect(tid));
     }
     auto found = stopped_.find(tid);
     if (found == stopped_.end()) return error(fmt::format("thread {} ended during the checkpoint", tid));
-    StoppedThread again = std::move(found->second);
+    Tracee again = std::move(found->second);
     stopped_.erase(found);
-    again.tid_in_target = thread.tid_in_target;
+    again.tid_in_target = tid_in_target;
     return again;
   }
 
-  std::vector<StoppedThread> take() {
-    std::vector<StoppedThread> threads;
+  std::vector<Tracee> take() {
+    std::vector<Tracee> threads;
     threads.reserve(stopped_.size());
     threads.push_back(std::move(stopped_.at(pid_)));
     for (auto& [tid, thread] : stopped_) {
@@ -218,14 +133,25 @@ class FreezeInProgress {
   }
 
  private:
+  // A copy: what is done to one may take it out.
+  std::vector<pid_t> running() const {
+    std::vector<pid_t> tids;
+    for (const auto& [tid, thread] : running_) tids.push_back(tid);
+    return tids;
+  }
+
+  void has_ended(pid_t tid) {
+    running_.at(tid).forget();
+    running_.erase(tid);
+  }
+
   Result<bool> seize_new_threads() {
     bool news = false;
     for (pid_t tid : VMCKPT_TRY(list_threads(pid_))) {
-      if (seized_.count(tid) || stopped_.count(tid) || workers_.count(tid)) continue;
+      if (running_.count(tid) || stopped_.count(tid) || workers_.count(tid)) continue;
       if (!VMCKPT_TRY(seize(tid))) continue;
-      seized_.insert(tid);
       news = true;
-      if (::ptrace(PTRACE_INTERRUPT, tid, 0, 0) == 0) continue;
+      if (running_.at(tid).interrupt()) continue;
       const int err = errno;
       if (err == ESRCH && life_of_thread(pid_, tid) != ThreadLife::kRuns) continue;
       errno = err;
@@ -237,7 +163,11 @@ class FreezeInProgress {
   // False when the thread has ended; the kernel may also answer EPERM then, and already while it is inside exit(2). There it
   // still writes into the target's memory (its robust list, its clear_child_tid), so its end is waited for.
   Result<bool> seize(pid_t tid) {
-    if (::ptrace(PTRACE_SEIZE, tid, 0, PTRACE_O_TRACESYSGOOD) == 0) return true;
+    Tracee thread(tid);
+    if (thread.seize(PTRACE_O_TRACESYSGOOD)) {
+      running_.emplace(tid, std::move(thread));
+      return true;
+    }
     const int err = errno;
     if (err == ESRCH) return false;
     if (err == EPERM) {
@@ -260,32 +190,35 @@ class FreezeInProgress {
 
   // Waits until `tid` is in the stop that PTRACE_INTERRUPT asked for and takes its state.
   Result<void> collect(pid_t tid) {
+    Tracee& running = running_.at(tid);
     for (;;) {
-      int status = VMCKPT_TRY(wait_for_stop(tid, deadline_us_));
+      int status = VMCKPT_TRY(running.wait_for_stop(deadline_us_));
       if (WIFEXITED(status) || WIFSIGNALED(status)) {
-        seized_.erase(tid);
+        has_ended(tid);
         return {};
       }
       if (status >> 16 == PTRACE_EVENT_STOP) {
-        StoppedThread& thread = stopped_[tid];
-        thread.tid = tid;
+        Tracee thread = std::move(running);
+        running_.erase(tid);
         int signal = WSTOPSIG(status);
         thread.group_stopped = signal != SIGTRAP;
         thread.stop_signal = thread.group_stopped ? signal : 0;
-        seized_.erase(tid);
         auto taken = take_state(thread, interrupted_);
-        if (taken.ok() && !is_kernel_worker(thread)) return {};
+        if (taken.ok() && !is_kernel_worker(thread)) {
+          stopped_.emplace(tid, std::move(thread));
+          return {};
+        }
         if (taken.ok()) workers_.insert(tid);
-        stopped_.erase(tid);
-        release_late(tid, status, interrupted_);
+        let_go_late(std::move(thread), status, interrupted_);
         return taken;
       }
       // A signal got there first: deliver it; the interrupt is still pending and stops the thread before its handler runs.
       int signal = status >> 16 == 0 ? WSTOPSIG(status) : 0;
-      if (::ptrace(PTRACE_CONT, tid, 0, signal) != 0 && errno != ESRCH) {
-        let_go(tid, signal);
-        seized_.erase(tid);
-        return errno_error(fmt::format("continue thread {}", tid));
+      if (!running.go_on(signal) && errno != ESRCH) {
+        Error failure = errno_error(fmt::format("continue thread {}", tid));
+        running.let_go(signal);
+        running_.erase(tid);
+        return failure;
       }
     }
   }
@@ -293,22 +226,23 @@ class FreezeInProgress {
   // Threads that were asked to stop but have not: they can only be detached once they stop, so wait for them a little longer.
   // Whoever sleeps uninterruptibly is let go of when it wakes (release_late). Asked again: the first time may have failed.
   void release_running() {
-    for (pid_t tid : seized_) ::ptrace(PTRACE_INTERRUPT, tid, 0, 0);
+    interrupt_running();
     const int64_t deadline_us = monotonic_us() + 200'000;
-    for (pid_t tid : seized_) {
-      if (auto status = wait_for_stop(tid, deadline_us); status.ok()) release_late(tid, *status, interrupted_);
+    for (auto& [tid, thread] : running_) {
+      if (auto status = thread.wait_for_stop(deadline_us); status.ok()) let_go_late(std::move(thread), *status, interrupted_);
+      else thread.forget();
     }
   }
 
   pid_t pid_;
   int64_t deadline_us_;
   InterruptedCalls& interrupted_;
-  std::set<pid_t> seized_;                  // attached, not yet seen to stop
+  std::map<pid_t, Tracee> running_;  // attached, not yet seen to stop
   std::set<pid_t> workers_;
-  std::map<pid_t, StoppedThread> stopped_;  // in the stop we asked for
+  std::map<pid_t, Tracee> stopped_;  // in the stop we asked for
 };
 
-Result<void> number_threads_as_the_target_does(pid_t pid, std::vector<StoppedThread>& threads) {
+Result<void> number_threads_as_the_target_does(pid_t pid, std::vector<Tracee>& threads) {
   StatusFields leader = VMCKPT_TRY(read_status(pid));
   const bool same_namespace = split_words(status_field(leader, "NSpid")).size() == 1;
   for (StoppedThread& thread : threads) {
@@ -349,7 +283,7 @@ Result<StoppedWorld> freeze_later(StoppedWorld world, const std::function<Result
   return world;
 }
 
-Result<void> repeat_call(StoppedWorld& world, StoppedThread& thread, const user_regs_struct& regs, int64_t timeout_us,
+Result<void> repeat_call(StoppedWorld& world, Tracee& thread, const user_regs_struct& regs, int64_t timeout_us,
                          InterruptedCalls& interrupted) {
   FreezeInProgress progress(world.pid(), monotonic_us() + timeout_us, interrupted);
   thread.disturbed = true;
@@ -371,17 +305,17 @@ Result<Fd> StoppedWorld::duplicate_fd(int target_fd) const {
 }
 
 bool release_late(pid_t tid, int wait_status, InterruptedCalls& interrupted) {
-  if (!WIFSTOPPED(wait_status)) return false;
-  const int signal = wait_status >> 16 == 0 ? WSTOPSIG(wait_status) : 0;  // one that was being delivered
-  StoppedThread thread;
-  thread.tid = tid;
-  if (take_state(thread, interrupted).ok() && thread.disturbed) put_back(thread);
-  return let_go(tid, signal);
+  return let_go_late(Tracee(tid), wait_status, interrupted);
 }
 
 void StoppedWorld::resume() {
   // The leader last: when it goes on, the program as a whole does.
-  for (auto thread = threads_.rbegin(); thread != threads_.rend(); ++thread) release(*thread);
+  for (auto thread = threads_.rbegin(); thread != threads_.rend(); ++thread) thread->release();
+  threads_.clear();
+}
+
+void StoppedWorld::abandon() {
+  for (Tracee& thread : threads_) thread.forget();
   threads_.clear();
 }
 

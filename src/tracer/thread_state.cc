@@ -5,6 +5,7 @@
 
 #include <cpuid.h>
 #include <elf.h>
+#include <signal.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -207,7 +208,7 @@ bool hide_interruption(StoppedThread& thread) {
   return true;
 }
 
-std::vector<uint8_t> make_return_frame(const StoppedThread& thread, uint64_t address, uint64_t* stack_pointer) {
+std::vector<uint8_t> make_return_frame(const StoppedThread& thread, RemoteAddr address, RemoteAddr* stack_pointer) {
   // struct rt_sigframe (arch/x86/include/asm/sigframe.h): return address, ucontext, siginfo; the extended state follows at a
   // 64-byte boundary. At rt_sigreturn rsp points behind the return address.
   constexpr uint64_t kUcFpXstate = 1, kUcSigcontextSs = 2, kUcStrictRestoreSs = 4;
@@ -237,7 +238,7 @@ std::vector<uint8_t> make_return_frame(const StoppedThread& thread, uint64_t add
   std::vector<uint8_t> xstate = thread.xstate;
   mark_as_frame(xstate);
 
-  c.fpstate = reinterpret_cast<_fpstate*>(address + kXstateOffset);
+  c.fpstate = reinterpret_cast<_fpstate*>((address + kXstateOffset).value());
   std::vector<uint8_t> frame(kXstateOffset + xstate.size());
   std::memcpy(frame.data() + kContextOffset, &context, sizeof context);
   std::memcpy(frame.data() + kXstateOffset, xstate.data(), xstate.size());

@@ -5,8 +5,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/remote_addr.h"
 #include "core/result.h"
-#include "tracer/stopped_world.h"
+#include "tracer/stopped_thread.h"
 
 namespace vmckpt {
 
@@ -34,6 +35,6 @@ bool hide_interruption(StoppedThread& thread);
 
 // A frame for rt_sigreturn that brings a thread back to `thread`'s state. `address` is where the frame will lie (64-byte
 // aligned); returns the bytes, and sets *stack_pointer to what rsp must be at the rt_sigreturn system call.
-std::vector<uint8_t> make_return_frame(const StoppedThread& thread, uint64_t address, uint64_t* stack_pointer);
+std::vector<uint8_t> make_return_frame(const StoppedThread& thread, RemoteAddr address, RemoteAddr* stack_pointer);
 
 }  // namespace vmckpt

@@ -13,6 +13,7 @@
 #include "core/fd.h"
 #include "core/kvm_api.h"
 #include "core/proc.h"
+#include "tracer/remote_memory.h"
 
 namespace vmckpt {
 namespace {
@@ -28,7 +29,7 @@ struct Head {
 };
 static_assert(sizeof(Head) == offsetof(KvmLedger, event_names));
 
-Result<Head> read_head(pid_t pid, uint64_t ledger) {
+Result<Head> read_head(pid_t pid, RemoteAddr ledger) {
   Head head{};
   VMCKPT_TRY(read_memory(pid, ledger, &head, sizeof head));
   if (head.objects_used >= kKvmObjects || head.records_used > kKvmRecords || head.heap_used > kKvmHeapBytes) {
@@ -64,12 +65,12 @@ enum class Whereabouts { kOut, kOutWithExit, kOnItsWay };
 // Where the thread that runs a vCPU stands, and what KVM_RUN has answered.
 class Threads {
  public:
-  Threads(const StoppedWorld& world, const KvmRunCode& code, uint64_t first_object) : world_(world), code_(code), first_object_(first_object) {}
+  Threads(const StoppedWorld& world, const KvmRunCode& code, RemoteAddr first_object) : world_(world), code_(code), first_object_(first_object) {}
 
   Whereabouts of(uint32_t object) {
-    const uint64_t vcpu = first_object_ + object * sizeof(KvmObject);
+    const RemoteAddr vcpu = first_object_ + object * sizeof(KvmObject);
     for (const StoppedThread& thread : world_.threads()) {
-      if (thread.regs.r8 != vcpu || !is_behind_run(thread.regs.rip)) continue;
+      if (RemoteAddr(thread.regs.r8) != vcpu || !is_behind_run(RemoteAddr(thread.regs.rip))) continue;
       return by_answer(static_cast<int64_t>(thread.regs.rax));
     }
     // In a signal handler that has interrupted KVM_RUN: some VMMs keep vCPUs there for as long as they are paused.
@@ -80,7 +81,7 @@ class Threads {
 
  private:
   // The instruction behind KVM_RUN, or for a thread whose EINTR is hidden the one after it.
-  bool is_behind_run(uint64_t rip) const { return rip == code_.returns || rip == code_.returns + kSyscallInstructionBytes; }
+  bool is_behind_run(RemoteAddr rip) const { return rip == code_.returns || rip == code_.returns + kSyscallInstructionBytes; }
 
   // The number of the call: it was stopped before, and has not looked at the gate again yet.
   static Whereabouts by_answer(int64_t answer) { return answer < 0 || answer == SYS_ioctl ? Whereabouts::kOut : Whereabouts::kOutWithExit; }
@@ -93,9 +94,9 @@ class Threads {
     constexpr uint64_t kPageBytes = 4096, kMostBytes = 256 * 1024;
     for (const StoppedThread& thread : world_.threads()) {
       std::vector<uint64_t> words;
-      uint64_t next = thread.regs.rsp & ~uint64_t{7};
+      RemoteAddr next(thread.regs.rsp & ~uint64_t{7});
       while (words.size() * 8 < kMostBytes) {
-        const uint64_t bytes = kPageBytes - next % kPageBytes;
+        const uint64_t bytes = kPageBytes - next.value() % kPageBytes;
         const size_t had = words.size();
         words.resize(had + bytes / 8);
         if (!read_memory(world_.pid(), next, words.data() + had, bytes).ok()) {
@@ -106,29 +107,29 @@ class Threads {
       }
       for (size_t i = 0; i + kRip < words.size(); ++i) {
         const uint64_t* saved = words.data() + i;
-        if (!is_behind_run(saved[kRip]) || saved[kRsi] != KVM_RUN) continue;
-        answers_.emplace(saved[0], static_cast<int64_t>(saved[kRax]));
+        if (!is_behind_run(RemoteAddr(saved[kRip])) || saved[kRsi] != KVM_RUN) continue;
+        answers_.emplace(RemoteAddr(saved[0]), static_cast<int64_t>(saved[kRax]));
       }
     }
   }
 
   const StoppedWorld& world_;
   const KvmRunCode& code_;
-  uint64_t first_object_;
+  RemoteAddr first_object_;
   bool looked_at_stacks_ = false;
-  std::map<uint64_t, int64_t> answers_;  // by the vCPU's address
+  std::map<RemoteAddr, int64_t> answers_;  // by the vCPU's address
 };
 
 }  // namespace
 
-Result<uint32_t> count_kvm_objects(pid_t pid, uint64_t kvm_ledger) {
-  if (kvm_ledger == 0) return uint32_t{0};
+Result<uint32_t> count_kvm_objects(pid_t pid, RemoteAddr kvm_ledger) {
+  if (!kvm_ledger) return uint32_t{0};
   return VMCKPT_TRY(read_head(pid, kvm_ledger)).objects_used;
 }
 
-Result<KvmRunCode> find_kvm_run_code(pid_t pid, uint64_t kvm_ledger) { return VMCKPT_TRY(read_head(pid, kvm_ledger)).code; }
+Result<KvmRunCode> find_kvm_run_code(pid_t pid, RemoteAddr kvm_ledger) { return VMCKPT_TRY(read_head(pid, kvm_ledger)).code; }
 
-Result<std::unique_ptr<KvmNotes>> read_kvm_notes(pid_t pid, uint64_t kvm_ledger) {
+Result<std::unique_ptr<KvmNotes>> read_kvm_notes(pid_t pid, RemoteAddr kvm_ledger) {
   const Head head = VMCKPT_TRY(read_head(pid, kvm_ledger));
   auto notes = std::make_unique<KvmNotes>();
   notes->overflows = head.overflows;
@@ -162,13 +163,13 @@ std::vector<RunMapping> run_mappings(std::string_view maps) {
     if (line.find(kRunName) == std::string_view::npos) continue;
     auto words = split_words(line);
     if (words.size() < 6 || !words[5].starts_with(kRunName) || parse_hex(words[2]) != 0) continue;
-    mappings.push_back({parse_hex(words[0].substr(0, words[0].find('-'))), std::string(words[5])});
+    mappings.push_back({RemoteAddr(parse_hex(words[0].substr(0, words[0].find('-')))), std::string(words[5])});
   }
   return mappings;
 }
 
 void find_runs(const std::vector<RunMapping>& mappings, std::vector<KvmObject>& objects) {
-  std::set<uint64_t> taken;
+  std::set<RemoteAddr> taken;
   // Newest first: an address or number that two have had is the younger one's.
   auto for_each_vcpu = [&](auto function) {
     for (auto object = objects.rbegin(); object != objects.rend(); ++object) {
@@ -178,22 +179,22 @@ void find_runs(const std::vector<RunMapping>& mappings, std::vector<KvmObject>& 
   auto take = [&](KvmObject& object, auto wanted) {
     for (const RunMapping& mapping : mappings) {
       if (!wanted(mapping.start) || !may_be_of(mapping, object) || !taken.insert(mapping.start).second) continue;
-      object.run = mapping.start;
+      object.run = mapping.start.value();
       return true;
     }
     return false;
   };
   std::vector<KvmObject*> left;
   for_each_vcpu([&](KvmObject& object) {
-    const uint64_t before = std::exchange(object.run, 0);
-    if (take(object, [&](uint64_t start) { return start == object.mapped; })) return;
-    if (take(object, [&](uint64_t start) { return start == before; })) return;
+    const RemoteAddr mapped(object.mapped), before(std::exchange(object.run, 0));
+    if (take(object, [&](RemoteAddr start) { return start == mapped; })) return;
+    if (take(object, [&](RemoteAddr start) { return start == before; })) return;
     left.push_back(&object);
   });
-  for (KvmObject* object : left) take(*object, [](uint64_t) { return true; });
+  for (KvmObject* object : left) take(*object, [](RemoteAddr) { return true; });
 }
 
-Result<VcpuGate> VcpuGate::close(pid_t pid, uint64_t kvm_ledger) {
+Result<VcpuGate> VcpuGate::close(pid_t pid, RemoteAddr kvm_ledger) {
   const Head head = VMCKPT_TRY(read_head(pid, kvm_ledger));
   VcpuGate gate(pid, kvm_ledger, head.gate | 1);
   VMCKPT_TRY(gate.check_runs());
@@ -202,13 +203,13 @@ Result<VcpuGate> VcpuGate::close(pid_t pid, uint64_t kvm_ledger) {
 }
 
 VcpuGate::VcpuGate(VcpuGate&& other) noexcept
-    : pid_(other.pid_), ledger_(std::exchange(other.ledger_, 0)), closed_value_(other.closed_value_) {}
+    : pid_(other.pid_), ledger_(std::exchange(other.ledger_, RemoteAddr())), closed_value_(other.closed_value_) {}
 
 void VcpuGate::open() {
-  if (ledger_ == 0) return;
+  if (!ledger_) return;
   const uint32_t value = closed_value_ + 1;
   (void)write_memory(pid_, ledger_ + offsetof(KvmLedger, gate), &value, sizeof value);  // fails only when the target has ended
-  ledger_ = 0;
+  ledger_ = RemoteAddr();
 }
 
 Result<void> VcpuGate::keep_closed() {
@@ -231,7 +232,7 @@ Result<void> VcpuGate::check_runs() const {
   find_runs(run_mappings(VMCKPT_TRY(read_whole_file(fmt::format("/proc/{}/maps", pid_)))), objects);
   for (size_t i = 0; i < objects.size(); ++i) {
     if (objects[i].run == before[i]) continue;
-    const uint64_t address = ledger_ + offsetof(KvmLedger, objects) + i * sizeof(KvmObject) + offsetof(KvmObject, run);
+    const RemoteAddr address = ledger_ + offsetof(KvmLedger, objects) + i * sizeof(KvmObject) + offsetof(KvmObject, run);
     VMCKPT_TRY(write_memory(pid_, address, &objects[i].run, sizeof objects[i].run));
   }
   return {};
@@ -246,17 +247,17 @@ Result<void> VcpuGate::serve_requests(StoppedWorld& world, int64_t timeout_us, I
   constexpr int kTimes = 2;
   const Head head = VMCKPT_TRY(read_head(pid_, ledger_));
   const std::vector<KvmObject> objects = VMCKPT_TRY(read_objects());
-  const uint64_t first_object = ledger_ + offsetof(KvmLedger, objects);
-  for (StoppedThread& thread : world.threads()) {
+  const RemoteAddr first_object = ledger_ + offsetof(KvmLedger, objects);
+  for (Tracee& thread : world.threads()) {
     for (int i = 0; i < kTimes; ++i) {
-      const uint64_t index = (thread.regs.r8 - first_object) / sizeof(KvmObject);
-      const bool is_hidden = thread.regs.rip == head.code.returns + kSyscallInstructionBytes;  // inside the call, or at the gate
+      const uint64_t index = (RemoteAddr(thread.regs.r8) - first_object) / sizeof(KvmObject);
+      const bool is_hidden = RemoteAddr(thread.regs.rip) == head.code.returns + kSyscallInstructionBytes;  // inside the call, or at the gate
       if (thread.group_stopped || !is_hidden || index >= objects.size() || objects[index].kind != KvmKind::kVcpu) break;
       user_regs_struct regs = thread.regs;
-      regs.rip = head.code.returns;
+      regs.rip = head.code.returns.value();
       regs.rdx = 0;
       VMCKPT_TRY(repeat_call(world, thread, regs, timeout_us, interrupted));
-      if (thread.regs.rip != head.code.returns || thread.regs.rax != 0) continue;
+      if (RemoteAddr(thread.regs.rip) != head.code.returns || thread.regs.rax != 0) continue;
       const VcpuState state = VcpuState::kExited;
       VMCKPT_TRY(write_memory(pid_, first_object + index * sizeof(KvmObject) + offsetof(KvmObject, state), &state, sizeof state));
     }
@@ -268,7 +269,7 @@ Result<void> VcpuGate::serve_requests(StoppedWorld& world, int64_t timeout_us, I
 Result<bool> VcpuGate::has_unfinished_io(const KvmObject& object) const {
   if (object.run == 0) return false;
   uint32_t exit_reason = 0;
-  VMCKPT_TRY(read_memory(pid_, object.run + offsetof(kvm_run, exit_reason), &exit_reason, sizeof exit_reason));
+  VMCKPT_TRY(read_memory(pid_, RemoteAddr(object.run) + offsetof(kvm_run, exit_reason), &exit_reason, sizeof exit_reason));
   return !leaves_nothing_to_finish(exit_reason);
 }
 

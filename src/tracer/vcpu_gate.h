@@ -15,6 +15,7 @@
 #include <string_view>
 #include <vector>
 
+#include "core/remote_addr.h"
 #include "core/result.h"
 #include "recorder/kvm_ledger.h"
 #include "tracer/interrupted_calls.h"
@@ -33,13 +34,13 @@ struct KvmNotes {
 };
 
 // How many KVM objects the target has made; 0: it does not use KVM.
-Result<uint32_t> count_kvm_objects(pid_t pid, uint64_t kvm_ledger);
-Result<KvmRunCode> find_kvm_run_code(pid_t pid, uint64_t kvm_ledger);
-Result<std::unique_ptr<KvmNotes>> read_kvm_notes(pid_t pid, uint64_t kvm_ledger);
+Result<uint32_t> count_kvm_objects(pid_t pid, RemoteAddr kvm_ledger);
+Result<KvmRunCode> find_kvm_run_code(pid_t pid, RemoteAddr kvm_ledger);
+Result<std::unique_ptr<KvmNotes>> read_kvm_notes(pid_t pid, RemoteAddr kvm_ledger);
 
 // Where struct kvm_run of a vCPU is mapped, as /proc tells: "anon_inode:kvm-vcpu:ID", before Linux 4.19 without the number.
 struct RunMapping {
-  uint64_t start;
+  RemoteAddr start;
   std::string name;
 };
 std::vector<RunMapping> run_mappings(std::string_view maps);  // the text of /proc/PID/maps
@@ -49,7 +50,7 @@ void find_runs(const std::vector<RunMapping>& mappings, std::vector<KvmObject>& 
 
 class VcpuGate {
  public:
-  static Result<VcpuGate> close(pid_t pid, uint64_t kvm_ledger);
+  static Result<VcpuGate> close(pid_t pid, RemoteAddr kvm_ledger);
 
   VcpuGate(VcpuGate&& other) noexcept;
   VcpuGate& operator=(VcpuGate&&) = delete;
@@ -71,7 +72,7 @@ class VcpuGate {
   Result<bool> wait_for(const Busy& busy, int64_t deadline_us);
 
  private:
-  VcpuGate(pid_t pid, uint64_t kvm_ledger, uint32_t closed_value)
+  VcpuGate(pid_t pid, RemoteAddr kvm_ledger, uint32_t closed_value)
       : pid_(pid), ledger_(kvm_ledger), closed_value_(closed_value) {}
   // Tells waiting vCPUs that the supervisor lives. Also closes a gate again that was opened because it seemed dead.
   Result<void> keep_closed();
@@ -80,7 +81,7 @@ class VcpuGate {
   Result<bool> has_unfinished_io(const KvmObject& object) const;
 
   pid_t pid_;
-  uint64_t ledger_;
+  RemoteAddr ledger_;
   uint32_t closed_value_;
 };
 

@@ -21,7 +21,7 @@ std::string message_of(const TapeDraft& tape, size_t call, int err) {
   laid_out->failed = static_cast<uint32_t>(call) + 1;
   laid_out->done = 1;
   laid_out->call[call].result = -err;
-  auto checked = check_tape(::getpid(), 8, reinterpret_cast<uint64_t>(memory.data()));
+  auto checked = check_tape(::getpid(), 8, RemoteAddr(reinterpret_cast<uint64_t>(memory.data())));
   REQUIRE_FALSE(checked.ok());
   return checked.error().message();
 }
@@ -51,7 +51,7 @@ TEST_CASE("a tape that was played to its end is no error") {
   tape.call(SYS_getpid, {}, true, "nothing");
   std::vector<uint8_t> bytes = tape.lay_out_with_texts(0, Tape{});
   reinterpret_cast<Tape*>(bytes.data())->done = 1;
-  CHECK(check_tape(::getpid(), 8, reinterpret_cast<uint64_t>(bytes.data())).ok());
+  CHECK(check_tape(::getpid(), 8, RemoteAddr(reinterpret_cast<uint64_t>(bytes.data()))).ok());
 }
 
 }  // namespace vmckpt

@@ -279,9 +279,9 @@ TEST_CASE("the ledger of a recorder that was loaded once more as data is not tak
   const std::string maps = line(kData, 0x1000, "r--p") + line(as_data, kBytes, "rw-p") + line(kCode, 0x1000, "r-xp") +
                            line(in_use, kBytes, "rw-p");
   for (uint64_t hint : {uint64_t{0}, as_data, in_use}) {
-    auto found = find_ledger(::getpid(), maps, hint);
+    auto found = find_ledger(::getpid(), maps, RemoteAddr(hint));
     REQUIRE(found.ok());
-    CHECK(*found == in_use);
+    CHECK(found->value() == in_use);
   }
   ::munmap(reinterpret_cast<void*>(as_data), kBytes);
   ::munmap(reinterpret_cast<void*>(in_use), kBytes);

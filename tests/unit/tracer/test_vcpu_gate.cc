@@ -23,7 +23,7 @@ std::vector<uint64_t> runs_of(std::vector<KvmObject> objects, const std::vector<
   return runs;
 }
 
-RunMapping at(uint64_t start, const char* name) { return {start, name}; }
+RunMapping at(uint64_t start, const char* name) { return {RemoteAddr(start), name}; }
 
 }  // namespace
 
@@ -35,8 +35,8 @@ TEST_CASE("the mappings of kvm_run are found among all others", "[vcpu_gate]") {
       "7f200000-7f203000 rw-s 00000000 00:01 77                         /memfd:anon_inode:kvm-vcpu:3 (deleted)\n"
       "7f300000-7f303000 rw-p 00000000 00:00 0 \n");
   REQUIRE(mappings.size() == 2);
-  CHECK(mappings[0].start == 0x7f10a000);
-  CHECK(mappings[1].start == 0x7f110000);
+  CHECK(mappings[0].start == RemoteAddr(0x7f10a000));
+  CHECK(mappings[1].start == RemoteAddr(0x7f110000));
   CHECK(mappings[1].name == "anon_inode:kvm-vcpu:12");
 }
 

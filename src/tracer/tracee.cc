@@ -1,0 +1,181 @@
+#include "tracer/tracee.h"
+
+#include <sched.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+
+#include "core/clock.h"
+#include "core/proc.h"
+#include "tracer/thread_state.h"
+
+namespace vmckpt {
+
+Tracee::Tracee(pid_t task, AtEnd at_end) : at_end_(at_end), is_owned_(true) { tid = task; }
+
+Tracee::Tracee(Tracee&& other) noexcept
+    : StoppedThread(std::move(other)), at_end_(other.at_end_), is_owned_(std::exchange(other.is_owned_, false)), runs_(other.runs_) {}
+
+Tracee& Tracee::operator=(Tracee&& other) noexcept {
+  if (this == &other) return *this;
+  end();
+  StoppedThread::operator=(std::move(other));
+  at_end_ = other.at_end_;
+  is_owned_ = std::exchange(other.is_owned_, false);
+  runs_ = other.runs_;
+  return *this;
+}
+
+bool Tracee::seize(int options) {
+  if (::ptrace(PTRACE_SEIZE, tid, 0, options) == 0) {
+    runs_ = true;
+    return true;
+  }
+  if (at_end_ == AtEnd::kRunsOn) forget();
+  return false;
+}
+
+bool Tracee::set_options(int options) { return ::ptrace(PTRACE_SETOPTIONS, tid, 0, options) == 0; }
+
+bool Tracee::interrupt() { return ::ptrace(PTRACE_INTERRUPT, tid, 0, 0) == 0; }
+
+bool Tracee::go_on(int signal) {
+  if (::ptrace(PTRACE_CONT, tid, 0, signal) != 0) return false;
+  runs_ = true;
+  return true;
+}
+
+bool Tracee::go_on_to_system_call() {
+  if (::ptrace(PTRACE_SYSCALL, tid, 0, 0) != 0) return false;
+  runs_ = true;
+  return true;
+}
+
+bool Tracee::get_registers(user_regs_struct* registers) const { return ::ptrace(PTRACE_GETREGS, tid, 0, registers) == 0; }
+
+bool Tracee::set_registers(const user_regs_struct& registers) { return ::ptrace(PTRACE_SETREGS, tid, 0, &registers) == 0; }
+
+bool Tracee::set_signal_mask(uint64_t mask) { return ::ptrace(PTRACE_SETSIGMASK, tid, sizeof mask, &mask) == 0; }
+
+bool Tracee::get_signal(siginfo_t* signal) const { return ::ptrace(PTRACE_GETSIGINFO, tid, 0, signal) == 0; }
+
+bool Tracee::get_event_message(unsigned long* message) const { return ::ptrace(PTRACE_GETEVENTMSG, tid, 0, message) == 0; }
+
+bool Tracee::let_go(int signal) {
+  forget();
+  for (int tries = 0; tries < 3; ++tries) {
+    if (::ptrace(PTRACE_DETACH, tid, 0, signal) == 0) return true;
+  }
+  return false;
+}
+
+namespace {
+
+constexpr int64_t kPatienceUs = 300'000;
+
+}  // namespace
+
+void Tracee::put_back() {
+  for (int tries = 0; tries < 4; ++tries) {
+    if (write_thread_state(*this).ok()) return;
+    if (tries == 0) continue;
+    interrupt();
+    auto status = wait_for_stop(monotonic_us() + kPatienceUs);
+    if (status.ok() && !WIFSTOPPED(*status)) return;  // it has been killed
+  }
+}
+
+void Tracee::release() {
+  if (!is_owned_) return;
+  // A stop signal that came while a tape was playing is delivered now; one that had stopped the thread before still holds.
+  int signal = group_stopped ? 0 : stop_signal;
+  if (disturbed) {
+    put_back();
+  } else if (runs_) {  // only what stands can be detached
+    interrupt();
+    auto status = wait_for_stop(monotonic_us() + kPatienceUs);
+    if (status.ok() && WIFSTOPPED(*status) && *status >> 16 == 0) signal = WSTOPSIG(*status);  // one that was being delivered
+  }
+  let_go(signal);
+}
+
+pid_t Tracee::take_stop(int* wait_status) {
+  siginfo_t seen{};
+  while (::waitid(P_PID, static_cast<id_t>(tid), &seen, WSTOPPED | WEXITED | WNOHANG | WNOWAIT | __WALL) != 0) {
+    if (errno != EINTR) return -1;
+  }
+  if (seen.si_pid == 0) return 0;
+  if (seen.si_code == CLD_EXITED) *wait_status = W_EXITCODE(seen.si_status, 0);
+  else if (seen.si_code == CLD_KILLED || seen.si_code == CLD_DUMPED) *wait_status = W_EXITCODE(0, seen.si_status);
+  else {
+    const pid_t got = ::waitpid(tid, wait_status, __WALL | WNOHANG);
+    if (got == tid && WIFSTOPPED(*wait_status)) runs_ = false;
+    return got;
+  }
+  return tid;
+}
+
+Result<int> Tracee::wait_for_stop(int64_t deadline_us) {
+  for (int round = 0;; ++round) {
+    int status = 0;
+    pid_t got = take_stop(&status);
+    if (got == tid) return status;
+    if (got < 0 && errno != EINTR) return errno_error(fmt::format("wait for thread {}", tid));
+    if (monotonic_us() > deadline_us) {
+      return error(fmt::format("thread {} does not stop{}", tid, describe_wait(tid)),
+                   "it is probably waiting for a device or a network file system; try again later");
+    }
+    wait_for_child_signal(round);
+  }
+}
+
+bool Tracee::wait(int* wait_status) {
+  if (::waitpid(tid, wait_status, __WALL) != tid) return false;
+  if (WIFSTOPPED(*wait_status)) runs_ = false;
+  return true;
+}
+
+void Tracee::end() {
+  if (!is_owned_) return;
+  if (at_end_ == AtEnd::kRunsOn) release();
+  else kill_and_reap();
+}
+
+void Tracee::kill_and_reap() {
+  forget();
+  ::kill(tid, SIGKILL);  // a zombie, at worst: nobody else reaps it
+  // A process's threads are traced, and must be reaped before it can be.
+  const pid_t whom = at_end_ == AtEnd::kDiesWithThreads ? -1 : tid;
+  for (int status = 0;;) {
+    const pid_t got = ::waitpid(whom, &status, __WALL);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) break;
+    // Stops that ptrace reports may come before the end.
+    if (got == tid && (WIFSIGNALED(status) || WIFEXITED(status))) break;
+  }
+}
+
+void Tracee::forget_state() {
+  const pid_t same = tid;
+  static_cast<StoppedThread&>(*this) = {};
+  tid = same;
+}
+
+pid_t take_any_stop(int* wait_status) { return ::waitpid(-1, wait_status, WNOHANG | __WALL); }
+
+bool let_go_on(pid_t tid) { return ::ptrace(PTRACE_CONT, tid, 0, 0) == 0; }
+
+void wait_for_child_signal(int round) {
+  if (round < 2) {
+    ::sched_yield();
+    return;
+  }
+  // Spinning longer would take the processor from the very thread that is waited for. The supervisor has SIGCHLD blocked; where
+  // it is not (unit tests), this is a short sleep.
+  sigset_t child;
+  sigemptyset(&child);
+  sigaddset(&child, SIGCHLD);
+  constexpr timespec kAtMost{0, 1'000'000};
+  ::sigtimedwait(&child, nullptr, &kAtMost);
+}
+
+}  // namespace vmckpt
