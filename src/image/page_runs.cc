@@ -41,8 +41,8 @@ Result<uint64_t> write_run(const Pages& pages, size_t start, size_t end, ImageWr
     written_bytes += span_bytes;
     i = span_end;
   }
-  writer.add_record({pages.object, pages.address + start * kPageBytes, run_bytes, file_offset,
-                     XXH3_64bits(pages.buffer + start * kPageBytes, run_bytes)});
+  writer.add_record(plain_record(pages.object, pages.address + start * kPageBytes, run_bytes, file_offset,
+                                 XXH3_64bits(pages.buffer + start * kPageBytes, run_bytes)));
   return written_bytes;
 }
 

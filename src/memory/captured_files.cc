@@ -79,15 +79,7 @@ Result<int> rebuild_segment(const pb::CapturedFile& file, const ImageReader& ima
   const int id = VMCKPT_TRY(make_segment(file.segment()));
   void* attached = ::shmat(id, nullptr, 0);
   if (attached == reinterpret_cast<void*>(-1)) return errno_error("attach " + file.name());
-  const uint64_t size_bytes = file.segment().size_bytes();
-  Result<void> filled;
-  auto* content = static_cast<uint8_t*>(attached);
-  std::fill_n(content, size_bytes, uint8_t{0});
-  for (const PageRecord& record : image.records_of(file.id())) {
-    const uint64_t bytes = std::min(record.bytes, size_bytes > record.address ? size_bytes - record.address : 0);
-    filled = pread_exactly(image.fd(), content + record.address, bytes, record.file_offset, image.path());
-    if (!filled.ok()) break;
-  }
+  auto filled = image.pages().read(file.id(), 0, attached, file.segment().size_bytes());
   ::shmdt(attached);
   if (!filled.ok()) return filled.error();
   return id;
@@ -232,12 +224,10 @@ Result<void> RebuiltFiles::fill(uint64_t id, int fd) const {
   if (::ftruncate(fd, static_cast<off_t>(file.size_bytes())) != 0) {
     return errno_error(fmt::format("give {} its {} bytes", file.name(), file.size_bytes()));
   }
-  std::vector<uint8_t> buffer(kMaxRecordBytes);
-  for (const PageRecord& record : image_->records_of(file.id())) {
-    uint64_t bytes = std::min(record.bytes, file.size_bytes() > record.address ? file.size_bytes() - record.address : 0);
-    VMCKPT_TRY(pread_exactly(image_->fd(), buffer.data(), bytes, record.file_offset, image_->path()));
-    VMCKPT_TRY(write_without_zero_pages(fd, buffer.data(), bytes, record.address, file.name()));
-  }
+  VMCKPT_TRY(image_->pages().read_all(file.id(), [&](uint64_t at, const uint8_t* content, uint64_t bytes) {
+    const uint64_t within = std::min(bytes, file.size_bytes() > at ? file.size_bytes() - at : 0);  // the last page is filled up
+    return write_without_zero_pages(fd, content, within, at, file.name());
+  }));
   if (!file.has_owner()) return {};
   // An ordinary user's files are his own, as they were; what may not be given back stays as it is.
   struct stat now {};
