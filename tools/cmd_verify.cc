@@ -43,8 +43,8 @@ int cmd_verify(int argc, char** argv) {
     return verified ? kExitOk : kExitFailed;
   }
   if (!verified) return fail(kVerb, verified.error());
-  std::printf("%s is whole: %llu runs of pages, %llu bytes checked\n", path.c_str(), static_cast<unsigned long long>(verified->records),
-              static_cast<unsigned long long>(verified->bytes));
+  std::printf("%s is whole: %llu runs of pages, %llu bytes checked\n", path.c_str(),
+              static_cast<unsigned long long>(verified->records), static_cast<unsigned long long>(verified->bytes));
   return kExitOk;
 }
 

@@ -106,8 +106,8 @@ Result<void> PageIndex::verify() const {
     VMCKPT_TRY(pread_exactly(file_.get(), buffer.get(), record.stored_bytes, record.offset, path_));
     if (XXH3_64bits(buffer.get(), record.stored_bytes) == record.stored_xxh3) continue;
     const std::string owner = record.object == 0 ? "memory" : fmt::format("captured file {}", record.object);
-    return error(fmt::format("image {} is damaged: the checksum of {} {:#x}-{:#x} ({} bytes at file offset {}) is wrong", path_, owner,
-                             record.address, record.address + record.bytes, record.stored_bytes, record.offset),
+    return error(fmt::format("image {} is damaged: the checksum of {} {:#x}-{:#x} ({} bytes at file offset {}) is wrong", path_,
+                             owner, record.address, record.address + record.bytes, record.stored_bytes, record.offset),
                  "use another image of this target");
   }
   return {};

@@ -34,9 +34,10 @@ struct PagePiece {
 class PageSink {
  public:
   virtual ~PageSink() = default;
-  // `content` is the piece's, zeros where a page is not wanted, and good until this returns. One call at a time, from any thread.
-  // Returns how many bytes were written.
+  // `content` is the piece's, zeros where a page is not wanted, and good until this returns. Returns how many bytes were written.
   virtual Result<uint64_t> put(const PagePiece& piece, const uint8_t* content) = 0;
+  // How many calls of put() there may be at the same time. One: pieces come in the order in which they were found.
+  virtual size_t most_threads() const { return 1; }
 };
 
 }  // namespace vmckpt

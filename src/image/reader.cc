@@ -179,7 +179,8 @@ Result<ImageHeader> read_image_header(int fd, const std::string& path) {
         "use a newer vmckpt");
   }
   if (header.format_version != 0 && header.format_version < kImageOldestVersion) {
-    return error(fmt::format("image {} has format version {}; this vmckpt reads version {}", path, header.format_version, kImageFormatVersion),
+    return error(fmt::format("image {} has format version {}; this vmckpt reads version {}", path, header.format_version,
+                             kImageFormatVersion),
                  "restart it with the vmckpt that made it, or launch the program with this one and checkpoint it again");
   }
   if (header.min_reader_version == 0 || header.format_version < header.min_reader_version) {

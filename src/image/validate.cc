@@ -57,7 +57,8 @@ Result<void> check_content(const PageRecord& record, uint64_t data_end) {
       if (record.kind != PageKind::kInBase) return {};
       return error(record_text(record) + " has its content in a base image, which this vmckpt cannot read", kCure);
     default:
-      return error(fmt::format("{} is of kind {}, which this vmckpt does not know", record_text(record), static_cast<int>(record.kind)), kCure);
+      return error(fmt::format("{} is of kind {}, which this vmckpt does not know", record_text(record),
+                               static_cast<int>(record.kind)), kCure);
   }
   // What is stored elsewhere is refused when the metadata has said what that is.
   const bool here = record.store == kStoreThisFile;
@@ -71,10 +72,12 @@ Result<void> check_content(const PageRecord& record, uint64_t data_end) {
     case PageCodec::kNone: break;
     case PageCodec::kZstd: return error(record_text(record) + " is compressed (zstd), which this vmckpt cannot read", kCure);
     default:
-      return error(fmt::format("{} has the codec {}, which this vmckpt does not know", record_text(record), static_cast<int>(record.codec)), kCure);
+      return error(fmt::format("{} has the codec {}, which this vmckpt does not know", record_text(record),
+                               static_cast<int>(record.codec)), kCure);
   }
   if (record.stored_bytes != record.bytes) {
-    return error(fmt::format("{} is not compressed and has {} bytes stored instead of {}", record_text(record), record.stored_bytes, record.bytes));
+    return error(fmt::format("{} is not compressed and has {} bytes stored instead of {}", record_text(record),
+                             record.stored_bytes, record.bytes));
   }
   if (!page_aligned(record.offset)) {
     return error(fmt::format("{} has its content at offset {}, which is not page aligned", record_text(record), record.offset));
@@ -85,10 +88,11 @@ Result<void> check_content(const PageRecord& record, uint64_t data_end) {
 Result<void> check_store(const PageRecord& record, const google::protobuf::RepeatedPtrField<pb::PageStore>& stores) {
   if (record.store == kStoreThisFile) return {};
   if (record.store > static_cast<uint32_t>(stores.size())) {
-    return error(fmt::format("{} has its content in store {}; the image names {}", record_text(record), record.store, stores.size()));
+    return error(fmt::format("{} has its content in store {}; the image names {}", record_text(record), record.store,
+                             stores.size()));
   }
-  return error(fmt::format("{} has its content in store {}, which is another image than this one; this vmckpt cannot read it", record_text(record),
-                           record.store),
+  return error(fmt::format("{} has its content in store {}, which is another image than this one; this vmckpt cannot read it",
+                           record_text(record), record.store),
                "use a newer vmckpt");
 }
 
@@ -461,7 +465,8 @@ Result<void> check_metadata(const pb::Image& image) {
   VMCKPT_TRY(check_memory(image.memory()));
   for (const pb::PageStore& store : image.page_stores()) {
     if (store.base_image_id().size() != kIdBytes) {
-      return error(fmt::format("a page store is no image: its id has {} bytes instead of {}", store.base_image_id().size(), kIdBytes));
+      return error(fmt::format("a page store is no image: its id has {} bytes instead of {}", store.base_image_id().size(),
+                               kIdBytes));
     }
   }
   return check_descriptors(image.descriptors(), VMCKPT_TRY(index_captured(image.memory())));

@@ -51,7 +51,8 @@ Result<void> MappedFileSource::read(const PagePiece& piece, uint8_t* content) {
   auto read = memory_.read(piece, view_.address + (piece.address - view_.file_offset), content, ProcessMemory::Readable::kMaybe,
                            ProcessMemory::Unreadable::kError);
   if (read.ok() || (read.error().err != EFAULT && read.error().err != EIO)) return read;
-  return error(fmt::format("{} can only be read through its mapping at {:#x}, where guard regions or its end hide a part of it", name_, view_.address),
+  return error(fmt::format("{} can only be read through its mapping at {:#x}, where guard regions or its end hide a part of it",
+                           name_, view_.address),
                "checkpoint as root, or let the program keep a descriptor of it");
 }
 

@@ -17,27 +17,28 @@ struct Load {
   std::unique_ptr<uint8_t[]> content = std::make_unique_for_overwrite<uint8_t[]>(kMaxRecordBytes);
 };
 
-// Gives loads to the sink in the order they come, in a thread of its own, so that reading and writing overlap. A few loads are not
-// worth a thread: small files are copied while the target stands still.
-class SinkThread {
+// Gives loads to the sink, in threads of its own, so that reading and writing overlap. One load is not worth a thread: small files
+// are copied while the target stands still.
+class SinkThreads {
  public:
-  SinkThread(PageSink& sink, DumpProgress& progress) : sink_(sink), progress_(progress) {}
-  ~SinkThread() {
+  SinkThreads(PageSink& sink, DumpProgress& progress)
+      : sink_(sink), progress_(progress), most_threads_(sink.most_threads()), most_loads_(kSpareLoads + most_threads_) {}
+  ~SinkThreads() {
     {
       std::lock_guard lock(mutex_);
       full_.clear();
       finished_ = true;
       changed_.notify_all();
     }
-    if (thread_.joinable()) thread_.join();
+    join();
   }
-  SinkThread(const SinkThread&) = delete;
-  SinkThread& operator=(const SinkThread&) = delete;
+  SinkThreads(const SinkThreads&) = delete;
+  SinkThreads& operator=(const SinkThreads&) = delete;
 
   // An empty load to fill; null when the sink has failed.
   std::unique_ptr<Load> take() {
     std::unique_lock lock(mutex_);
-    if (result_.ok() && free_.empty() && loads_ < kMostLoads) {
+    if (result_.ok() && free_.empty() && loads_ < most_loads_) {
       ++loads_;
       return std::make_unique<Load>();
     }
@@ -53,41 +54,50 @@ class SinkThread {
       std::lock_guard lock(mutex_);
       full_.push_back(std::move(load));
       changed_.notify_all();
-      if (thread_.joinable() || full_.size() < kLoadsWorthAThread) return;
+      if (full_.size() < kLoadsWorthAThread) return;
     }
-    try {
-      thread_ = std::thread([this] { run(); });
-    } catch (const std::system_error&) {  // no more threads to be had: the caller's has to do it
-      finished_ = true;
-      run();
-      finished_ = false;
+    if (threads_.size() < most_threads_) {
+      try {
+        threads_.emplace_back([this] { run(); });
+      } catch (const std::system_error&) {
+        most_threads_ = threads_.size();  // no more are to be had
+      }
     }
+    if (threads_.empty()) write_here();
   }
 
   // Waits until the sink has everything.
   Result<void> finish() {
-    if (thread_.joinable()) {
-      {
-        std::lock_guard lock(mutex_);
-        finished_ = true;
-        changed_.notify_all();
-      }
-      thread_.join();
-    } else {
+    if (threads_.empty()) write_here();
+    {
+      std::lock_guard lock(mutex_);
       finished_ = true;
-      run();
+      changed_.notify_all();
     }
+    join();
     return result_;
   }
 
  private:
-  static constexpr size_t kMostLoads = 8, kLoadsWorthAThread = 2;
+  static constexpr size_t kSpareLoads = 7, kLoadsWorthAThread = 2;
+
+  void join() {
+    for (std::thread& thread : threads_) thread.join();
+    threads_.clear();
+  }
+
+  // What there is, in the caller's thread.
+  void write_here() {
+    finished_ = true;
+    run();
+    finished_ = false;
+  }
 
   void run() {
     std::unique_lock lock(mutex_);
     for (;;) {
-      changed_.wait(lock, [&] { return !full_.empty() || finished_; });
-      if (full_.empty()) return;
+      changed_.wait(lock, [&] { return !full_.empty() || finished_ || !result_.ok(); });
+      if (full_.empty() || !result_.ok()) return;
       auto load = std::move(full_.front());
       full_.pop_front();
       lock.unlock();
@@ -103,6 +113,8 @@ class SinkThread {
 
   PageSink& sink_;
   DumpProgress& progress_;
+  size_t most_threads_;
+  const size_t most_loads_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<std::unique_ptr<Load>> free_;
@@ -110,13 +122,13 @@ class SinkThread {
   size_t loads_ = 0;
   bool finished_ = false;
   Result<void> result_;
-  std::thread thread_;
+  std::vector<std::thread> threads_;
 };
 
 }  // namespace
 
 Result<void> copy_pages(PageSource& source, PageSink& sink, DumpProgress& progress) {
-  SinkThread writing(sink, progress);
+  SinkThreads writing(sink, progress);
   VMCKPT_TRY(source.find([&](const PagePiece& piece) -> Result<void> {
     if (progress.cancelled) return error("the checkpoint was cancelled: who asked for it has gone");
     auto load = writing.take();

@@ -15,7 +15,8 @@ struct DumpProgress {
   std::atomic<bool> cancelled{false};    // set from outside: the copy ends with an error soon
 };
 
-// Reads in the caller's thread; as soon as there is more than a little, the sink has a thread of its own meanwhile.
+// Reads in the caller's thread; as soon as there is more than a little, the sink has threads of its own meanwhile, one or as many
+// as it can use.
 Result<void> copy_pages(PageSource& source, PageSink& sink, DumpProgress& progress);
 
 }  // namespace vmckpt

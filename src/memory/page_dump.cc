@@ -25,8 +25,10 @@ class StillProcess : public PageSource {
   }
 
   Result<void> read(const PagePiece& piece, uint8_t* content) override {
-    return memory_.read(piece, piece.address, content, range_->readable ? ProcessMemory::Readable::kMaybe : ProcessMemory::Readable::kNo,
-                        range_->pages == DumpRange::Pages::kAll ? ProcessMemory::Unreadable::kZeros : ProcessMemory::Unreadable::kError);
+    using Memory = ProcessMemory;
+    const auto readable = range_->readable ? Memory::Readable::kMaybe : Memory::Readable::kNo;
+    const bool is_all = range_->pages == DumpRange::Pages::kAll;
+    return memory_.read(piece, piece.address, content, readable, is_all ? Memory::Unreadable::kZeros : Memory::Unreadable::kError);
   }
 
   uint64_t bytes_looked_at() const override { return looked_at_bytes_; }

@@ -20,7 +20,8 @@ Error killed(pid_t pid) {
 
 }  // namespace
 
-Result<void> ProcessMemory::read(const PagePiece& piece, uint64_t address, uint8_t* content, Readable readable, Unreadable unreadable) {
+Result<void> ProcessMemory::read(const PagePiece& piece, uint64_t address, uint8_t* content, Readable readable,
+                                 Unreadable unreadable) {
   std::array<iovec, kMaxPiecePages> local{}, remote{};
   size_t spans = 0, wanted_bytes = 0;
   for (size_t page = 0, end; page < piece.pages(); page = end) {
@@ -31,11 +32,13 @@ Result<void> ProcessMemory::read(const PagePiece& piece, uint64_t address, uint8
     remote[spans++] = {reinterpret_cast<void*>(address + page * kPageBytes), bytes};
     wanted_bytes += bytes;
   }
-  if (readable == Readable::kMaybe && ::process_vm_readv(pid_, local.data(), spans, remote.data(), spans, 0) == static_cast<ssize_t>(wanted_bytes)) {
-    return {};
+  if (readable == Readable::kMaybe) {
+    const ssize_t got = ::process_vm_readv(pid_, local.data(), spans, remote.data(), spans, 0);
+    if (got == static_cast<ssize_t>(wanted_bytes)) return {};
   }
   for (size_t i = 0; i < spans; ++i) {
-    VMCKPT_TRY(read_as_tracer(reinterpret_cast<uint64_t>(remote[i].iov_base), static_cast<uint8_t*>(local[i].iov_base), local[i].iov_len, unreadable));
+    const auto from = reinterpret_cast<uint64_t>(remote[i].iov_base);
+    VMCKPT_TRY(read_as_tracer(from, static_cast<uint8_t*>(local[i].iov_base), local[i].iov_len, unreadable));
   }
   return {};
 }
@@ -54,7 +57,9 @@ Result<void> ProcessMemory::read_as_tracer(uint64_t address, uint8_t* to, uint64
     if (got == 0 || (got < 0 && errno == ESRCH)) return killed(pid_);
     uint64_t done = got > 0 ? static_cast<uint64_t>(got) : 0;
     if (got < 0) {
-      if (errno != EIO || unreadable == Unreadable::kError) return errno_error(fmt::format("read memory of process {} at {:#x}", pid_, address));
+      if (errno != EIO || unreadable == Unreadable::kError) {
+        return errno_error(fmt::format("read memory of process {} at {:#x}", pid_, address));
+      }
       done = std::min(bytes, kPageBytes - address % kPageBytes);
       std::memset(to, 0, done);
     }

@@ -1,5 +1,5 @@
-// Memory of another process, read in bulk: with process_vm_readv(2), and where the process itself may not read, or a page cannot be
-// read at all, through /proc/PID/mem.
+// Memory of another process, read in bulk: with process_vm_readv(2), and where the process itself may not read, or a page cannot
+// be read at all, through /proc/PID/mem.
 #pragma once
 
 #include <cstdint>

@@ -154,7 +154,8 @@ class MemoryPlanner {
     const uint64_t zeros = tape_.room(kMaxRecordBytes);
     for (const PageRun& run : zeros_) {
       for (uint64_t at = 0; at < run.bytes; at += kMaxRecordBytes) {
-        tape_.call(kOpCopyBytes, {run.address + at, zeros, std::min(kMaxRecordBytes, run.bytes - at)}, true, "write zeros over a mapped file");
+        tape_.call(kOpCopyBytes, {run.address + at, zeros, std::min(kMaxRecordBytes, run.bytes - at)}, true,
+                   "write zeros over a mapped file");
       }
     }
   }

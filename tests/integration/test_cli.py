@@ -701,7 +701,8 @@ def test_a_flipped_bit_in_any_page_is_found_by_verify(own_stage, image):
     records = page_records_of(image)
     assert records
     generator = random.Random(7)
-    for _, _, _, kind, codec, _, store, length, offset, _ in [records[0], records[-1], *generator.sample(records, min(8, len(records)))]:
+    for record in [records[0], records[-1], *generator.sample(records, min(8, len(records)))]:
+        _, _, _, kind, codec, _, store, length, offset, _ = record
         assert (kind, codec, store) == (1, 0, 0)
         at = offset + generator.randrange(length)
 

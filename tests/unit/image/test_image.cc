@@ -355,8 +355,9 @@ TEST_CASE("an image of format 1 is refused with what to do") {
   header.sections[1] = {2, 0, 2 * kImagePageBytes, 80, 1};
   header.header_xxh3 = XXH3_64bits(&header, offsetof(ImageHeader, header_xxh3));
   std::memcpy(bytes.data(), &header, sizeof header);
-  CHECK_THAT(verdict(scratch, bytes), Contains("has format version 1; this vmckpt reads version 2") &&
-                                          Contains("restart it with the vmckpt that made it, or launch the program with this one"));
+  CHECK_THAT(verdict(scratch, bytes),
+             Contains("has format version 1; this vmckpt reads version 2") &&
+                 Contains("restart it with the vmckpt that made it, or launch the program with this one"));
 }
 
 TEST_CASE("an unknown section is refused unless it says that it may be skipped") {
@@ -490,15 +491,18 @@ TEST_CASE("what only a newer vmckpt can read is refused as that") {
     r[0] = without_content(r[0], PageKind::kInBase);
     r[0].store = 1;
   });
-  std::string said = verdict_on_metadata(
-      scratch, [](pb::Image& i) { i.add_page_stores()->set_base_image_id(std::string(16, 'b')); }, [](PageRecord* r) { r[0].store = 1; });
+  auto add_store = [](pb::Image& i) { i.add_page_stores()->set_base_image_id(std::string(16, 'b')); };
+  const std::string said = verdict_on_metadata(scratch, add_store, [](PageRecord* r) { r[0].store = 1; });
   CHECK_THAT(said, Contains("store 1, which is another image") && Contains("use a newer vmckpt"));
 }
 
 TEST_CASE("a store that no record needs does no harm, and one that is no image is refused") {
   Scratch scratch;
-  CHECK(verdict_on_metadata(scratch, [](pb::Image& i) { i.add_page_stores()->set_base_image_id(std::string(16, 'b')); }) == "ok");
-  CHECK_THAT(verdict_on_metadata(scratch, [](pb::Image& i) { i.add_page_stores()->set_base_image_id("short"); }), Contains("5 bytes instead of 16"));
+  auto verdict_on_id = [&](const std::string& id) {
+    return verdict_on_metadata(scratch, [&](pb::Image& i) { i.add_page_stores()->set_base_image_id(id); });
+  };
+  CHECK(verdict_on_id(std::string(16, 'b')) == "ok");
+  CHECK_THAT(verdict_on_id("short"), Contains("5 bytes instead of 16"));
   CHECK_THAT(verdict_on_metadata(scratch, [](pb::Image& i) { i.add_page_stores(); }), Contains("a page store is no image"));
 }
 
@@ -508,15 +512,16 @@ TEST_CASE("pages are read as data, as zeros, and where nothing is as zeros too")
   metadata.mutable_memory()->mutable_mappings(1)->set_end(test::kTinyHeapStart + 8 * kImagePageBytes);
   auto writer = ImageWriter::create({.path = scratch / "a.ckpt"}, test::tiny_identity());
   REQUIRE(writer.ok());
-  std::string content(2 * kImagePageBytes, 'x');
+  const std::string content(kImagePageBytes, 'x');
+  const uint64_t xxh3 = XXH3_64bits(content.data(), content.size());
   for (uint64_t page : {1, 3}) {  // neighbours in the file, not in memory
     const uint64_t offset = writer->reserve_pages(kImagePageBytes);
     REQUIRE(writer->write_pages(content.data(), kImagePageBytes, offset).ok());
-    writer->add_record(plain_record(0, test::kTinyHeapStart + page * kImagePageBytes, kImagePageBytes, offset, XXH3_64bits(content.data(), kImagePageBytes)));
+    writer->add_record(plain_record(0, test::kTinyHeapStart + page * kImagePageBytes, kImagePageBytes, offset, xxh3));
   }
   const uint64_t offset = writer->reserve_pages(kImagePageBytes);
   REQUIRE(writer->write_pages(content.data(), kImagePageBytes, offset).ok());
-  PageRecord record = plain_record(0, test::kTinyHeapStart + 4 * kImagePageBytes, kImagePageBytes, offset, XXH3_64bits(content.data(), kImagePageBytes));
+  PageRecord record = plain_record(0, test::kTinyHeapStart + 4 * kImagePageBytes, kImagePageBytes, offset, xxh3);
   writer->add_record(record);
   for (auto [page, kind] : {std::pair{5, PageKind::kZero}, {6, PageKind::kAbsent}}) {
     record.address = test::kTinyHeapStart + static_cast<uint64_t>(page) * kImagePageBytes;

@@ -1,5 +1,8 @@
 #include "memory/page_copy.h"
 
+#include <algorithm>
+#include <atomic>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -85,6 +88,40 @@ TEST_CASE("pieces reach the sink in their order, with zeros where a page is not 
     CHECK(progress.bytes_saved == pieces * 2 * kPage);
     CHECK(progress.bytes_done == pieces * 4 * kPage);
   }
+}
+
+TEST_CASE("a sink that can use several threads gets each piece once, and its first error ends the copy") {
+  class Parallel : public Collected {
+   public:
+    Result<uint64_t> put(const PagePiece& piece, const uint8_t* content) override {
+      const size_t now = ++inside_;
+      most_inside = std::max<size_t>(most_inside, now);
+      ::usleep(1000);
+      std::lock_guard lock(mutex_);
+      --inside_;
+      return Collected::put(piece, content);
+    }
+    size_t most_threads() const override { return 3; }
+    std::atomic<size_t> most_inside{0};
+
+   private:
+    std::atomic<size_t> inside_{0};
+    std::mutex mutex_;
+  };
+  FourPages source(200);
+  Parallel sink;
+  DumpProgress progress;
+  REQUIRE(copy_pages(source, sink, progress).ok());
+  CHECK(sink.most_inside == 3);
+  std::sort(sink.addresses.begin(), sink.addresses.end());
+  REQUIRE(sink.addresses.size() == 200);
+  for (size_t i = 0; i < 200; ++i) CHECK(sink.addresses[i] == i * 4 * kPage);
+
+  FourPages again(200);
+  Parallel failing_sink;
+  failing_sink.fails_at = 100 * 4 * kPage;
+  CHECK_THAT(copy_pages(again, failing_sink, progress).error().message(), Contains("the sink has failed"));
+  CHECK(failing_sink.addresses.size() < 120);
 }
 
 TEST_CASE("a copy ends with the error of its source or of its sink, wherever it happens") {

@@ -33,7 +33,8 @@ inline std::unique_ptr<ImageReader> image_with_runs(const pb::AddressSpace& spac
     const bool is_data = run.kind == PageKind::kData;
     const uint64_t offset = is_data ? writer->reserve_pages(run.bytes) : 0;
     for (uint64_t at = 0; at < run.bytes; at += kMaxRecordBytes) {
-      PageRecord record = plain_record(0, run.address + at, std::min(kMaxRecordBytes, run.bytes - at), is_data ? offset + at : 0, 0);
+      const uint64_t bytes = std::min(kMaxRecordBytes, run.bytes - at);
+      PageRecord record = plain_record(0, run.address + at, bytes, is_data ? offset + at : 0, 0);
       record.kind = run.kind;
       if (!is_data) record.stored_bytes = 0;
       writer->add_record(record);
