@@ -116,8 +116,7 @@ void print_summary(const ImageReader& image) {
   const ImageHeader& header = image.header();
   const pb::Image& metadata = image.metadata();
   auto id = [](const uint8_t(&bytes)[16]) { return to_hex({reinterpret_cast<const char*>(bytes), sizeof bytes}); };
-  uint64_t saved = 0;
-  for (const PageRecord& record : image.records()) saved += record.bytes;
+  const PageIndex::Size pages = image.pages().size();
   line("Image {}", printable(image.path()));
   line("  id          {}", id(header.image_id));
   line("  parent      {}", id(header.parent_id));
@@ -126,7 +125,7 @@ void print_summary(const ImageReader& image) {
   line("  made        {} by vmckpt {}, format {} (readers from {} on)", time_text(header.created_unix_us / 1000000),
        printable(metadata.host().vmckpt_version()), header.format_version, header.min_reader_version);
   line("  size        {} on disk, {} long; {} of page data in {} runs, {} of metadata",
-       size_text(allocated_bytes(image)), size_text(header.file_bytes), size_text(saved), image.records().size(),
+       size_text(allocated_bytes(image)), size_text(header.file_bytes), size_text(pages.bytes), pages.records,
        size_text(metadata.ByteSizeLong()));
   for (const std::string& note : metadata.notes()) line("  note        {}", printable(note));
 }

@@ -15,17 +15,10 @@ namespace {
 
 constexpr Verb kVerb = {"verify", "IMAGE", "Checks structure and every checksum of an image; nothing in it is run."};
 
-struct Verified {
-  size_t records = 0;
-  uint64_t page_bytes = 0;
-};
-
-Result<Verified> verify(const std::string& path) {
+Result<PageIndex::Size> verify(const std::string& path) {
   ImageReader reader = VMCKPT_TRY(ImageReader::open(path));
   VMCKPT_TRY(reader.verify_pages());
-  Verified verified{.records = reader.records().size()};
-  for (const PageRecord& record : reader.records()) verified.page_bytes += record.bytes;
-  return verified;
+  return reader.pages().size();
 }
 
 }  // namespace
@@ -37,12 +30,12 @@ int cmd_verify(int argc, char** argv) {
   if (auto status = parse_command_line(argc, argv, kVerb, options, {"IMAGE"}, values)) return *status;
 
   const std::string path = values["IMAGE"].as<std::string>();
-  Result<Verified> verified = verify(path);
+  Result<PageIndex::Size> verified = verify(path);
   if (values.count("json") != 0) {
     nlohmann::ordered_json answer = {{"image", path}, {"ok", verified.ok()}};
     if (verified) {
       answer["runs"] = verified->records;
-      answer["page_bytes"] = verified->page_bytes;
+      answer["page_bytes"] = verified->bytes;
     } else {
       answer["error"] = verified.error().message();
     }
@@ -50,8 +43,8 @@ int cmd_verify(int argc, char** argv) {
     return verified ? kExitOk : kExitFailed;
   }
   if (!verified) return fail(kVerb, verified.error());
-  std::printf("%s is whole: %zu runs of pages, %llu bytes checked\n", path.c_str(), verified->records,
-              static_cast<unsigned long long>(verified->page_bytes));
+  std::printf("%s is whole: %llu runs of pages, %llu bytes checked\n", path.c_str(),
+              static_cast<unsigned long long>(verified->records), static_cast<unsigned long long>(verified->bytes));
   return kExitOk;
 }
 

@@ -269,16 +269,7 @@ Json message_to_json(const Message& message) {
 }
 
 uint64_t saved_bytes(const ImageReader& image, uint64_t object, uint64_t start, uint64_t end) {
-  auto before = [](const PageRecord& record, const std::pair<uint64_t, uint64_t>& wanted) {
-    return std::pair(record.object, record.address) < wanted;
-  };
-  uint64_t bytes = 0;
-  const auto& records = image.records();
-  for (auto at = std::lower_bound(records.begin(), records.end(), std::pair(object, start), before);
-       at != records.end() && at->object == object && at->address < end; ++at) {
-    bytes += at->bytes;
-  }
-  return bytes;
+  return image.pages().size_of(object, start, end).bytes;
 }
 
 uint64_t allocated_bytes(const ImageReader& image) {
@@ -298,13 +289,13 @@ Json image_to_json(const ImageReader& image) {
   json["target_id"] = id(header.target_id);
   json["created_unix_us"] = header.created_unix_us;
 
-  uint64_t memory_bytes = 0, captured_bytes = 0;
-  for (const PageRecord& record : image.records()) (record.object == 0 ? memory_bytes : captured_bytes) += record.bytes;
+  const PageIndex::Size all = image.pages().size(), memory = image.pages().size_of(0);
   json["sizes"] = {{"file_bytes", header.file_bytes},
                    {"allocated_bytes", allocated_bytes(image)},
-                   {"memory_bytes_saved", memory_bytes},
-                   {"captured_bytes_saved", captured_bytes},
-                   {"page_runs", image.records().size()}};
+                   {"memory_bytes_saved", memory.bytes},
+                   {"captured_bytes_saved", all.bytes - memory.bytes},
+                   {"page_bytes_stored", all.stored_bytes},
+                   {"page_runs", all.records}};
   Json sections = Json::array();
   for (uint32_t i = 0; i < header.section_count; ++i) {
     const SectionEntry& section = header.sections[i];

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <climits>
 #include <filesystem>
-#include <memory>
 #include <new>
 
 #include <fcntl.h>
@@ -19,7 +18,6 @@ namespace vmckpt {
 namespace {
 
 constexpr uint64_t kSectionAlignmentBytes = 8;
-constexpr size_t kVerifyChunkBytes = kMaxRecordBytes;
 
 template <class Bytes>
 bool all_zero(const Bytes& bytes) {
@@ -180,6 +178,11 @@ Result<ImageHeader> read_image_header(int fd, const std::string& path) {
                     path, header.format_version, header.min_reader_version, kImageFormatVersion),
         "use a newer vmckpt");
   }
+  if (header.format_version != 0 && header.format_version < kImageOldestVersion) {
+    return error(fmt::format("image {} has format version {}; this vmckpt reads version {}", path, header.format_version,
+                             kImageFormatVersion),
+                 "restart it with the vmckpt that made it, or launch the program with this one and checkpoint it again");
+  }
   if (header.min_reader_version == 0 || header.format_version < header.min_reader_version) {
     return damaged(path, fmt::format("it has format version {} and minimum reader version {}", header.format_version,
                                      header.min_reader_version));
@@ -216,42 +219,22 @@ Result<ImageReader> ImageReader::open(const std::string& path) try {
     if (errno == ENXIO) return error(path + " is a socket or a device, not an image", "name the image file itself");
     return errno_error("open image " + path);
   }
-  reader.fd_ = Fd(fd);
+  Fd file(fd);
 
   reader.header_ = VMCKPT_TRY(read_image_header(fd, path));
-  reader.records_ = VMCKPT_TRY(read_index(fd, path, section_of(reader.header_, SectionKind::kPageIndex)));
-  VMCKPT_TRY(prefixed(path, check_records(reader.records_, page_data_end(reader.header_))));
+  std::vector<PageRecord> records = VMCKPT_TRY(read_index(fd, path, section_of(reader.header_, SectionKind::kPageIndex)));
+  VMCKPT_TRY(prefixed(path, check_records(records, page_data_end(reader.header_))));
   reader.metadata_ = VMCKPT_TRY(read_metadata(fd, path, section_of(reader.header_, SectionKind::kMetadata)));
   VMCKPT_TRY(prefixed(path, check_metadata(reader.metadata_)));
-  VMCKPT_TRY(prefixed(path, check_records_belong(reader.metadata_, reader.records_)));
+  VMCKPT_TRY(prefixed(path, check_records_belong(reader.metadata_, records)));
   const std::string& target_id = reader.metadata_.target().target_id();
   if (std::memcmp(target_id.data(), reader.header_.target_id, sizeof reader.header_.target_id) != 0) {
     return damaged(path, "its first page and its metadata name different targets");
   }
+  reader.pages_ = PageIndex(std::move(file), reader.path_, std::move(records));
   return reader;
 } catch (const std::bad_alloc&) {
   return error(fmt::format("image {} cannot be read: its metadata and page index do not fit into memory", path));
-}
-
-std::vector<PageRecord> ImageReader::records_of(uint64_t object) const {
-  auto by_object = [](const PageRecord& record, uint64_t wanted) { return record.object < wanted; };
-  auto first = std::lower_bound(records_.begin(), records_.end(), object, by_object);
-  auto last = first;
-  while (last != records_.end() && last->object == object) ++last;
-  return {first, last};
-}
-
-Result<void> ImageReader::verify_pages() const {
-  ::posix_fadvise(fd_.get(), 0, 0, POSIX_FADV_SEQUENTIAL);
-  auto buffer = std::make_unique<char[]>(kVerifyChunkBytes);
-  for (const PageRecord& record : records_) {
-    VMCKPT_TRY(pread_exactly(fd_.get(), buffer.get(), record.bytes, record.file_offset, path_));
-    if (XXH3_64bits(buffer.get(), record.bytes) == record.xxh3) continue;
-    const std::string owner = record.object == 0 ? "memory" : fmt::format("captured file {}", record.object);
-    return damaged(path_, fmt::format("the checksum of {} {:#x}-{:#x} ({} bytes at file offset {}) is wrong", owner,
-                                      record.address, record.address + record.bytes, record.bytes, record.file_offset));
-  }
-  return {};
 }
 
 }  // namespace vmckpt

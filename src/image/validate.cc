@@ -42,6 +42,63 @@ std::string record_text(const PageRecord& record) {
   return fmt::format("page record of captured file {} at {}", record.object, range);
 }
 
+// Where the content of a record lies; not whether its store is there, which the metadata tells.
+Result<void> check_content(const PageRecord& record, uint64_t data_end) {
+  constexpr const char* kCure = "use a newer vmckpt";
+  if (record.reserved != 0) return error(record_text(record) + " has reserved bytes that are not zero");
+  switch (record.kind) {
+    case PageKind::kData: break;
+    case PageKind::kZero:
+    case PageKind::kAbsent:
+    case PageKind::kInBase:
+      if (record.codec != PageCodec::kNone || record.offset != 0 || record.stored_bytes != 0 || record.stored_xxh3 != 0) {
+        return error(record_text(record) + " stores something, which records of its kind do not");
+      }
+      if ((record.kind == PageKind::kInBase) == (record.store == kStoreThisFile)) {
+        return error(fmt::format("{} names the store {}, which records of its kind cannot", record_text(record), record.store));
+      }
+      if (record.kind != PageKind::kInBase) return {};
+      return error(record_text(record) + " has its content in a base image, which this vmckpt cannot read", kCure);
+    default:
+      return error(fmt::format("{} is of kind {}, which this vmckpt does not know", record_text(record),
+                               static_cast<int>(record.kind)), kCure);
+  }
+  // What is stored elsewhere is refused when the metadata has said what that is.
+  const bool here = record.store == kStoreThisFile;
+  if (here && (record.offset < kImagePageBytes || record.offset > data_end || data_end - record.offset < record.stored_bytes)) {
+    return error(fmt::format("{} has its content at file offset {}, outside the page data", record_text(record), record.offset));
+  }
+  if (record.stored_bytes == 0 || record.stored_bytes > record.bytes) {
+    return error(fmt::format("{} has {} bytes stored", record_text(record), record.stored_bytes));
+  }
+  switch (record.codec) {
+    case PageCodec::kNone: break;
+    case PageCodec::kZstd: return error(record_text(record) + " is compressed (zstd), which this vmckpt cannot read", kCure);
+    default:
+      return error(fmt::format("{} has the codec {}, which this vmckpt does not know", record_text(record),
+                               static_cast<int>(record.codec)), kCure);
+  }
+  if (record.stored_bytes != record.bytes) {
+    return error(fmt::format("{} is not compressed and has {} bytes stored instead of {}", record_text(record),
+                             record.stored_bytes, record.bytes));
+  }
+  if (!page_aligned(record.offset)) {
+    return error(fmt::format("{} has its content at offset {}, which is not page aligned", record_text(record), record.offset));
+  }
+  return {};
+}
+
+Result<void> check_store(const PageRecord& record, const google::protobuf::RepeatedPtrField<pb::PageStore>& stores) {
+  if (record.store == kStoreThisFile) return {};
+  if (record.store > static_cast<uint32_t>(stores.size())) {
+    return error(fmt::format("{} has its content in store {}; the image names {}", record_text(record), record.store,
+                             stores.size()));
+  }
+  return error(fmt::format("{} has its content in store {}, which is another image than this one; this vmckpt cannot read it",
+                           record_text(record), record.store),
+               "use a newer vmckpt");
+}
+
 // Walks the whole message: text without NUL, enums that this version knows, no fields that it does not know. Ignoring
 // an unknown field would restart something other than what was checkpointed.
 Result<void> check_fields(const google::protobuf::Message& message) {
@@ -419,15 +476,11 @@ Result<void> check_records(const std::vector<PageRecord>& records, uint64_t data
     if (record.bytes == 0 || record.bytes > kMaxRecordBytes || !page_aligned(record.bytes)) {
       return error(fmt::format("{} has a length of {} bytes", record_text(record), record.bytes));
     }
-    // Neither sum below can wrap: `bytes` is small and both ends are checked against limits far below 2^64.
+    // The sum cannot wrap: `bytes` is small and the end is checked against a limit far below 2^64.
     if (!page_aligned(record.address) || record.address > kMaxFileBytes - record.bytes) {
       return error(record_text(record) + " is not page aligned or out of range");
     }
-    if (!page_aligned(record.file_offset) || record.file_offset < kImagePageBytes || record.file_offset > data_end ||
-        data_end - record.file_offset < record.bytes) {
-      return error(fmt::format("{} has its content at file offset {}, outside the page data", record_text(record),
-                               record.file_offset));
-    }
+    VMCKPT_TRY(check_content(record, data_end));
     if (previous != nullptr &&
         (record.object < previous->object ||
          (record.object == previous->object && record.address < previous->address + previous->bytes))) {
@@ -447,6 +500,12 @@ Result<void> check_metadata(const pb::Image& image) {
   VMCKPT_TRY(check_process(image.process()));
   VMCKPT_TRY(check_threads(image));
   VMCKPT_TRY(check_memory(image.memory()));
+  for (const pb::PageStore& store : image.page_stores()) {
+    if (store.base_image_id().size() != kIdBytes) {
+      return error(fmt::format("a page store is no image: its id has {} bytes instead of {}", store.base_image_id().size(),
+                               kIdBytes));
+    }
+  }
   return check_descriptors(image.descriptors(), VMCKPT_TRY(index_captured(image.memory())));
 }
 
@@ -455,6 +514,7 @@ Result<void> check_records_belong(const pb::Image& image, const std::vector<Page
   auto mapping = image.memory().mappings().begin();
   const auto mappings_end = image.memory().mappings().end();
   for (const PageRecord& record : records) {
+    VMCKPT_TRY(check_store(record, image.page_stores()));
     if (record.object != 0) {
       auto file = captured.find(record.object);
       if (file == captured.end()) return error(record_text(record) + " belongs to no captured file of this image");

@@ -22,13 +22,15 @@ constexpr uint64_t kUserSpaceEnd = (uint64_t{1} << 56) - kImagePageBytes;
 constexpr uint64_t kMaxMetadataBytes = uint64_t{256} << 20;
 constexpr uint64_t kMaxPageIndexBytes = uint64_t{1} << 30;
 
-// Records sorted, not overlapping in memory, whole pages, content between the header page and `data_end`.
+// Records sorted, not overlapping in memory, whole pages, what is stored in this file between the header page and `data_end`; no
+// kind and no codec that this vmckpt cannot read.
 Result<void> check_records(const std::vector<PageRecord>& records, uint64_t data_end);
 
 // Everything that can be told from the metadata alone.
 Result<void> check_metadata(const pb::Image& image);
 
-// Every record lies within one private mapping, or within the captured file it names.
+// Every record lies within one private mapping, or within the captured file it names, and its content in a store that this
+// vmckpt can read.
 Result<void> check_records_belong(const pb::Image& image, const std::vector<PageRecord>& records);
 
 // Whether a string or bytes field of the metadata is text (a name, path or argument) rather than binary data. Restart hands these to

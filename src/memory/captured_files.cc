@@ -9,11 +9,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "image/page_runs.h"
+#include "image/raw_sink.h"
 #include "image/reader.h"
-#include "image/writer.h"
+#include "memory/file_source.h"
+#include "memory/page_copy.h"
 #include "memory/system_v_segment.h"
-#include "tracer/remote_memory.h"
 
 namespace vmckpt {
 namespace {
@@ -37,12 +37,6 @@ timespec to_timespec(int64_t ns) {
   return {seconds, ns - seconds * 1'000'000'000};
 }
 
-Result<void> read_as_tracer(pid_t pid, uint64_t address, void* to, uint64_t bytes) {
-  const std::string path = fmt::format("/proc/{}/mem", pid);
-  const Fd memory = VMCKPT_TRY(open_file(path, O_RDONLY));
-  return pread_exactly(memory.get(), to, bytes, address, path);
-}
-
 // Runs in the image have short gaps of zeros in them: holes stay holes.
 Result<void> write_without_zero_pages(int fd, const uint8_t* content, uint64_t bytes, uint64_t offset, const std::string& name) {
   static constexpr uint8_t kZeros[kPageBytes] = {};
@@ -58,20 +52,11 @@ Result<void> write_without_zero_pages(int fd, const uint8_t* content, uint64_t b
   return {};
 }
 
-// Copies the data (not the holes) of a file that nobody changes meanwhile.
-Result<void> copy_data(int fd, uint64_t size_bytes, uint64_t id, const std::string& name, ImageWriter& writer) {
-  std::vector<uint8_t> buffer(kMaxRecordBytes);
-  for (uint64_t at = 0; at < size_bytes;) {
-    off_t data = ::lseek(fd, static_cast<off_t>(at), SEEK_DATA);
-    if (data < 0 && errno == ENXIO) break;  // only a hole is left
-    if (data >= 0) at = static_cast<uint64_t>(data) / kPageBytes * kPageBytes;
-    uint64_t bytes = std::min<uint64_t>(kMaxRecordBytes, size_bytes - at);
-    std::fill(buffer.begin(), buffer.end(), 0);
-    VMCKPT_TRY(pread_exactly(fd, buffer.data(), bytes, at, name));
-    VMCKPT_TRY(write_runs(buffer.data(), round_up(bytes), id, at, writer));
-    at += kMaxRecordBytes;
-  }
-  return {};
+// Within the pause, so the disk is left alone.
+Result<void> copy_into_image(PageSource& source, ImageWriter& writer) {
+  RawSink sink(writer, RawSink::Writeback::kAtCommit);
+  DumpProgress nobody_looks;
+  return copy_pages(source, sink, nobody_looks);
 }
 
 // Pages that the image does not have are zero: also in a segment that the killed target left behind.
@@ -79,15 +64,7 @@ Result<int> rebuild_segment(const pb::CapturedFile& file, const ImageReader& ima
   const int id = VMCKPT_TRY(make_segment(file.segment()));
   void* attached = ::shmat(id, nullptr, 0);
   if (attached == reinterpret_cast<void*>(-1)) return errno_error("attach " + file.name());
-  const uint64_t size_bytes = file.segment().size_bytes();
-  Result<void> filled;
-  auto* content = static_cast<uint8_t*>(attached);
-  std::fill_n(content, size_bytes, uint8_t{0});
-  for (const PageRecord& record : image.records_of(file.id())) {
-    const uint64_t bytes = std::min(record.bytes, size_bytes > record.address ? size_bytes - record.address : 0);
-    filled = pread_exactly(image.fd(), content + record.address, bytes, record.file_offset, image.path());
-    if (!filled.ok()) break;
-  }
+  auto filled = image.pages().read(file.id(), 0, attached, file.segment().size_bytes());
   ::shmdt(attached);
   if (!filled.ok()) return filled.error();
   return id;
@@ -137,7 +114,8 @@ Result<uint64_t> CapturedFiles::capture(int target_fd, const std::string& name, 
   if (seals > 0) file.set_seals(static_cast<uint32_t>(seals));
   if (kept) kept_bytes_ += file.size_bytes();
   else VMCKPT_TRY(charge(std::min<uint64_t>(file.size_bytes(), static_cast<uint64_t>(info.st_blocks) * 512), name));
-  auto copied = copy_data(fd, file.size_bytes(), file.id(), name, writer_);
+  FileSource source(fd, file.size_bytes(), file.id(), name);
+  auto copied = copy_into_image(source, writer_);
   ::lseek(fd, offset, SEEK_SET);
   VMCKPT_TRY(std::move(copied));
   return file.id();
@@ -173,24 +151,13 @@ Result<uint64_t> CapturedFiles::capture_mapping(pid_t pid, uint64_t address, uin
   } else if (file.size_bytes() >= file_offset + bytes) {
     return file.id();  // seen through another mapping, or captured through a descriptor
   }
-  // The part that earlier mappings did not show. Reading allocates pages that were never touched: that is what it costs to
-  // look at shared memory without privileges.
-  uint64_t seen = std::max(file.size_bytes(), file_offset);
-  VMCKPT_TRY(charge(file_offset + bytes - seen, name));
-  std::vector<uint8_t> buffer(kMaxRecordBytes);
-  for (uint64_t at = seen; at < file_offset + bytes; at += kMaxRecordBytes) {
-    uint64_t part = std::min<uint64_t>(kMaxRecordBytes, file_offset + bytes - at);
-    auto read = read_memory(pid, RemoteAddr(address + (at - file_offset)), buffer.data(), part);
-    // What the process itself may not read (PROT_WRITE, PROT_NONE), its tracer may through /proc/PID/mem.
-    if (!read.ok() && read.error().err == EFAULT) read = read_as_tracer(pid, address + (at - file_offset), buffer.data(), part);
-    if (!read.ok() && (read.error().err == EFAULT || read.error().err == EIO)) {
-      return error(fmt::format("{} can only be read through its mapping at {:#x}, where guard regions or its end hide a part of it", name, address),
-                   "checkpoint as root, or let the program keep a descriptor of it");
-    }
-    VMCKPT_TRY(std::move(read));
-    VMCKPT_TRY(write_runs(buffer.data(), part, file.id(), at, writer_));
-  }
-  file.set_size_bytes(file_offset + bytes);
+  // The part that earlier mappings did not show.
+  const uint64_t seen = std::max(round_up(file.size_bytes()), file_offset), end = file_offset + bytes;
+  if (seen >= end) return file.id();
+  VMCKPT_TRY(charge(end - seen, name));
+  MappedFileSource source({pid, address, file_offset}, seen, end, file.id(), name);
+  VMCKPT_TRY(copy_into_image(source, writer_));
+  file.set_size_bytes(end);
   return file.id();
 }
 
@@ -232,12 +199,10 @@ Result<void> RebuiltFiles::fill(uint64_t id, int fd) const {
   if (::ftruncate(fd, static_cast<off_t>(file.size_bytes())) != 0) {
     return errno_error(fmt::format("give {} its {} bytes", file.name(), file.size_bytes()));
   }
-  std::vector<uint8_t> buffer(kMaxRecordBytes);
-  for (const PageRecord& record : image_->records_of(file.id())) {
-    uint64_t bytes = std::min(record.bytes, file.size_bytes() > record.address ? file.size_bytes() - record.address : 0);
-    VMCKPT_TRY(pread_exactly(image_->fd(), buffer.data(), bytes, record.file_offset, image_->path()));
-    VMCKPT_TRY(write_without_zero_pages(fd, buffer.data(), bytes, record.address, file.name()));
-  }
+  VMCKPT_TRY(image_->pages().read_all(file.id(), [&](uint64_t at, const uint8_t* content, uint64_t bytes) {
+    const uint64_t within = std::min(bytes, file.size_bytes() > at ? file.size_bytes() - at : 0);  // the last page is filled up
+    return write_without_zero_pages(fd, content, within, at, file.name());
+  }));
   if (!file.has_owner()) return {};
   // An ordinary user's files are his own, as they were; what may not be given back stays as it is.
   struct stat now {};

@@ -9,8 +9,8 @@
 #include <sys/mman.h>
 
 #include "core/proc.h"
-#include "image/page_runs.h"
 #include "memory/maps.h"
+#include "vmckpt/image_format.h"
 
 namespace vmckpt {
 namespace {

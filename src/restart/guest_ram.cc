@@ -7,7 +7,6 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
-#include "core/fd.h"
 #include "core/kvm_api.h"
 #include "modules/seccomp.h"
 #include "recorder/ledger.h"
@@ -19,30 +18,20 @@ constexpr uint32_t kMostRanges = kRamRanges / 4;  // the rest is for what the pr
 
 // The process's memory as the image has it; false where the image has none.
 bool read_saved(const ImageReader& image, uint64_t address, void* to, size_t bytes) {
-  auto* at = static_cast<char*>(to);
-  const std::vector<PageRecord> records = image.records_of(0);
-  auto next = std::upper_bound(records.begin(), records.end(), address,
-                               [](uint64_t wanted, const PageRecord& record) { return wanted < record.address + record.bytes; });
-  std::memset(at, 0, bytes);
-  for (bool any = false; next != records.end(); ++next) {
-    if (next->address >= address + bytes) return any;  // between records lie zeros
-    const uint64_t from = std::max(address, next->address), to_end = std::min(address + bytes, next->address + next->bytes);
-    if (!pread_exactly(image.fd(), at + (from - address), to_end - from, next->file_offset + (from - next->address), image.path()).ok()) return false;
-    any = true;
-    if (to_end == address + bytes) return true;
-  }
-  return false;
+  const auto read = image.pages().read(0, address, to, bytes);
+  return read.ok() && *read;
 }
 
 // In the same library's memory as the ledger, a few pages of which were ever touched.
 bool find_ram_ledger(const ImageReader& image, uint64_t ledger_address, RamLedger* saved) {
   constexpr uint64_t kNearBytes = 64u << 20, kPageBytes = 4096;
-  for (const PageRecord& record : image.records_of(0)) {
-    if (record.address + record.bytes + kNearBytes < ledger_address || record.address > ledger_address + kNearBytes) continue;
-    for (uint64_t at = 0; at < record.bytes; at += kPageBytes) {
+  for (const PageRun& run : image.pages().runs_of(0)) {
+    const uint64_t nearest = ledger_address > kNearBytes ? (ledger_address - kNearBytes) / kPageBytes * kPageBytes : 0;
+    const uint64_t end = std::min(run.address + run.bytes, ledger_address + kNearBytes);
+    for (uint64_t at = std::max(run.address, nearest); at < end; at += kPageBytes) {
       RamLedger head{};
-      if (!pread_exactly(image.fd(), &head, offsetof(RamLedger, owner), record.file_offset + at, image.path()).ok()) return false;
-      if (head.magic != kRamLedgerMagic || head.self != record.address + at || head.bytes != sizeof head) continue;
+      if (!read_saved(image, at, &head, offsetof(RamLedger, owner))) return false;
+      if (head.magic != kRamLedgerMagic || head.self != at || head.bytes != sizeof head) continue;
       return read_saved(image, head.self, saved, sizeof *saved) && saved->ranges_used != 0 && saved->ranges_used <= kRamRanges;
     }
   }

@@ -13,19 +13,6 @@
 namespace vmckpt {
 namespace {
 
-std::vector<PageRun> runs_of(const std::vector<PageRecord>& records) {
-  std::vector<PageRun> runs;
-  for (const PageRecord& record : records) {
-    if (!runs.empty() && runs.back().address + runs.back().bytes == record.address &&
-        runs.back().file_offset + runs.back().bytes == record.file_offset) {
-      runs.back().bytes += record.bytes;
-    } else {
-      runs.push_back({record.address, record.bytes, record.file_offset});
-    }
-  }
-  return runs;
-}
-
 // Of all guest RAM: runs below this many bytes are read, others mapped. A mapping for each page would fray the address space, slow down
 // the next fork, and count against vm.max_map_count.
 uint64_t choose_read_threshold(const std::vector<PageRun>& runs) {
@@ -52,9 +39,9 @@ bool has_advice(const pb::Mapping& mapping, const char* flag) {
 class MemoryPlanner {
  public:
   MemoryPlanner(const ImageReader& image, const GuestRam& guest_ram, const MappingSources& sources, TapeDraft& tape)
-      : image_(image), guest_ram_(guest_ram), sources_(sources), tape_(tape), runs_(runs_of(image.records_of(0))) {
+      : image_(image), guest_ram_(guest_ram), sources_(sources), tape_(tape), runs_(image.pages().runs_of(0)) {
     std::vector<PageRun> of_guest_ram = runs_;
-    std::erase_if(of_guest_ram, [&](const PageRun& run) { return !guest_ram.holds(run.address); });
+    std::erase_if(of_guest_ram, [&](const PageRun& run) { return run.zero || !guest_ram.holds(run.address); });
     read_guest_ram_below_ = choose_read_threshold(of_guest_ram);
     constexpr int kDroppable = 0x08;  // MAP_DROPPABLE (include/uapi/linux/mman.h), a type like MAP_PRIVATE
     if (void* page = ::mmap(nullptr, 4096, PROT_NONE, kDroppable | MAP_ANONYMOUS, -1, 0); page != MAP_FAILED) {
@@ -78,7 +65,8 @@ class MemoryPlanner {
     VMCKPT_TRY(map(mapping, protection));
     const uint64_t read_below = guest_ram_.is_mapped(mapping) ? read_guest_ram_below_ : ~uint64_t{0};
     for (const PageRun& run : runs) {
-      if (run.bytes < read_below) reads_.add(run);
+      if (run.zero) zeros_.push_back(run);
+      else if (run.bytes < read_below) reads_.add(run);
       else map_run(mapping, run);
     }
     advise(mapping, kBeforeContent);
@@ -89,6 +77,7 @@ class MemoryPlanner {
   // Content, and what must come after it.
   void finish(const std::vector<pid_t>& helper_numbers) {
     reads_.draft(image_.fd(), helper_numbers, tape_);
+    draft_zeros();
     for (const auto& [mapping, first_protection] : mappings_) {
       if (first_protection != mapping->protection()) {
         tape_.call(SYS_mprotect, {mapping->start(), mapping->end() - mapping->start(), mapping->protection()}, true,
@@ -105,7 +94,7 @@ class MemoryPlanner {
  private:
   static uint64_t noreserve(const pb::Mapping& mapping) { return has_advice(mapping, "nr") ? MAP_NORESERVE : 0; }
 
-  // The runs inside a mapping, cut to it. Mappings and runs are both sorted.
+  // The runs inside a mapping, cut to it. Mappings and runs are both sorted. New anonymous memory is zeros by itself.
   std::vector<PageRun> take_runs(const pb::Mapping& mapping) {
     std::vector<PageRun> taken;
     while (next_ < runs_.size() && runs_[next_].address < mapping.end()) {
@@ -115,11 +104,11 @@ class MemoryPlanner {
         continue;
       }
       uint64_t bytes = std::min(run.bytes, mapping.end() - run.address);
-      taken.push_back({run.address, bytes, run.file_offset});
+      if (!run.zero || mapping.kind() != pb::Mapping::ANONYMOUS) taken.push_back({run.address, bytes, run.file_offset, run.zero});
       if (bytes == run.bytes) {
         ++next_;
       } else {
-        run = {run.address + bytes, run.bytes - bytes, run.file_offset + bytes};
+        run = {run.address + bytes, run.bytes - bytes, run.zero ? 0 : run.file_offset + bytes, run.zero};
       }
     }
     return taken;
@@ -157,6 +146,18 @@ class MemoryPlanner {
                fmt::format("map {} bytes at {:#x} ({})", mapping.end() - mapping.start(), mapping.start(),
                            mapping.name().empty() ? "anonymous" : mapping.name()));
     return {};
+  }
+
+  // Zeros over a mapped file, which shows where nothing is written.
+  void draft_zeros() {
+    if (zeros_.empty()) return;
+    const uint64_t zeros = tape_.room(kMaxRecordBytes);
+    for (const PageRun& run : zeros_) {
+      for (uint64_t at = 0; at < run.bytes; at += kMaxRecordBytes) {
+        tape_.call(kOpCopyBytes, {run.address + at, zeros, std::min(kMaxRecordBytes, run.bytes - at)}, true,
+                   "write zeros over a mapped file");
+      }
+    }
   }
 
   void map_run(const pb::Mapping& mapping, const PageRun& run) {
@@ -205,6 +206,7 @@ class MemoryPlanner {
   uint64_t read_guest_ram_below_ = 0;
   size_t next_ = 0;
   PageReads reads_;
+  std::vector<PageRun> zeros_;
   std::vector<std::pair<const pb::Mapping*, uint64_t>> mappings_;  // with the protection that they have until their content is there
   int next_guard_ = 0;
   uint64_t droppable_ = MAP_PRIVATE;  // before Linux 6.11 it is just wiped on fork

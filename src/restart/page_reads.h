@@ -12,15 +12,10 @@
 
 #include <sys/types.h>
 
+#include "image/page_index.h"
 #include "tracer/tape_draft.h"
 
 namespace vmckpt {
-
-struct PageRun {  // pages that follow one another in memory and in the image
-  uint64_t address;
-  uint64_t bytes;
-  uint64_t file_offset;
-};
 
 class PageReads {
  public:

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <random>
 #include <string>
+#include <vector>
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -76,9 +77,9 @@ void mutate(std::string& bytes, const std::string& original, Random& random) {
     }
     case 3: bytes.resize(random() % (bytes.size() + 1)); break;
     case 4: bytes.insert(at, random() % 64, filler); break;
-    case 5: {  // swap two pieces of 40 bytes: records
+    case 5: {  // swap two pieces as long as a record
       size_t other = std::min(pick_offset(original, random), bytes.size() - 1);
-      for (size_t i = 0; i < 40 && std::max(at, other) + i < bytes.size(); ++i)
+      for (size_t i = 0; i < sizeof(PageRecord) && std::max(at, other) + i < bytes.size(); ++i)
         std::swap(bytes[at + i], bytes[other + i]);
       break;
     }
@@ -129,10 +130,15 @@ int run(uint64_t seed, uint64_t iterations) {
       continue;
     }
     ++opened;
-    for (const PageRecord& record : reader->records()) {
-      VMCKPT_CHECK(record.file_offset + record.bytes <= bytes.size());
+    std::vector<uint8_t> content(2 * kImagePageBytes);
+    for (const PageRecord& record : reader->pages().records()) {
+      VMCKPT_CHECK(record.store == kStoreThisFile && record.codec == PageCodec::kNone);
+      VMCKPT_CHECK(record.offset + record.stored_bytes <= bytes.size());
+      VMCKPT_CHECK(reader->pages().read(record.object, record.address + 1, content.data(), content.size()).ok());
       VMCKPT_CHECK(record.object != 0 || record.address + record.bytes <= kUserSpaceEnd);
     }
+    for (const PageRun& run : reader->pages().runs_of(0)) VMCKPT_CHECK(run.zero || run.file_offset + run.bytes <= bytes.size());
+    VMCKPT_CHECK(reader->pages().read_all(test::kTinyCapturedId, [](auto...) { return Result<void>(); }).ok());
     verified += reader->verify_pages().ok();
   }
   ::unlink(path.c_str());

@@ -617,12 +617,12 @@ def sections_of(image):
 
 
 def page_records_of(image):
-    """(object, address, bytes, file offset, checksum) of each run of pages."""
+    """(object, address, bytes, kind, codec, reserved, store, stored bytes, offset, checksum) of each run of pages."""
     data = image.read_bytes()
     records = []
     for kind, _, offset, length, _ in sections_of(image):
         if kind == 2:
-            records += [struct.unpack_from("<QQQQQ", data, offset + at) for at in range(0, length, 40)]
+            records += [struct.unpack_from("<QQIBBHIIQQ", data, offset + at) for at in range(0, length, 48)]
     return records
 
 
@@ -701,7 +701,9 @@ def test_a_flipped_bit_in_any_page_is_found_by_verify(own_stage, image):
     records = page_records_of(image)
     assert records
     generator = random.Random(7)
-    for _, _, length, offset, _ in [records[0], records[-1], *generator.sample(records, min(8, len(records)))]:
+    for record in [records[0], records[-1], *generator.sample(records, min(8, len(records)))]:
+        _, _, _, kind, codec, _, store, length, offset, _ = record
+        assert (kind, codec, store) == (1, 0, 0)
         at = offset + generator.randrange(length)
 
         def flip(data, at=at):

@@ -99,11 +99,18 @@ std::string verdict_on_records(const Scratch& scratch, const std::function<void(
   return verdict(scratch, bytes);
 }
 
-// Puts other metadata into the tiny image by hand: the writer would refuse it.
-std::string verdict_on_metadata(const Scratch& scratch, const std::function<void(pb::Image&)>& edit) {
+// The same pages, as a kind of record that stores nothing.
+PageRecord without_content(const PageRecord& record, PageKind kind) {
+  return {record.object, record.address, record.bytes, kind, PageCodec::kNone, 0, kStoreThisFile, 0, 0, 0};
+}
+
+// Puts other metadata, and records, into the tiny image by hand: the writer would refuse it.
+std::string verdict_on_metadata(const Scratch& scratch, const std::function<void(pb::Image&)>& edit,
+                                const std::function<void(PageRecord*)>& edit_records = [](PageRecord*) {}) {
   std::string bytes = tiny_bytes(scratch);
   ImageHeader header = header_of(bytes);
   std::string index = bytes.substr(header.sections[1].offset, header.sections[1].bytes);
+  edit_records(reinterpret_cast<PageRecord*>(index.data()));
   pb::Image image = test::tiny_metadata();
   edit(image);
   std::string metadata = image.SerializeAsString();
@@ -190,10 +197,10 @@ TEST_CASE("an image that was written reads back as it was") {
   CHECK(reader->metadata().SerializeAsString() == test::tiny_metadata().SerializeAsString());
   CHECK(reader->header().format_version == kImageFormatVersion);
   CHECK(reader->header().created_unix_us > 0);
-  REQUIRE(reader->records().size() == 2);
-  CHECK(reader->records_of(0).size() == 1);
-  CHECK(reader->records_of(test::kTinyCapturedId).size() == 1);
-  CHECK(reader->records_of(7).empty());
+  REQUIRE(reader->pages().records().size() == 2);
+  CHECK(reader->pages().records_of(0).size() == 1);
+  CHECK(reader->pages().records_of(test::kTinyCapturedId).size() == 1);
+  CHECK(reader->pages().records_of(7).empty());
   CHECK(reader->verify_pages().ok());
 
   struct stat status;
@@ -221,14 +228,14 @@ TEST_CASE("records added in any order are sorted in the image") {
   for (uint64_t number : {1, 0}) {
     uint64_t offset = writer->reserve_pages(page.size());
     REQUIRE(writer->write_pages(page.data(), page.size(), offset).ok());
-    writer->add_record({0, test::kTinyHeapStart + number * kImagePageBytes, page.size(), offset, hash});
+    writer->add_record(plain_record(0, test::kTinyHeapStart + number * kImagePageBytes, page.size(), offset, hash));
   }
   CHECK(writer->page_bytes_written() == 2 * kImagePageBytes);
   REQUIRE(writer->commit(test::tiny_metadata()).ok());
   CHECK(writer->file_bytes() >= 3 * kImagePageBytes);
   auto reader = ImageReader::open(scratch / "a.ckpt");
   REQUIRE(reader.ok());
-  CHECK(reader->records()[0].address < reader->records()[1].address);
+  CHECK(reader->pages().records()[0].address < reader->pages().records()[1].address);
   CHECK(reader->verify_pages().ok());
 }
 
@@ -240,7 +247,7 @@ TEST_CASE("pages that were not written are holes, cost no disk and read as zeros
   uint64_t offset = writer->reserve_pages(kHoleBytes);
   std::string zeros(kImagePageBytes, '\0');
   writer->add_record(
-      {0, test::kTinyHeapStart, zeros.size(), offset + kHoleBytes / 2, XXH3_64bits(zeros.data(), zeros.size())});
+      plain_record(0, test::kTinyHeapStart, zeros.size(), offset + kHoleBytes / 2, XXH3_64bits(zeros.data(), zeros.size())));
   REQUIRE(writer->commit(test::tiny_metadata()).ok());
   CHECK(writer->page_bytes_written() == 0);
   CHECK(writer->file_bytes() < kHoleBytes / 8);
@@ -256,15 +263,14 @@ TEST_CASE("a run of pages can be mapped privately from the image") {
   REQUIRE(path.ok());
   auto reader = ImageReader::open(*path);
   REQUIRE(reader.ok());
-  PageRecord record = reader->records_of(0).front();
-  void* at = ::mmap(nullptr, record.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE, reader->fd(),
-                    static_cast<off_t>(record.file_offset));
+  PageRun run = reader->pages().runs_of(0).front();
+  void* at = ::mmap(nullptr, run.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE, reader->fd(), static_cast<off_t>(run.file_offset));
   REQUIRE(at != MAP_FAILED);
   auto* bytes = static_cast<char*>(at);
   CHECK(bytes[0] == 'A');
   CHECK(bytes[kImagePageBytes] == '\0');
   bytes[0] = 'Z';  // stays private: the image remains whole
-  ::munmap(at, record.bytes);
+  ::munmap(at, run.bytes);
   CHECK(reader->verify_pages().ok());
 }
 
@@ -296,7 +302,7 @@ TEST_CASE("a flipped bit anywhere that matters is found") {
   for (uint32_t i = 0; i < header.section_count; ++i)
     areas.push_back({header.sections[i].offset, header.sections[i].bytes});
   const auto* records = reinterpret_cast<const PageRecord*>(bytes.data() + header.sections[1].offset);
-  for (int i = 0; i < 2; ++i) areas.push_back({records[i].file_offset, records[i].bytes});
+  for (int i = 0; i < 2; ++i) areas.push_back({records[i].offset, records[i].stored_bytes});
 
   const unsigned seed = std::random_device()();
   INFO("seed " << seed);
@@ -330,12 +336,28 @@ TEST_CASE("an image that needs a newer reader is refused with both versions name
     header.format_version = 9;
     header.min_reader_version = 7;
   });
-  CHECK_THAT(said, Contains("format version 9") && Contains("version 7 or newer") && Contains("up to version 1"));
+  CHECK_THAT(said, Contains("format version 9") && Contains("version 7 or newer") && Contains("up to version 2"));
 }
 
 TEST_CASE("an image of a newer format that this reader may read is read") {
   Scratch scratch;
-  CHECK(verdict_on_header(scratch, [](ImageHeader& header) { header.format_version = 2; }) == "ok");
+  CHECK(verdict_on_header(scratch, [](ImageHeader& header) { header.format_version = 3; }) == "ok");
+}
+
+TEST_CASE("an image of format 1 is refused with what to do") {
+  Scratch scratch;
+  // Version 1 had the same header page; nothing behind it is looked at.
+  std::string bytes(3 * kImagePageBytes, '\0');
+  ImageHeader header = header_of(tiny_bytes(scratch));
+  header.format_version = header.min_reader_version = 1;
+  header.file_bytes = bytes.size();
+  header.sections[0] = {1, 0, kImagePageBytes, 1000, 1};
+  header.sections[1] = {2, 0, 2 * kImagePageBytes, 80, 1};
+  header.header_xxh3 = XXH3_64bits(&header, offsetof(ImageHeader, header_xxh3));
+  std::memcpy(bytes.data(), &header, sizeof header);
+  CHECK_THAT(verdict(scratch, bytes),
+             Contains("has format version 1; this vmckpt reads version 2") &&
+                 Contains("restart it with the vmckpt that made it, or launch the program with this one"));
 }
 
 TEST_CASE("an unknown section is refused unless it says that it may be skipped") {
@@ -382,7 +404,7 @@ TEST_CASE("a hostile header is refused") {
   refused("index not of whole records", [](ImageHeader& h) { h.sections[1].bytes -= 1; });
   refused("index over page data", [](ImageHeader& h) {
     h.sections[1].offset = 4096;
-    h.sections[1].bytes = 80;
+    h.sections[1].bytes = 2 * sizeof(PageRecord);
   });
 }
 
@@ -410,29 +432,136 @@ TEST_CASE("a hostile page index is refused") {
   refused("no pages", "length of 0", [](PageRecord* r) { r[0].bytes = 0; });
   refused("half a page", "length of 2048", [](PageRecord* r) { r[0].bytes = 2048; });
   refused("too long", "length of", [](PageRecord* r) { r[0].bytes = kMaxRecordBytes + kImagePageBytes; });
-  refused("length that wraps", "length of", [](PageRecord* r) { r[0].bytes = UINT64_MAX - kImagePageBytes + 1; });
+  refused("length that wraps", "length of", [](PageRecord* r) { r[0].bytes = UINT32_MAX - kImagePageBytes + 1; });
   refused("unaligned address", "not page aligned", [](PageRecord* r) { r[0].address += 1; });
   refused("address that wraps", "out of range", [](PageRecord* r) { r[0].address = UINT64_MAX - kImagePageBytes + 1; });
-  refused("content in the header", "outside the page data", [](PageRecord* r) { r[0].file_offset = 0; });
-  refused("unaligned content", "outside the page data", [](PageRecord* r) { r[0].file_offset += 8; });
+  refused("content in the header", "outside the page data", [](PageRecord* r) { r[0].offset = 0; });
+  refused("unaligned content", "not page aligned", [](PageRecord* r) { r[1].offset -= 8; });
   refused("content over the sections", "outside the page data",
-          [](PageRecord* r) { r[0].file_offset += 2 * kImagePageBytes; });
-  refused("content that wraps", "outside the page data", [](PageRecord* r) { r[0].file_offset = UINT64_MAX - 4095; });
+          [](PageRecord* r) { r[0].offset += 2 * kImagePageBytes; });
+  refused("content that wraps", "outside the page data", [](PageRecord* r) { r[0].offset = UINT64_MAX - 4095; });
   refused("out of order", "out of order", [](PageRecord* r) { std::swap(r[0], r[1]); });
   refused("overlap", "out of order", [](PageRecord* r) {
     r[1] = r[0];
     r[1].address += kImagePageBytes;
-    r[1].bytes = kImagePageBytes;
+    r[1].bytes = r[1].stored_bytes = kImagePageBytes;
   });
   refused("unmapped memory", "not within one mapping", [](PageRecord* r) { r[0].address += 16 * kImagePageBytes; });
   refused("end outside its mapping", "not within one mapping", [](PageRecord* r) { r[0].address += kImagePageBytes; });
   refused("shared memory by address", "not private", [](PageRecord* r) {
     r[0].address = 0x20000000;
-    r[0].bytes = kImagePageBytes;
+    r[0].bytes = r[0].stored_bytes = kImagePageBytes;
   });
   refused("unknown captured file", "no captured file", [](PageRecord* r) { r[1].object = 12; });
   refused("beyond its captured file", "beyond the file's 100 bytes",
           [](PageRecord* r) { r[1].address = kImagePageBytes; });
+  refused("reserved bytes", "reserved bytes that are not zero", [](PageRecord* r) { r[0].reserved = 1; });
+  refused("nothing stored", "has 0 bytes stored", [](PageRecord* r) { r[0].stored_bytes = 0; });
+  refused("more stored than there is", "has 12288 bytes stored", [](PageRecord* r) {
+    r[0].stored_bytes = 3 * kImagePageBytes;
+    r[0].offset = kImagePageBytes;
+  });
+  refused("less stored without a codec", "not compressed and has 4096 bytes stored instead of 8192",
+          [](PageRecord* r) { r[0].stored_bytes = kImagePageBytes; });
+  refused("a store that the image does not name", "in store 1; the image names 0", [](PageRecord* r) { r[0].store = 1; });
+  for (PageKind kind : {PageKind::kZero, PageKind::kAbsent, PageKind::kInBase}) {
+    INFO("kind " << static_cast<int>(kind));
+    refused("kinds without content that store some", "stores something", [&](PageRecord* r) { r[0].kind = kind; });
+    refused("a kind and a store that do not fit", "which records of its kind cannot", [&](PageRecord* r) {
+      r[0] = without_content(r[0], kind);
+      r[0].store = kind == PageKind::kInBase ? kStoreThisFile : 1;
+    });
+  }
+}
+
+TEST_CASE("what only a newer vmckpt can read is refused as that") {
+  Scratch scratch;
+  auto refused = [&](const char* said, const std::function<void(PageRecord*)>& edit) {
+    INFO(said);
+    CHECK_THAT(verdict_on_records(scratch, edit), Contains(said) && Contains("use a newer vmckpt"));
+  };
+  refused("is compressed (zstd)", [](PageRecord* r) {
+    r[0].codec = PageCodec::kZstd;
+    r[0].stored_bytes = 100;
+  });
+  refused("has the codec 9", [](PageRecord* r) { r[0].codec = static_cast<PageCodec>(9); });
+  refused("is of kind 0", [](PageRecord* r) { r[0].kind = static_cast<PageKind>(0); });
+  refused("is of kind 200", [](PageRecord* r) { r[0].kind = static_cast<PageKind>(200); });
+  refused("in a base image", [](PageRecord* r) {
+    r[0] = without_content(r[0], PageKind::kInBase);
+    r[0].store = 1;
+  });
+  auto add_store = [](pb::Image& i) { i.add_page_stores()->set_base_image_id(std::string(16, 'b')); };
+  const std::string said = verdict_on_metadata(scratch, add_store, [](PageRecord* r) { r[0].store = 1; });
+  CHECK_THAT(said, Contains("store 1, which is another image") && Contains("use a newer vmckpt"));
+}
+
+TEST_CASE("a store that no record needs does no harm, and one that is no image is refused") {
+  Scratch scratch;
+  auto verdict_on_id = [&](const std::string& id) {
+    return verdict_on_metadata(scratch, [&](pb::Image& i) { i.add_page_stores()->set_base_image_id(id); });
+  };
+  CHECK(verdict_on_id(std::string(16, 'b')) == "ok");
+  CHECK_THAT(verdict_on_id("short"), Contains("5 bytes instead of 16"));
+  CHECK_THAT(verdict_on_metadata(scratch, [](pb::Image& i) { i.add_page_stores(); }), Contains("a page store is no image"));
+}
+
+TEST_CASE("pages are read as data, as zeros, and where nothing is as zeros too") {
+  Scratch scratch;
+  pb::Image metadata = test::tiny_metadata();
+  metadata.mutable_memory()->mutable_mappings(1)->set_end(test::kTinyHeapStart + 8 * kImagePageBytes);
+  auto writer = ImageWriter::create({.path = scratch / "a.ckpt"}, test::tiny_identity());
+  REQUIRE(writer.ok());
+  const std::string content(kImagePageBytes, 'x');
+  const uint64_t xxh3 = XXH3_64bits(content.data(), content.size());
+  for (uint64_t page : {1, 3}) {  // neighbours in the file, not in memory
+    const uint64_t offset = writer->reserve_pages(kImagePageBytes);
+    REQUIRE(writer->write_pages(content.data(), kImagePageBytes, offset).ok());
+    writer->add_record(plain_record(0, test::kTinyHeapStart + page * kImagePageBytes, kImagePageBytes, offset, xxh3));
+  }
+  const uint64_t offset = writer->reserve_pages(kImagePageBytes);
+  REQUIRE(writer->write_pages(content.data(), kImagePageBytes, offset).ok());
+  PageRecord record = plain_record(0, test::kTinyHeapStart + 4 * kImagePageBytes, kImagePageBytes, offset, xxh3);
+  writer->add_record(record);
+  for (auto [page, kind] : {std::pair{5, PageKind::kZero}, {6, PageKind::kAbsent}}) {
+    record.address = test::kTinyHeapStart + static_cast<uint64_t>(page) * kImagePageBytes;
+    writer->add_record(without_content(record, kind));
+  }
+  REQUIRE(writer->commit(metadata).ok());
+  auto reader = ImageReader::open(scratch / "a.ckpt");
+  REQUIRE(reader.ok());
+  const PageIndex& pages = reader->pages();
+  CHECK(pages.verify().ok());
+
+  // .x.xxz-. with '-' absent: what a reader sees
+  const std::vector<PageRun> runs = pages.runs_of(0);
+  REQUIRE(runs.size() == 3);
+  CHECK(runs[0].address == test::kTinyHeapStart + kImagePageBytes);
+  CHECK(runs[1].address == test::kTinyHeapStart + 3 * kImagePageBytes);
+  CHECK(runs[1].bytes == 2 * kImagePageBytes);
+  CHECK(runs[2].zero);
+  CHECK(pages.size().bytes == 3 * kImagePageBytes);
+  CHECK(pages.size_of(0, test::kTinyHeapStart + 2 * kImagePageBytes, UINT64_MAX).stored_bytes == 2 * kImagePageBytes);
+
+  std::string wanted(8 * kImagePageBytes, '\0'), got(8 * kImagePageBytes, '?');
+  for (size_t page : {1, 3, 4}) std::fill_n(wanted.begin() + static_cast<long>(page * kImagePageBytes), kImagePageBytes, 'x');
+  CHECK(*pages.read(0, test::kTinyHeapStart, got.data(), got.size()));
+  CHECK(got == wanted);
+  std::string part(3 * kImagePageBytes, '?');
+  CHECK(*pages.read(0, test::kTinyHeapStart + 100, part.data(), part.size()));
+  CHECK(part == wanted.substr(100, part.size()));
+  for (uint64_t page : {0, 2, 6, 7}) {  // no record has these
+    std::string nothing(kImagePageBytes, '?');
+    CHECK_FALSE(*pages.read(0, test::kTinyHeapStart + page * kImagePageBytes, nothing.data(), nothing.size()));
+    CHECK(nothing == std::string(kImagePageBytes, '\0'));
+  }
+  std::string taken;
+  CHECK(pages.read_all(0, [&](uint64_t address, const uint8_t* at, uint64_t bytes) {
+          CHECK(bytes == kImagePageBytes);
+          taken += fmt::format("{}{} ", (address - test::kTinyHeapStart) / kImagePageBytes, *at == 'x' ? 'x' : 'z');
+          return Result<void>();
+        }).ok());
+  CHECK(taken == "1x 3x 4x 5z ");
 }
 
 TEST_CASE("metadata that cannot be restarted is refused") {

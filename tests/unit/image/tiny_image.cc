@@ -85,13 +85,13 @@ Result<void> write_tiny_pages(ImageWriter& writer) {
   std::fill_n(content.begin(), kImagePageBytes, 'A');
   uint64_t heap = writer.reserve_pages(2 * kImagePageBytes);
   VMCKPT_TRY(writer.write_pages(content.data(), kImagePageBytes, heap));  // the second page stays a hole
-  writer.add_record({0, kTinyHeapStart, content.size(), heap, XXH3_64bits(content.data(), content.size())});
+  writer.add_record(plain_record(0, kTinyHeapStart, content.size(), heap, XXH3_64bits(content.data(), content.size())));
 
   std::string captured(kImagePageBytes, '\0');
   std::fill_n(captured.begin(), 100, 'B');
   uint64_t file = writer.reserve_pages(captured.size());
   VMCKPT_TRY(writer.write_pages(captured.data(), captured.size(), file));
-  writer.add_record({kTinyCapturedId, 0, captured.size(), file, XXH3_64bits(captured.data(), captured.size())});
+  writer.add_record(plain_record(kTinyCapturedId, 0, captured.size(), file, XXH3_64bits(captured.data(), captured.size())));
   return {};
 }
 
@@ -123,8 +123,8 @@ void fix_checksums(std::string& bytes) {
       for (uint64_t at = 0; at + sizeof(PageRecord) <= section.bytes; at += sizeof(PageRecord)) {
         PageRecord record;
         std::memcpy(&record, bytes.data() + section.offset + at, sizeof record);
-        if (!inside(record.file_offset, record.bytes)) continue;
-        record.xxh3 = XXH3_64bits(bytes.data() + record.file_offset, record.bytes);
+        if (record.kind != PageKind::kData || !inside(record.offset, record.stored_bytes)) continue;
+        record.stored_xxh3 = XXH3_64bits(bytes.data() + record.offset, record.stored_bytes);
         std::memcpy(bytes.data() + section.offset + at, &record, sizeof record);
       }
     }

@@ -114,3 +114,23 @@ TEST_CASE("fork advice is given again after the content is in place") {
   CHECK(last.number == SYS_madvise);
   CHECK(last.args[2] == MADV_DONTFORK);
 }
+
+TEST_CASE("pages that are zeros cost nothing in anonymous memory and are written over a mapped file") {
+  pb::AddressSpace space;
+  *space.add_mappings() = anonymous(0x10000000, 1u << 20, PROT_READ | PROT_WRITE);
+  pb::Mapping file = anonymous(0x20000000, 4u << 20, PROT_READ);
+  file.set_kind(pb::Mapping::FILE_PRIVATE);
+  file.mutable_file()->set_path("/bin/tiny");
+  *space.add_mappings() = file;
+  auto image = image_with_runs(space, {{0x10000000, 8192, PageKind::kZero}, {0x10004000, 4096, PageKind::kAbsent},
+                                       {0x20001000, 3u << 20, PageKind::kZero}, {0x20301000, 4096, PageKind::kAbsent}});
+  MappingSources sources = kNoFile;
+  sources.file = [](const pb::Mapping&) -> Result<int> { return 5; };
+  TapeDraft tape;
+  REQUIRE(plan_memory(space, *image, GuestRam(), sources, kNoHelpers, tape).ok());
+  std::vector<int64_t> order;
+  for (const TapeCall& call : tape.all_calls()) order.push_back(call.number);
+  CHECK(order == std::vector<int64_t>{SYS_mmap, SYS_mmap, kOpCopyBytes, kOpCopyBytes, kOpCopyBytes, SYS_mprotect});
+  CHECK(tape.all_calls()[2].args[0] == 0x20001000);
+  CHECK(tape.all_calls()[2].args[2] == kMaxRecordBytes);
+}

@@ -18,6 +18,7 @@ namespace vmckpt {
 struct TestRun {
   uint64_t address;
   uint64_t bytes;
+  PageKind kind = PageKind::kData;
 };
 
 // The tiny image with other mappings; each run's pages are there (as zeros: plans do not look at them).
@@ -29,9 +30,14 @@ inline std::unique_ptr<ImageReader> image_with_runs(const pb::AddressSpace& spac
   auto writer = ImageWriter::create(destination, test::tiny_identity());
   REQUIRE(writer.ok());
   for (const TestRun& run : runs) {
-    const uint64_t offset = writer->reserve_pages(run.bytes);
+    const bool is_data = run.kind == PageKind::kData;
+    const uint64_t offset = is_data ? writer->reserve_pages(run.bytes) : 0;
     for (uint64_t at = 0; at < run.bytes; at += kMaxRecordBytes) {
-      writer->add_record({0, run.address + at, std::min(kMaxRecordBytes, run.bytes - at), offset + at, 0});
+      const uint64_t bytes = std::min(kMaxRecordBytes, run.bytes - at);
+      PageRecord record = plain_record(0, run.address + at, bytes, is_data ? offset + at : 0, 0);
+      record.kind = run.kind;
+      if (!is_data) record.stored_bytes = 0;
+      writer->add_record(record);
     }
   }
   pb::Image metadata = test::tiny_metadata();

@@ -1,4 +1,4 @@
-#include "image/page_runs.h"
+#include "image/raw_sink.h"
 
 #include <filesystem>
 #include <memory>
@@ -39,6 +39,17 @@ std::vector<uint8_t> pages(const std::string& pattern) {  // 'x' a page of data,
   return buffer;
 }
 
+// All pages that there are, or those that `wanted` says.
+Result<uint64_t> put(ImageWriter& writer, const std::string& pattern, bool exact = false, std::string wanted = {}) {
+  PagePiece piece;
+  piece.address = 0x1000;
+  piece.bytes = pattern.size() * kPage;
+  piece.exact = exact;
+  for (size_t i = 0; i < pattern.size(); ++i) piece.wanted[i] = wanted.empty() || wanted[i] == '1';
+  RawSink sink(writer, RawSink::Writeback::kEarly);
+  return sink.put(piece, pages(pattern).data());
+}
+
 uint64_t blocks_of(int fd) {
   struct stat info {};
   ::fstat(fd, &info);
@@ -49,8 +60,7 @@ uint64_t blocks_of(int fd) {
 
 TEST_CASE("zero pages cost nothing in the image") {
   Fixture f;
-  auto buffer = pages(std::string(256, '.'));
-  auto written = write_runs(buffer.data(), buffer.size(), 0, 0x1000, *f.writer);
+  auto written = put(*f.writer, std::string(256, '.'));
   REQUIRE(written.ok());
   CHECK(*written == 0);
   CHECK(f.writer->reserve_pages(0) == kPage);
@@ -58,8 +68,7 @@ TEST_CASE("zero pages cost nothing in the image") {
 
 TEST_CASE("a short gap of zero pages stays inside a run and takes no blocks") {
   Fixture f;
-  auto buffer = pages("x..........x");
-  auto written = write_runs(buffer.data(), buffer.size(), 0, 0x1000, *f.writer);
+  auto written = put(*f.writer, "x..........x");
   REQUIRE(written.ok());
   CHECK(*written == 2 * kPage);
   CHECK(f.writer->reserve_pages(0) == kPage + 12 * kPage);
@@ -68,15 +77,12 @@ TEST_CASE("a short gap of zero pages stays inside a run and takes no blocks") {
 
 TEST_CASE("a long gap of zero pages ends a run") {
   Fixture f;
-  auto buffer = pages("x" + std::string(100, '.') + "x");
-  REQUIRE(write_runs(buffer.data(), buffer.size(), 0, 0x1000, *f.writer).ok());
+  REQUIRE(put(*f.writer, "x" + std::string(100, '.') + "x").ok());
   CHECK(f.writer->reserve_pages(0) == kPage + 2 * kPage);
 }
 
 TEST_CASE("modified pages of a mapped file are kept exactly: zero ones too, clean neighbours not") {
   Fixture f;
-  auto buffer = pages("x..x");  // pages 0, 1 and 3 are the process's own; page 2 is the file's
-  const bool modified[] = {true, true, false, true};
-  REQUIRE(write_marked_runs(buffer.data(), buffer.size(), modified, 0, 0x1000, *f.writer).ok());
+  REQUIRE(put(*f.writer, "x..x", true, "1101").ok());  // page 2 is the file's
   CHECK(f.writer->reserve_pages(0) == kPage + 3 * kPage);
 }
