@@ -10,6 +10,7 @@
 #include "core/clock.h"
 #include "core/fd.h"
 #include "core/proc.h"
+#include "modules/module.h"
 #include "tracer/remote_memory.h"
 
 namespace vmckpt {
@@ -134,6 +135,8 @@ Result<void> save_aio(const StoppedWorld& world, const Ledger& ledger, bool coun
   return {};
 }
 
+namespace {
+
 void check_aio(const pb::AddressSpace& space, std::vector<Error>& problems) {
   if (space.aio_rings().empty()) return;
   aio_context_t none = 0;
@@ -179,5 +182,16 @@ void plan_aio(const pb::AddressSpace& space, int image_fd, TapeDraft& tape) {
     tape.call(kOpMakeAioRing, {argument}, true, fmt::format("make the AIO context {:#x} again", ring.address()));
   }
 }
+
+void check(Preflight& preflight) { check_aio(preflight.image.memory(), preflight.problems); }
+
+Result<void> plan(ProcessPlan& process) {
+  plan_aio(process.image.memory(), process.image_fd, process.tape);
+  return {};
+}
+
+}  // namespace
+
+extern const StateModule kAioModule{.name = "Linux AIO", .check = check, .plan = plan};
 
 }  // namespace vmckpt

@@ -35,10 +35,4 @@ Result<void> wait_for_aio(const StoppedWorld& world, const Ledger& ledger, int64
 // For the rings among the mappings that were saved. `counted`: launch's filter is in force.
 Result<void> save_aio(const StoppedWorld& world, const Ledger& ledger, bool counted, pb::AddressSpace* saved);
 
-// Preflight: whether this kernel makes such rings, and has room for them.
-void check_aio(const pb::AddressSpace& space, std::vector<Error>& problems);
-
-// `image_fd`: any regular file, open for reading.
-void plan_aio(const pb::AddressSpace& space, int image_fd, TapeDraft& tape);
-
 }  // namespace vmckpt

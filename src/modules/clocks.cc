@@ -11,6 +11,7 @@
 
 #include "core/clock.h"
 #include "core/fd.h"
+#include "modules/module.h"
 
 namespace vmckpt {
 namespace {
@@ -28,22 +29,31 @@ std::string offset_line(const char* clock, int64_t offset_ns) {
   return fmt::format("{} {} {}\n", clock, seconds, rest);
 }
 
-}  // namespace
+struct ClockAnswers {
+  uint64_t realtime, monotonic, boottime;  // where they will be
+};
 
-ClockQuestions ask_clocks(TapeDraft& tape) {
+Result<void> ask(Questions& questions) {
+  TapeDraft& tape = questions.leader();
   auto ask = [&](clockid_t clock) {
     uint64_t answer = tape.room(sizeof(timespec));
     tape.call(SYS_clock_gettime, {static_cast<uint64_t>(clock), answer}, true, "read a clock");
     return answer;
   };
-  return {ask(CLOCK_REALTIME), ask(CLOCK_MONOTONIC), ask(CLOCK_BOOTTIME)};
+  const ClockAnswers answers{ask(CLOCK_REALTIME), ask(CLOCK_MONOTONIC), ask(CLOCK_BOOTTIME)};
+  questions.when_answered([answers](const std::vector<TapeDraft>& tapes, pb::Image& image) {
+    const TapeDraft& played = tapes.front();
+    pb::Host* host = image.mutable_host();
+    host->set_realtime_ns(to_ns(played.as<timespec>(answers.realtime)));
+    host->set_monotonic_ns(to_ns(played.as<timespec>(answers.monotonic)));
+    host->set_boottime_ns(to_ns(played.as<timespec>(answers.boottime)));
+  });
+  return {};
 }
 
-void save_clocks(const ClockQuestions& questions, const TapeDraft& tape, pb::Host* host) {
-  host->set_realtime_ns(to_ns(tape.as<timespec>(questions.realtime)));
-  host->set_monotonic_ns(to_ns(tape.as<timespec>(questions.monotonic)));
-  host->set_boottime_ns(to_ns(tape.as<timespec>(questions.boottime)));
-}
+}  // namespace
+
+extern const StateModule kClocksModule{.name = "clocks", .ask = ask};
 
 void advance_clocks(int64_t by_ns, pb::Host* host) {
   host->set_realtime_ns(host->realtime_ns() + by_ns);

@@ -13,12 +13,6 @@
 
 namespace vmckpt {
 
-struct ClockQuestions {
-  uint64_t realtime, monotonic, boottime;
-};
-
-ClockQuestions ask_clocks(TapeDraft& tape);
-void save_clocks(const ClockQuestions& questions, const TapeDraft& tape, pb::Host* host);
 
 // Moves the saved clocks forward.
 void advance_clocks(int64_t by_ns, pb::Host* host);

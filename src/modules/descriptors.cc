@@ -22,6 +22,7 @@
 
 #include "image/validate.h"
 #include "modules/descriptor_module.h"
+#include "modules/module.h"
 #include "tracer/ledger_reader.h"
 
 namespace vmckpt {
@@ -290,5 +291,15 @@ int RestoreContext::fd(uint32_t id) const {
 }
 
 std::string describe(const pb::OpenFile& file) { return fmt::format("descriptor {} (\"{}\")", file.id(), file.name()); }
+
+namespace {
+
+void check(Preflight& preflight) {
+  check_descriptors(preflight.image.descriptors(), preflight.access, preflight.put_back, preflight.problems, preflight.notes);
+}
+
+}  // namespace
+
+extern const StateModule kDescriptorsModule{.name = "descriptors", .check = check};
 
 }  // namespace vmckpt

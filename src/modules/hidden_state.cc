@@ -1,5 +1,5 @@
-#include "modules/hidden_state.h"
-
+// What the kernel keeps about a process and shows to nobody: known from the recorder's notes alone, and lost in a restart.
+// Landlock's rules cannot be had again, and a sandbox must not come back open: refused. The others are noted.
 #include <algorithm>
 #include <cerrno>
 
@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 
 #include "core/proc.h"
+#include "modules/module.h"
 #include "tracer/ledger_reader.h"
 
 namespace vmckpt {
@@ -51,13 +52,17 @@ Result<void> check_note(pid_t pid, const LedgerNote& note, std::vector<std::stri
   return {};
 }
 
-}  // namespace
-
 Result<void> check_hidden_state(pid_t pid, const Ledger& ledger, std::vector<std::string>& notes) {
   const uint32_t first = std::min(ledger.notes_used, kLedgerNotes);
   for (uint32_t i = 0; i < first; ++i) VMCKPT_TRY(check_note(pid, ledger.notes[i], notes));
   for (const LedgerNote& note : VMCKPT_TRY(read_further_notes(pid, ledger))) VMCKPT_TRY(check_note(pid, note, notes));
   return {};
 }
+
+Result<void> save(StateSave& save) { return check_hidden_state(save.world.pid(), save.ledger, save.notes); }
+
+}  // namespace
+
+extern const StateModule kHiddenStateModule{.name = "hidden state", .save = save};
 
 }  // namespace vmckpt

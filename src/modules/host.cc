@@ -7,6 +7,7 @@
 
 #include "core/fd.h"
 #include "core/proc.h"
+#include "modules/module.h"
 
 namespace vmckpt {
 namespace {
@@ -59,6 +60,8 @@ void save_host(pb::Host* host) {
 
 bool is_this_boot(const pb::Host& host) { return !host.boot_id().empty() && host.boot_id() == this_boot_id(); }
 
+namespace {
+
 void check_host(const pb::Host& host, CpuCheck cpu_check, std::vector<Error>& problems, std::vector<std::string>& notes) {
   uint64_t missing_features = host.xstate_features() & ~enabled_xstate_features();
   if (missing_features != 0) {
@@ -82,5 +85,11 @@ void check_host(const pb::Host& host, CpuCheck cpu_check, std::vector<Error>& pr
     notes.push_back(what);
   }
 }
+
+void check(Preflight& preflight) { check_host(preflight.image.host(), preflight.cpu_check, preflight.problems, preflight.notes); }
+
+}  // namespace
+
+extern const StateModule kHostModule{.name = "host", .check = check};
 
 }  // namespace vmckpt

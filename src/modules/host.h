@@ -27,6 +27,5 @@ enum class GuestClock {
 void save_host(pb::Host* host);
 // Whether the image was made on this host since it was booted: clocks that count from the boot (the TSC) can then be compared.
 bool is_this_boot(const pb::Host& host);
-void check_host(const pb::Host& host, CpuCheck cpu_check, std::vector<Error>& problems, std::vector<std::string>& notes);
 
 }  // namespace vmckpt

@@ -17,6 +17,7 @@
 #include "core/proc.h"
 #include "modules/eventfd.pb.h"
 #include "modules/kvm_descriptor.pb.h"
+#include "modules/module.h"
 #include "modules/seccomp.h"
 #include "recorder/kvm_calls.h"
 #include "tracer/remote_memory.h"
@@ -439,5 +440,19 @@ Result<void> plan_kvm(const pb::Image& image, int device, int first_service_fd, 
   }
   return {};
 }
+
+namespace {
+
+void check(Preflight& preflight) {
+  check_kvm(preflight.image, preflight.cpu_check, preflight.guest_clock, preflight.problems, preflight.notes);
+}
+
+Result<void> plan(ProcessPlan& process) {
+  return plan_kvm(process.image, process.kvm_device, process.first_service_fd, process.guest_clock, process.tape);
+}
+
+}  // namespace
+
+extern const StateModule kVirtualMachinesModule{.name = "virtual machines", .check = check, .plan = plan};
 
 }  // namespace vmckpt

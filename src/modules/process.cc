@@ -18,7 +18,9 @@
 
 #include "core/fd.h"
 #include "core/proc.h"
+#include "memory/address_space.h"
 #include "modules/credentials.h"
+#include "modules/module.h"
 #include "modules/seccomp.h"
 
 #ifndef ARCH_GET_XCOMP_PERM
@@ -164,10 +166,14 @@ bool had_other_ids(const pb::Credentials& saved) {
   return false;
 }
 
-}  // namespace
+struct ProcessAnswers {
+  size_t dumpable, subreaper, thp_disabled, xstate_permission, xstate_guest_permission;
+  std::optional<size_t> membarrier, deny_write_execute, memory_merge;  // unless a seccomp filter forbids to ask
+  uint64_t subreaper_answer, xstate_permission_answer, xstate_guest_permission_answer;
+};
 
-ProcessQuestions ask_process(const pb::Thread& leader, TapeDraft& tape) {
-  ProcessQuestions questions{};
+ProcessAnswers ask_process(const pb::Thread& leader, TapeDraft& tape) {
+  ProcessAnswers questions{};
   questions.dumpable = tape.call(SYS_prctl, {PR_GET_DUMPABLE, 0, 0, 0, 0});
   questions.subreaper_answer = tape.room(sizeof(int));
   questions.subreaper = tape.call(SYS_prctl, {PR_GET_CHILD_SUBREAPER, questions.subreaper_answer, 0, 0, 0});
@@ -188,7 +194,7 @@ ProcessQuestions ask_process(const pb::Thread& leader, TapeDraft& tape) {
   return questions;
 }
 
-void save_process_answers(const ProcessQuestions& questions, const TapeDraft& tape, pb::Process* process) {
+void save_process_answers(const ProcessAnswers& questions, const TapeDraft& tape, pb::Process* process) {
   process->set_dumpable(static_cast<int32_t>(tape.result(questions.dumpable)));
   process->set_child_subreaper(tape.as<int>(questions.subreaper_answer) != 0);
   if (tape.succeeded(questions.thp_disabled)) {
@@ -274,24 +280,6 @@ void check_process(const pb::Process& process, const FileAccess& access, std::ve
   }
 }
 
-Result<void> restore_process(const pb::Process& process, const FileAccess& access) {
-  // A process group or session that the target led is made again; one that it merely joined (its shell's) is restart's own.
-  if (process.session() == process.pid() && ::getsid(0) != process.pid()) {
-    if (::setsid() < 0) return errno_error("make the session of the process");
-  } else if (process.process_group() == process.pid() && ::getpgrp() != process.pid()) {
-    if (::setpgid(0, 0) != 0) return errno_error("make the process group of the process");
-  }
-  ::umask(static_cast<mode_t>(process.umask()));
-  VMCKPT_TRY(enter_working_directory(process, access));
-  // With READ_IMPLIES_EXEC, all readable memory that is made from now on would be executable: that comes in plan_memory_rules().
-  if (::personality(process.personality() & ~uint32_t{READ_IMPLIES_EXEC}) < 0) return errno_error("set the personality");
-  (void)write_file("/proc/self/coredump_filter", fmt::format("{:#x}", process.coredump_filter()));
-  (void)write_file("/proc/self/oom_score_adj", fmt::format("{}", process.oom_score_adj()));
-  // Everybody may give one to a process that has none, and CAP_AUDIT_CONTROL another one; only the process itself.
-  if (process.has_login_uid()) (void)write_file("/proc/self/loginuid", fmt::format("{}", process.login_uid()));
-  return {};
-}
-
 void plan_process(const pb::Process& process, TapeDraft& tape) {
   // Before there are threads, when it costs nothing. A registration too many only costs a little, one too few makes barriers fail,
   // or not reach this process: so where the kernel could not tell, all of them.
@@ -326,6 +314,7 @@ void plan_process_end(const pb::Process& process, TapeDraft& tape) {
   }
 }
 
+// A process of another user takes its limits from nobody without CAP_SYS_RESOURCE.
 void plan_limits(const pb::Process& process, const pb::Credentials& credentials, TapeDraft& tape) {
   if (has_capability(CAP_SYS_RESOURCE) || !had_other_ids(credentials)) return;
   for (const pb::ResourceLimit& saved : process.limits()) {
@@ -333,6 +322,58 @@ void plan_limits(const pb::Process& process, const pb::Credentials& credentials,
     if (::getrlimit(static_cast<__rlimit_resource>(saved.resource()), &now) != 0) continue;
     tape.call(SYS_prlimit64, {0, saved.resource(), tape.data_of(at_most(saved, now.rlim_max)), 0});
   }
+}
+
+Result<void> save(StateSave& save) { return save_process(save.world, save.image.mutable_process()); }
+
+Result<void> ask(Questions& questions) {
+  const ProcessAnswers answers = ask_process(questions.image.threads(0), questions.leader());
+  const BrkQuestion brk = ask_brk(questions.leader());
+  questions.when_answered([answers, brk](const std::vector<TapeDraft>& tapes, pb::Image& image) {
+    save_process_answers(answers, tapes.front(), image.mutable_process());
+    save_brk(brk, tapes.front(), image.mutable_memory());
+  });
+  return {};
+}
+
+void check(Preflight& preflight) { check_process(preflight.image.process(), preflight.access, preflight.problems); }
+
+Result<void> plan(ProcessPlan& process) {
+  plan_process(process.image.process(), process.tape);
+  return {};
+}
+
+Result<void> plan_rules(ProcessPlan& process) {
+  plan_memory_rules(process.image.process(), process.tape);
+  return {};
+}
+
+// Of the whole process, by the leader when it is who it was.
+Result<void> plan_end(ThreadPlan& plan) {
+  if (!plan.leads) return {};
+  plan_process_end(plan.image.process(), plan.tape);
+  plan_limits(plan.image.process(), plan.thread.credentials(), plan.tape);
+  return {};
+}
+
+}  // namespace
+
+Result<void> restore_process(const pb::Process& process, const FileAccess& access) {
+  // A process group or session that the target led is made again; one that it merely joined (its shell's) is restart's own.
+  if (process.session() == process.pid() && ::getsid(0) != process.pid()) {
+    if (::setsid() < 0) return errno_error("make the session of the process");
+  } else if (process.process_group() == process.pid() && ::getpgrp() != process.pid()) {
+    if (::setpgid(0, 0) != 0) return errno_error("make the process group of the process");
+  }
+  ::umask(static_cast<mode_t>(process.umask()));
+  VMCKPT_TRY(enter_working_directory(process, access));
+  // With READ_IMPLIES_EXEC, all readable memory that is made from now on would be executable: that comes in plan_memory_rules().
+  if (::personality(process.personality() & ~uint32_t{READ_IMPLIES_EXEC}) < 0) return errno_error("set the personality");
+  (void)write_file("/proc/self/coredump_filter", fmt::format("{:#x}", process.coredump_filter()));
+  (void)write_file("/proc/self/oom_score_adj", fmt::format("{}", process.oom_score_adj()));
+  // Everybody may give one to a process that has none, and CAP_AUDIT_CONTROL another one; only the process itself.
+  if (process.has_login_uid()) (void)write_file("/proc/self/loginuid", fmt::format("{}", process.login_uid()));
+  return {};
 }
 
 void restore_limits(const pb::Process& process, pid_t pid, std::vector<std::string>& notes) {
@@ -378,5 +419,9 @@ void restore_surroundings(const pb::Process& process, pid_t pid, std::vector<std
   auto name = [](uint32_t uid) { return uid == ~uint32_t{0} ? "none" : fmt::format("{}", uid); };
   notes.push_back(fmt::format("the login user id (of audit records) was {}, now it is {}", name(process.login_uid()), name(now)));
 }
+
+extern const StateModule kProcessModule{
+    .name = "process", .save = save, .ask = ask, .check = check, .plan = plan, .plan_thread = plan_end};
+extern const StateModule kMemoryRulesModule{.name = "rules of memory", .plan = plan_rules};
 
 }  // namespace vmckpt

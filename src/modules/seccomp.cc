@@ -19,6 +19,7 @@
 #include "core/fd.h"
 #include "core/proc.h"
 #include "modules/credentials.h"
+#include "modules/module.h"
 
 namespace vmckpt {
 namespace {
@@ -273,6 +274,8 @@ Result<void> check_tape_against_filters(const pb::Thread& thread, const TapeDraf
   return {};
 }
 
+namespace {
+
 void plan_seccomp(const pb::Thread& thread, TapeDraft& tape) {
   if (thread.filters_size() != 0 && !thread.credentials().no_new_privileges() && !has_capability(CAP_SYS_ADMIN)) {
     tape.call(SYS_prctl, {PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0}, true, "set no_new_privs");
@@ -288,5 +291,22 @@ void plan_seccomp(const pb::Thread& thread, TapeDraft& tape) {
               fmt::format("install a seccomp filter in thread {}", thread.tid()));
   }
 }
+
+// A filter needs no_new_privs or CAP_SYS_ADMIN. With the first it comes last of all; without it, it was installed with privileges that
+// the credentials may not have any more, and comes before them.
+Result<void> plan_before_credentials(ThreadPlan& plan) {
+  if (!plan.thread.credentials().no_new_privileges()) plan_seccomp(plan.thread, plan.tape);
+  return {};
+}
+
+Result<void> plan_after_credentials(ThreadPlan& plan) {
+  if (plan.thread.credentials().no_new_privileges()) plan_seccomp(plan.thread, plan.tape);
+  return {};
+}
+
+}  // namespace
+
+extern const StateModule kPrivilegedFiltersModule{.name = "filters of the privileged", .plan_thread = plan_before_credentials};
+extern const StateModule kFiltersModule{.name = "filters", .plan_thread = plan_after_credentials};
 
 }  // namespace vmckpt

@@ -40,6 +40,5 @@ enum class TapeNeeds { kEveryCall, kEveryCallAndFork, kNoHarm };
 // The first call of the draft at which the filters do not grant that, as an Error.
 Result<void> check_tape_against_filters(const pb::Thread& thread, const TapeDraft& tape, TapeNeeds needs);
 
-void plan_seccomp(const pb::Thread& thread, TapeDraft& tape);
 
 }  // namespace vmckpt

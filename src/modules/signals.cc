@@ -6,6 +6,8 @@
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 
+#include "modules/module.h"
+
 namespace vmckpt {
 namespace {
 
@@ -22,10 +24,17 @@ struct KernelAction {
 
 bool has_action(int number) { return number != SIGKILL && number != SIGSTOP; }
 
-}  // namespace
+struct ActionAnswers {
+  struct Action {
+    int number;
+    size_t call;
+    uint64_t answer;
+  };
+  std::vector<Action> actions;
+};
 
-SignalQuestions ask_signal_actions(TapeDraft& tape) {
-  SignalQuestions questions;
+ActionAnswers ask_signal_actions(TapeDraft& tape) {
+  ActionAnswers questions;
   for (int number = 1; number <= kSignals; ++number) {
     if (!has_action(number)) continue;
     uint64_t answer = tape.room(sizeof(KernelAction));
@@ -36,7 +45,7 @@ SignalQuestions ask_signal_actions(TapeDraft& tape) {
   return questions;
 }
 
-void save_signal_actions(const SignalQuestions& questions, const TapeDraft& tape, pb::Process* process) {
+void save_signal_actions(const ActionAnswers& questions, const TapeDraft& tape, pb::Process* process) {
   for (const auto& question : questions.actions) {
     const auto& action = tape.as<KernelAction>(question.answer);
     if (action.handler == 0 && action.flags == 0 && action.mask == 0) continue;  // SIG_DFL
@@ -46,26 +55,6 @@ void save_signal_actions(const SignalQuestions& questions, const TapeDraft& tape
     saved->set_flags(action.flags);
     saved->set_restorer(action.restorer);
     saved->set_mask(action.mask);
-  }
-}
-
-Result<void> save_pending_signals(pid_t tid, bool shared, google::protobuf::RepeatedPtrField<pb::Signal>* pending) {
-  constexpr int kBatch = 32;
-  for (uint64_t offset = 0;;) {
-    siginfo_t infos[kBatch];
-    __ptrace_peeksiginfo_args range{};
-    range.off = offset;
-    range.flags = shared ? PTRACE_PEEKSIGINFO_SHARED : 0;
-    range.nr = kBatch;
-    long got = ::ptrace(PTRACE_PEEKSIGINFO, tid, &range, infos);
-    if (got < 0) return errno_error(fmt::format("read pending signals of thread {}", tid));
-    for (long i = 0; i < got; ++i) {
-      pb::Signal* signal = pending->Add();
-      signal->set_number(static_cast<uint32_t>(infos[i].si_signo));
-      signal->set_info(&infos[i], sizeof infos[i]);
-    }
-    offset += static_cast<uint64_t>(got);
-    if (got < kBatch) return {};
   }
 }
 
@@ -91,6 +80,49 @@ void plan_pending_signals(const pb::Process& process, TapeDraft& tape) {
   }
 }
 
+Result<void> save(StateSave& save) {
+  return save_pending_signals(save.world.pid(), true, save.image.mutable_process()->mutable_pending());
+}
+
+Result<void> ask(Questions& questions) {
+  questions.when_answered([answers = ask_signal_actions(questions.leader())](const std::vector<TapeDraft>& tapes, pb::Image& image) {
+    save_signal_actions(answers, tapes.front(), image.mutable_process());
+  });
+  return {};
+}
+
+Result<void> plan(ProcessPlan& process) {
+  plan_signal_actions(process.image.process(), process.tape);
+  return {};
+}
+
+Result<void> plan_late(ProcessPlan& process) {
+  plan_pending_signals(process.image.process(), process.tape);
+  return {};
+}
+
+}  // namespace
+
+Result<void> save_pending_signals(pid_t tid, bool shared, google::protobuf::RepeatedPtrField<pb::Signal>* pending) {
+  constexpr int kBatch = 32;
+  for (uint64_t offset = 0;;) {
+    siginfo_t infos[kBatch];
+    __ptrace_peeksiginfo_args range{};
+    range.off = offset;
+    range.flags = shared ? PTRACE_PEEKSIGINFO_SHARED : 0;
+    range.nr = kBatch;
+    long got = ::ptrace(PTRACE_PEEKSIGINFO, tid, &range, infos);
+    if (got < 0) return errno_error(fmt::format("read pending signals of thread {}", tid));
+    for (long i = 0; i < got; ++i) {
+      pb::Signal* signal = pending->Add();
+      signal->set_number(static_cast<uint32_t>(infos[i].si_signo));
+      signal->set_info(&infos[i], sizeof infos[i]);
+    }
+    offset += static_cast<uint64_t>(got);
+    if (got < kBatch) return {};
+  }
+}
+
 void plan_pending_signals(const pb::Thread& thread, int32_t pid, TapeDraft& tape) {
   for (const pb::Signal& signal : thread.pending()) {
     tape.call(SYS_rt_tgsigqueueinfo,
@@ -99,5 +131,7 @@ void plan_pending_signals(const pb::Thread& thread, int32_t pid, TapeDraft& tape
               true, fmt::format("queue signal {} pending for thread {}", signal.number(), thread.tid()));
   }
 }
+
+extern const StateModule kSignalsModule{.name = "signals", .save = save, .ask = ask, .plan = plan, .plan_late = plan_late};
 
 }  // namespace vmckpt

@@ -17,22 +17,9 @@
 
 namespace vmckpt {
 
-struct SignalQuestions {
-  struct Action {
-    int number;
-    size_t call;
-    uint64_t answer;
-  };
-  std::vector<Action> actions;
-};
-
-SignalQuestions ask_signal_actions(TapeDraft& tape);
-void save_signal_actions(const SignalQuestions& questions, const TapeDraft& tape, pb::Process* process);
 // Process-directed signals (`shared`) or those of one thread.
 Result<void> save_pending_signals(pid_t tid, bool shared, google::protobuf::RepeatedPtrField<pb::Signal>* pending);
 
-void plan_signal_actions(const pb::Process& process, TapeDraft& tape);
-void plan_pending_signals(const pb::Process& process, TapeDraft& tape);
 void plan_pending_signals(const pb::Thread& thread, int32_t pid, TapeDraft& tape);
 
 }  // namespace vmckpt

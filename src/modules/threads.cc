@@ -16,6 +16,7 @@
 #include "core/fd.h"
 #include "core/proc.h"
 #include "modules/credentials.h"
+#include "modules/module.h"
 #include "modules/seccomp.h"
 #include "modules/signals.h"
 #include "tracer/remote_memory.h"
@@ -119,8 +120,17 @@ void plan_tiles(const pb::Thread& thread, TapeDraft& tape) {
   tape.call(kOpUseTiles, {tape.data_of(configuration)});
 }
 
-}  // namespace
+struct ThreadAnswers {
+  uint64_t alternate_stack;
+  uint64_t clear_child_tid;
+  size_t clear_child_tid_call;
+  uint64_t parent_death_signal;
+  size_t timer_slack_call, securebits_call, mce_kill_call;
+  std::optional<size_t> cpuid_call;  // unless a seccomp filter forbids to ask
+};
 
+// A thread stopped inside an rseq critical section goes on at its abort handler, as the kernel does after any preemption: the
+// section does not survive what we do in the thread. Right after the freeze.
 void abort_rseq_section(StoppedThread& thread, pid_t pid, const Ledger& ledger) {
   RseqConfiguration rseq = rseq_of(thread, ledger);
   if (rseq.pointer == 0) return;
@@ -139,8 +149,8 @@ void abort_rseq_section(StoppedThread& thread, pid_t pid, const Ledger& ledger) 
   thread.disturbed = true;
 }
 
-ThreadQuestions ask_thread(const pb::Thread& thread, TapeDraft& tape) {
-  ThreadQuestions questions{};
+ThreadAnswers ask_thread(const pb::Thread& thread, TapeDraft& tape) {
+  ThreadAnswers questions{};
   questions.alternate_stack = tape.room(sizeof(stack_t));
   tape.call(SYS_sigaltstack, {0, questions.alternate_stack}, true, "read the alternate signal stack");
   questions.clear_child_tid = tape.room(sizeof(uint64_t));
@@ -159,7 +169,7 @@ ThreadQuestions ask_thread(const pb::Thread& thread, TapeDraft& tape) {
   return questions;
 }
 
-void save_thread_answers(const ThreadQuestions& questions, const TapeDraft& tape, pb::Thread* saved) {
+void save_thread_answers(const ThreadAnswers& questions, const TapeDraft& tape, pb::Thread* saved) {
   const auto& stack = tape.as<stack_t>(questions.alternate_stack);
   saved->set_alternate_stack(reinterpret_cast<uint64_t>(stack.ss_sp));
   saved->set_alternate_stack_bytes(stack.ss_size);
@@ -274,6 +284,43 @@ Result<void> plan_thread(const pb::Thread& thread, const pb::Process& process, T
   return {};
 }
 
+// Everything but what the tapes answer; before tapes are played, since the filters decide whether they may be.
+Result<void> save(StateSave& save) {
+  for (StoppedThread& thread : save.world.threads()) {
+    abort_rseq_section(thread, save.world.pid(), save.ledger);
+    VMCKPT_TRY(save_thread(save.world, thread, save.ledger, save.launch_filter, save.image.add_threads()));
+  }
+  return {};
+}
+
+Result<void> ask(Questions& questions) {
+  std::vector<ThreadAnswers> answers;
+  for (size_t i = 0; i < questions.tapes.size(); ++i) {
+    answers.push_back(ask_thread(questions.image.threads(static_cast<int>(i)), questions.tapes[i]));
+  }
+  questions.when_answered([answers = std::move(answers)](const std::vector<TapeDraft>& tapes, pb::Image& image) {
+    for (size_t i = 0; i < tapes.size(); ++i) save_thread_answers(answers[i], tapes[i], image.mutable_threads(static_cast<int>(i)));
+  });
+  return {};
+}
+
+void check(Preflight& preflight) {
+  for (const pb::Thread& thread : preflight.image.threads()) {
+    auto checked = check_thread(thread, preflight.notes);
+    preflight.keep(checked);
+    if (!checked.ok()) break;  // the other threads have the same
+  }
+}
+
+Result<void> plan_own(ThreadPlan& plan) { return plan_thread(plan.thread, plan.image.process(), plan.tape); }
+
+Result<void> plan_own_cpuid(ThreadPlan& plan) {
+  plan_cpuid(plan.thread, plan.tape);
+  return {};
+}
+
+}  // namespace
+
 StoppedThread restored_state(const pb::Thread& thread, pid_t tid) {
   StoppedThread state;
   state.tid = tid;
@@ -286,5 +333,8 @@ StoppedThread restored_state(const pb::Thread& thread, pid_t tid) {
   state.disturbed = true;
   return state;
 }
+
+extern const StateModule kThreadsModule{.name = "threads", .save = save, .ask = ask, .check = check, .plan_thread = plan_own};
+extern const StateModule kCpuidModule{.name = "faulting CPUID", .plan_thread = plan_own_cpuid};
 
 }  // namespace vmckpt

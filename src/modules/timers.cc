@@ -1,5 +1,10 @@
-#include "modules/timers.h"
-
+// Timers of the process. Kernel objects: the three interval timers (setitimer; alarm(2) is ITIMER_REAL) and POSIX timers.
+//
+// Saved: interval timers by getitimer; POSIX timers from /proc/PID/timers (id, clock, notification) with the remaining time
+// and overrun asked by tape (timer_gettime, timer_getoverrun).
+// Restored: last of all, so that they do not run while the process is being built. POSIX timers keep their ids: from
+// Linux 6.15 by PR_TIMER_CREATE_RESTORE_IDS; before, the kernel counts ids up, so ids in between are made and deleted.
+// Remaining time is what is restored: a timer on CLOCK_REALTIME goes off as much later as the target was not running.
 #include <algorithm>
 #include <map>
 
@@ -11,6 +16,7 @@
 
 #include "core/fd.h"
 #include "core/proc.h"
+#include "modules/module.h"
 
 #ifndef PR_TIMER_CREATE_RESTORE_IDS
 #define PR_TIMER_CREATE_RESTORE_IDS 77
@@ -71,10 +77,22 @@ timeval from_us(int64_t us) { return {us / 1'000'000, us % 1'000'000}; }
 int64_t to_ns(const timespec& time) { return int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec; }
 timespec from_ns(int64_t ns) { return {ns / 1'000'000'000, ns % 1'000'000'000}; }
 
-}  // namespace
+struct TimerAnswers {
+  uint64_t interval_answers[3];
+  struct Posix {
+    pb::PosixTimer timer;
+    uint64_t answer;
+    size_t overrun_call;
+  };
+  std::vector<Posix> posix;
+};
 
-Result<TimerQuestions> ask_timers(const StoppedWorld& world, TapeDraft& tape) {
-  TimerQuestions questions{};
+void save_timers(const TimerAnswers& questions, const TapeDraft& tape, pb::Process* process);
+
+Result<void> ask(Questions& asked) {
+  const StoppedWorld& world = asked.world;
+  TapeDraft& tape = asked.leader();
+  TimerAnswers questions{};
   for (int which : {ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF}) {
     questions.interval_answers[which] = tape.room(sizeof(itimerval));
     tape.call(SYS_getitimer, {static_cast<uint64_t>(which), questions.interval_answers[which]}, true, "read interval timer");
@@ -95,10 +113,13 @@ Result<TimerQuestions> ask_timers(const StoppedWorld& world, TapeDraft& tape) {
     size_t overrun_call = tape.call(SYS_timer_getoverrun, {id});
     questions.posix.push_back({std::move(timer), answer, overrun_call});
   }
-  return questions;
+  asked.when_answered([questions = std::move(questions)](const std::vector<TapeDraft>& tapes, pb::Image& image) {
+    save_timers(questions, tapes.front(), image.mutable_process());
+  });
+  return {};
 }
 
-void save_timers(const TimerQuestions& questions, const TapeDraft& tape, pb::Process* process) {
+void save_timers(const TimerAnswers& questions, const TapeDraft& tape, pb::Process* process) {
   for (uint32_t which : {ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF}) {
     const auto& value = tape.as<itimerval>(questions.interval_answers[which]);
     if (to_us(value.it_value) == 0 && to_us(value.it_interval) == 0) continue;
@@ -166,5 +187,16 @@ void plan_timers(const pb::Image& image, TapeDraft& tape) {
     tape.call(SYS_setitimer, {timer.which(), tape.data_of(value), 0}, true, "arm interval timer");
   }
 }
+
+void check(Preflight& preflight) { preflight.keep(check_timers(preflight.image.process())); }
+
+Result<void> plan(ProcessPlan& process) {
+  plan_timers(process.image, process.tape);
+  return {};
+}
+
+}  // namespace
+
+extern const StateModule kTimersModule{.name = "timers", .ask = ask, .check = check, .plan_late = plan};
 
 }  // namespace vmckpt

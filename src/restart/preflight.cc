@@ -8,12 +8,7 @@
 #include "memory/file_owner.h"
 #include "memory/page_scan.h"
 #include "memory/shared_files.h"
-#include "modules/aio.h"
-#include "modules/descriptors.h"
-#include "modules/kvm.h"
-#include "modules/process.h"
-#include "modules/threads.h"
-#include "modules/timers.h"
+#include "modules/module.h"
 #include "restart/new_process.h"
 
 namespace vmckpt {
@@ -87,24 +82,17 @@ Result<void> preflight(const ImageReader& image, CpuCheck cpu_check, GuestClock 
   const FileAccess access(metadata.threads(0).credentials(), files);
   std::vector<Error> problems;
   keep_problem(check_image_trusted(image.fd(), image.path()), problems);
-  check_host(metadata.host(), cpu_check, problems, notes);
   keep_problem(check_process_numbers(), problems);
-  for (const pb::Thread& thread : metadata.threads()) {
-    auto checked = check_thread(thread, notes);
-    keep_problem(checked, problems);
-    if (!checked.ok()) break;  // the other threads have the same
-  }
-  check_process(metadata.process(), access, problems);
-  keep_problem(check_timers(metadata.process()), problems);
   const std::set<std::string> put_back = paths_put_back(metadata.memory(), access);
+  Preflight state{metadata, access, put_back, cpu_check, guest_clock, problems, notes};
+  for (const StateModule* module : state_modules()) {
+    if (module->check != nullptr) module->check(state);
+  }
   check_mapped_files(metadata.memory(), access, put_back, problems, notes);
   check_shared_files(metadata.memory(), access, problems, notes);
   if (metadata.memory().guards_size() != 0 && !host_has_guard_regions()) {
     problems.push_back(error("the program has guard regions (MADV_GUARD_INSTALL), which this kernel lacks", "restart it on Linux 6.13 or newer"));
   }
-  check_aio(metadata.memory(), problems);
-  check_kvm(metadata, cpu_check, guest_clock, problems, notes);
-  check_descriptors(metadata.descriptors(), access, put_back, problems, notes);
   if (problems.empty()) return {};
   std::string text = fmt::format("{} cannot be restarted here", image.path());
   for (const Error& problem : problems) text += "\n  - " + problem.message();

@@ -21,15 +21,10 @@
 #include "memory/address_space.h"
 #include "memory/captured_files.h"
 #include "memory/file_owner.h"
-#include "modules/aio.h"
 #include "modules/credentials.h"
 #include "modules/descriptors.h"
-#include "modules/kvm.h"
+#include "modules/module.h"
 #include "modules/process.h"
-#include "modules/seccomp.h"
-#include "modules/signals.h"
-#include "modules/threads.h"
-#include "modules/timers.h"
 #include "player/player.h"
 #include "restart/memory_plan.h"
 #include "restart/page_reads.h"
@@ -290,22 +285,17 @@ user_regs_struct registers_of(const pb::Thread& thread) {
   return regs;
 }
 
-// A filter needs no_new_privs or CAP_SYS_ADMIN. With the first it comes last of all; without it, it was installed with
-// privileges that the credentials may not have any more, and comes before them.
-Result<void> plan_own_state(const pb::Thread& thread, const pb::Process& process, TapeDraft& tape) {
-  plan_cpuid(thread, tape);
-  if (!thread.credentials().no_new_privileges()) plan_seccomp(thread, tape);
-  return plan_thread(thread, process, tape);
-}
-
-void plan_filters_after_credentials(const pb::Thread& thread, TapeDraft& tape) {
-  if (thread.credentials().no_new_privileges()) plan_seccomp(thread, tape);
+Result<void> plan_own_state(const pb::Image& image, int thread, TapeDraft& tape) {
+  ThreadPlan plan{image, image.threads(thread), thread == 0, tape};
+  for (const StateModule* module : state_modules()) {
+    if (module->plan_thread != nullptr) VMCKPT_TRY(module->plan_thread(plan));
+  }
+  return {};
 }
 
 // The leader's tape is the restart from here on; its order is the order of what depends on what.
 Result<Tapes> draft_tapes(const Materials& materials, const Arena& arena, const VdsoPlan& vdso) {
   const pb::Image& image = materials.metadata;
-  const pb::Process& process = image.process();
   Tapes tapes;
   TapeDraft& leader = tapes.leader;
   // 1. an empty address space but for the arena
@@ -319,37 +309,33 @@ Result<Tapes> draft_tapes(const Materials& materials, const Arena& arena, const 
                          {[&](const pb::Mapping& mapping) { return materials.files.open_for(mapping); },
                           [&](const pb::Mapping& mapping) { return materials.files.segment_of(mapping); }},
                          materials.helper_numbers, leader));
-  plan_aio(image.memory(), materials.image.fd(), leader);
   plan_segment_removal(materials, leader);
   plan_layout(image.memory(), materials.executable_fd, leader);
   plan_seals(materials, leader);
-  // 3. what belongs to the process, and its virtual machines; actions before any thread could take a signal
-  plan_process(process, leader);
-  VMCKPT_TRY(plan_kvm(image, materials.kvm_device, materials.service.first(), materials.guest_clock, leader));
-  plan_signal_actions(process, leader);
-  plan_memory_rules(process, leader);
+  // 3. what belongs to the process, and its virtual machines
+  ProcessPlan process{image, materials.image.fd(), materials.kvm_device, materials.service.first(), materials.guest_clock, leader};
+  for (const StateModule* module : state_modules()) {
+    if (module->plan != nullptr) VMCKPT_TRY(module->plan(process));
+  }
   // 4. its threads, while there is still the right to choose their numbers
   for (int i = 1; i < image.threads_size(); ++i) {
     const pb::Thread& thread = image.threads(i);
     plan_new_thread(arena, static_cast<size_t>(i), thread, registers_of(thread), leader);
     TapeDraft& tape = tapes.others.emplace_back();
-    VMCKPT_TRY(plan_own_state(thread, process, tape));
-    plan_filters_after_credentials(thread, tape);
+    VMCKPT_TRY(plan_own_state(image, i, tape));
   }
-  // 5. signals and timers, which may be meant for one of those threads (all signals are blocked until the very end)
-  plan_pending_signals(process, leader);
-  plan_timers(image, leader);
+  // 5. what may be meant for one of those threads
+  for (const StateModule* module : state_modules()) {
+    if (module->plan_late != nullptr) VMCKPT_TRY(module->plan_late(process));
+  }
   // 6. restart's own descriptors go
   leader.call(SYS_close_range, {static_cast<uint64_t>(materials.service.first()), materials.service.last(), 0}, true, "close restart's descriptors");
   for (const LateLock& late : late_locks(image.descriptors())) {
     leader.call(SYS_fcntl, {static_cast<uint64_t>(late.number), F_SETLK, leader.data_of(late.lock)}, true,
                 fmt::format("take the lock on descriptor {} again", late.number));
   }
-  // 7. the leader's own state; credentials and filters last, since they take rights away
-  VMCKPT_TRY(plan_own_state(image.threads(0), process, leader));
-  plan_process_end(process, leader);
-  plan_limits(process, image.threads(0).credentials(), leader);
-  plan_filters_after_credentials(image.threads(0), leader);
+  // 7. the leader's own state
+  VMCKPT_TRY(plan_own_state(image, 0, leader));
   return tapes;
 }
 

@@ -21,14 +21,10 @@
 #include "modules/aio.h"
 #include "modules/clocks.h"
 #include "modules/descriptors.h"
-#include "modules/hidden_state.h"
 #include "modules/host.h"
 #include "modules/kvm.h"
-#include "modules/process.h"
+#include "modules/module.h"
 #include "modules/seccomp.h"
-#include "modules/signals.h"
-#include "modules/threads.h"
-#include "modules/timers.h"
 #include "supervisor/fault_point.h"
 #include "supervisor/phase_clock.h"
 #include "tracer/thread_state.h"
@@ -208,53 +204,14 @@ void save_target(const Target& target, const ImageDestination& destination, pb::
   saved->set_ledger_address(target.ledger_address.value());
 }
 
-// All that is asked by tapes: one tape per thread, the leader's with the process-wide questions and the snapshot.
-struct Questions {
-  std::vector<TapeDraft> tapes;
-  std::vector<ThreadQuestions> threads;
-  SignalQuestions actions;
-  TimerQuestions timers;
-  ProcessQuestions process;
-  BrkQuestion brk{};
-  ClockQuestions clocks{};
-};
-
-// `snapshot`: null where the target stays stopped and is copied itself.
+// All that is asked by tapes. `snapshot`: null where the target stays stopped and is copied itself.
 Result<Questions> ask(const StoppedWorld& world, const AddressSpaceSave& space, const pb::Image& image, Snapshot* snapshot) {
-  Questions questions;
-  questions.tapes.resize(world.threads().size());
-  for (size_t i = 0; i < questions.tapes.size(); ++i) {
-    questions.threads.push_back(ask_thread(image.threads(static_cast<int>(i)), questions.tapes[i]));
+  Questions questions{world, image, std::vector<TapeDraft>(world.threads().size())};
+  for (const StateModule* module : state_modules()) {
+    if (module->ask != nullptr) VMCKPT_TRY(module->ask(questions));
   }
-  TapeDraft& leader = questions.tapes.front();
-  questions.actions = ask_signal_actions(leader);
-  questions.timers = VMCKPT_TRY(ask_timers(world, leader));
-  questions.process = ask_process(image.threads(0), leader);
-  questions.brk = ask_brk(leader);
-  questions.clocks = ask_clocks(leader);
-  if (snapshot != nullptr) snapshot->ask(world, space, leader);
+  if (snapshot != nullptr) snapshot->ask(world, space, questions.leader());
   return questions;
-}
-
-void take_answers(const Questions& questions, pb::Image* image) {
-  for (int i = 0; i < image->threads_size(); ++i) {
-    save_thread_answers(questions.threads[static_cast<size_t>(i)], questions.tapes[static_cast<size_t>(i)],
-                        image->mutable_threads(i));
-  }
-  const TapeDraft& leader = questions.tapes.front();
-  save_signal_actions(questions.actions, leader, image->mutable_process());
-  save_timers(questions.timers, leader, image->mutable_process());
-  save_process_answers(questions.process, leader, image->mutable_process());
-  save_brk(questions.brk, leader, image->mutable_memory());
-  save_clocks(questions.clocks, leader, image->mutable_host());
-}
-
-Result<void> save_threads(const Target& target, StoppedWorld& world, const Ledger& ledger, pb::Image* image) {
-  for (StoppedThread& thread : world.threads()) {
-    abort_rseq_section(thread, world.pid(), ledger);
-    VMCKPT_TRY(save_thread(world, thread, ledger, target.launch_filter, image->add_threads()));
-  }
-  return {};
 }
 
 // A filter that forbids a question is a refusal; one that only forbids forking costs a longer pause.
@@ -338,10 +295,10 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   // 3. save: what the kernel tells from outside
   Notes notes;
   CapturedFiles captured(checkpoint->writer_, request.stop ? ~uint64_t{0} : request.shared_limit_bytes);
-  VMCKPT_TRY(check_hidden_state(pid, *ledger, notes));
-  VMCKPT_TRY(save_threads(target, world, *ledger, &image));
-  VMCKPT_TRY(save_process(world, image.mutable_process()));
-  VMCKPT_TRY(save_pending_signals(pid, true, image.mutable_process()->mutable_pending()));
+  StateSave state{world, *ledger, target.launch_filter, image, notes};
+  for (const StateModule* module : state_modules()) {
+    if (module->save != nullptr) VMCKPT_TRY(module->save(state));
+  }
   clock.mark("threads");
   AddressSpaceSave space = VMCKPT_TRY(save_address_space(world, *ledger, preview, target.backing,
                                                          {request.self_contained, request.shared_files, kvm_objects != 0}, captured, image.mutable_memory()));
@@ -364,16 +321,17 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
     return save_descriptors(descriptors, image.mutable_descriptors());
   });
   Snapshot& snapshot = checkpoint->snapshot_;
-  Questions questions = VMCKPT_TRY(ask(world, space, image, request.stop ? nullptr : &snapshot));
-  if (!VMCKPT_TRY(may_fork(image, questions)) && !request.stop) {
+  std::optional<Questions> questions;
+  questions.emplace(VMCKPT_TRY(ask(world, space, image, request.stop ? nullptr : &snapshot)));
+  if (!VMCKPT_TRY(may_fork(image, *questions)) && !request.stop) {
     snapshot.give_up("the target's seccomp filter forbids forking");
-    questions = VMCKPT_TRY(ask(world, space, image, nullptr));
+    questions.emplace(VMCKPT_TRY(ask(world, space, image, nullptr)));
   }
   std::vector<ThreadTape> tapes;
-  for (size_t i = 0; i < world.threads().size(); ++i) tapes.push_back({&world.threads()[i], &questions.tapes[i]});
+  for (size_t i = 0; i < world.threads().size(); ++i) tapes.push_back({&world.threads()[i], &questions->tapes[i]});
   const int64_t asked_us = monotonic_us();
   VMCKPT_TRY(play_tapes(world, *ledger, tapes, snapshot.taker()));
-  VMCKPT_TRY(snapshot.settle(questions.tapes.front()));
+  VMCKPT_TRY(snapshot.settle(questions->leader()));
   clock.mark("snapshot");
   VMCKPT_TRY(descriptors_saved.get());
   VMCKPT_TRY(expect_still_stopped(pid));
@@ -397,7 +355,7 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   fault_point("resume");
   VMCKPT_TRY(snapshot.check(space));
 
-  take_answers(questions, &image);
+  questions->take_answers(image);
   advance_clocks(clocks_late_ns, image.mutable_host());
   for (const std::string& note : notes) image.add_notes(note);
   checkpoint->ranges_ = std::move(space.ranges);

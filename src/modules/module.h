@@ -1,0 +1,94 @@
+// What every kind of state that belongs to a process or its threads has in common. One module for each, listed in their order in
+// registry.cc; the sequences of checkpoint and restart are loops over that list. (Open files: descriptor_module.h.)
+#pragma once
+
+#include <functional>
+#include <set>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/result.h"
+#include "image/image.pb.h"
+#include "memory/file_access.h"
+#include "modules/host.h"
+#include "recorder/ledger.h"
+#include "tracer/stopped_world.h"
+#include "tracer/tape_draft.h"
+
+namespace vmckpt {
+
+// Checkpoint, world stopped: what the kernel tells from outside.
+struct StateSave {
+  StoppedWorld& world;
+  const Ledger& ledger;
+  bool launch_filter;  // launch's own seccomp filter is in force
+  pb::Image& image;
+  std::vector<std::string>& notes;
+};
+
+// Checkpoint, world stopped: what only the target's own threads can tell. Drafted onto their tapes, which are played at once.
+struct Questions {
+  // After the tapes have been played, when the target runs again. `tapes` as below.
+  using TakeAnswers = std::function<void(const std::vector<TapeDraft>& tapes, pb::Image& image)>;
+
+  const StoppedWorld& world;
+  const pb::Image& image;  // what has been saved so far
+  std::vector<TapeDraft> tapes;  // one for each thread, the leader's first
+  std::vector<TakeAnswers> takers{};
+
+  TapeDraft& leader() { return tapes.front(); }
+  void when_answered(TakeAnswers take) { takers.push_back(std::move(take)); }
+  void take_answers(pb::Image& saved) const {
+    for (const TakeAnswers& take : takers) take(tapes, saved);
+  }
+};
+
+// Restart, before anything is started: whether this host can do it. Every problem is told at once.
+struct Preflight {
+  const pb::Image& image;
+  const FileAccess& access;
+  const std::set<std::string>& put_back;  // paths that need not be there yet
+  CpuCheck cpu_check;
+  GuestClock guest_clock;
+  std::vector<Error>& problems;
+  std::vector<std::string>& notes;
+
+  void keep(Result<void> checked) {
+    if (!checked.ok()) problems.push_back(checked.error());
+  }
+};
+
+// Restart: calls of the leader's tape. The target's memory is there.
+struct ProcessPlan {
+  const pb::Image& image;
+  int image_fd;          // any regular file, open for reading
+  int kvm_device;        // /dev/kvm; -1: the target has no virtual machine
+  int first_service_fd;  // numbers from here on are free, and closed later
+  GuestClock guest_clock;
+  TapeDraft& tape;
+};
+
+// Restart: calls of one thread's own tape.
+struct ThreadPlan {
+  const pb::Image& image;
+  const pb::Thread& thread;
+  bool leads;  // it is the process's first thread, and all others are there
+  TapeDraft& tape;
+};
+
+// Each of them may be missing.
+struct StateModule {
+  const char* name;
+  Result<void> (*save)(StateSave&) = nullptr;
+  Result<void> (*ask)(Questions&) = nullptr;
+  void (*check)(Preflight&) = nullptr;
+  Result<void> (*plan)(ProcessPlan&) = nullptr;         // no other thread is there
+  Result<void> (*plan_thread)(ThreadPlan&) = nullptr;
+  Result<void> (*plan_late)(ProcessPlan&) = nullptr;    // every thread is there, and all signals are blocked
+};
+
+// registry.cc
+std::span<const StateModule* const> state_modules();
+
+}  // namespace vmckpt
