@@ -199,8 +199,7 @@ Result<void> set_thread_states(const pb::Image& image, const std::map<pid_t, pid
     if (tid == tids.end()) return error(fmt::format("thread {} was not made", thread.tid()));
     VMCKPT_TRY(write_thread_state(restored_state(thread, tid->second)));
     for (int i = 0; i < thread.debug_registers_size(); ++i) {
-      ::ptrace(PTRACE_POKEUSER, tid->second, offsetof(struct user, u_debugreg) + static_cast<size_t>(i) * sizeof(long),
-               thread.debug_registers(i));
+      write_debug_register(tid->second, i, thread.debug_registers(i));
     }
   }
   return {};

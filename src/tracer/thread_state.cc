@@ -1,6 +1,7 @@
 #include "tracer/thread_state.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 
 #include <cpuid.h>
@@ -177,6 +178,10 @@ Result<void> write_registers(const StoppedThread& thread) {
     return errno_error(fmt::format("set registers of thread {}", thread.tid));
   }
   return {};
+}
+
+void write_debug_register(pid_t tid, int number, uint64_t value) {
+  ::ptrace(PTRACE_POKEUSER, tid, offsetof(struct user, u_debugreg) + static_cast<size_t>(number) * sizeof(long), value);
 }
 
 user_regs_struct registers_that_repeat_the_call(const user_regs_struct& regs, uint64_t repeated_call) {

@@ -16,6 +16,7 @@ Result<void> write_thread_state(const StoppedThread& thread);
 // Until write_thread_state() the thread's own system calls go to the kernel.
 Result<void> suspend_dispatch(const StoppedThread& thread);
 Result<void> write_registers(const StoppedThread& thread);  // the general ones alone
+void write_debug_register(pid_t tid, int number, uint64_t value);
 
 // Whether extended state (NT_X86_XSTATE) has AMX tile data. The kernel makes room for it in a thread at the first use only; until
 // then ptrace cannot put it in.

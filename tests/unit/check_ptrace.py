@@ -13,7 +13,6 @@ SETS = re.compile(r"\bPTRACE_(SETREGS|SETREGSET|SETFPREGS|SETSIGMASK|POKEUSER|PO
 
 MAY = {
     "tracer/thread_state.cc": ("sets registers, extended state and mask of a thread that stands", {SETS}),
-    "supervisor/restart_sequence.cc": ("sets debug registers, which are no part of a thread's state at checkpoint", {SETS}),
     "supervisor/doctor_tracing.cc": ("asks what this host allows, with a child of its own", {REQUESTS, WAITS}),
     "supervisor/doctor_probes.cc": ("children of its own, not traced", {WAITS}),
     "supervisor/doctor_restart.cc": ("children of its own, not traced", {WAITS}),
