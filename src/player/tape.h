@@ -14,6 +14,7 @@
 namespace vmckpt {
 
 constexpr uint32_t kTapeMagic = 0x45504154;
+constexpr uint32_t kPlayerStackBytes = 4096;  // what whoever lets a tape be played gives the player at least
 
 // Operations beyond plain system calls; numbers no system call has.
 enum TapeOp : int64_t {

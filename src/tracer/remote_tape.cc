@@ -9,7 +9,7 @@
 
 #include "core/clock.h"
 #include "core/proc.h"
-#include "player/player.h"
+#include "player/tape.h"
 #include "tracer/thread_state.h"
 
 namespace vmckpt {
