@@ -15,6 +15,7 @@
 #include "core/clock.h"
 #include "core/fd.h"
 #include "core/proc.h"
+#include "modules/played/operations.h"
 #include "modules/seccomp.h"
 #include "recorder/kvm_calls.h"
 #include "tracer/remote_tape.h"

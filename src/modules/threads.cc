@@ -16,6 +16,7 @@
 #include "core/fd.h"
 #include "core/proc.h"
 #include "modules/credentials.h"
+#include "modules/played/operations.h"
 #include "modules/seccomp.h"
 #include "modules/signals.h"
 #include "tracer/thread_state.h"

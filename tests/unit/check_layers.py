@@ -17,6 +17,7 @@ PLAIN = {"core/kvm_api.h", "player/tape.h", "recorder/kvm_calls.h", "recorder/kv
 # Layer: folders that it sees whole, and single headers.
 MAY_SEE = {
     "player": ({"player"}, set()),
+    "modules/played": ({"modules/played", "player"}, PLAIN),
     "recorder": ({"recorder", "player"}, PLAIN),
     "core": ({"core"}, set()),
     "image": ({"image", "core"}, set()),
@@ -32,21 +33,21 @@ FORBIDDEN, ALLOWED = ("tracer", "modules/kvm.h"), ("modules", "tracer/tape_draft
 
 
 def project_headers(source):
-    headers = {str(path.relative_to(source / "src")) for path in (source / "src").glob("*/*.h")}
+    headers = {str(path.relative_to(source / "src")) for pattern in ("*/*.h", "modules/played/*.h") for path in (source / "src").glob(pattern)}
     messages = {str(path.relative_to(source / "src").with_suffix(".pb.h")) for path in (source / "src").glob("*/*.proto")}
     return sorted(headers | messages)
 
 
-def folder_of(source, file):
-    parts = file.relative_to(source).parts if file.is_relative_to(source) else ()
-    return parts[0] if parts[:1] == ("tools",) else parts[1] if parts[:1] == ("src",) and len(parts) > 2 else None
+def layer_of(source, file):
+    folder = str(file.parent.relative_to(source)) if file.is_relative_to(source) else ""
+    return folder.removeprefix("src/") if folder.startswith("src/") else folder
 
 
 def commands_by_layer(source, build):
     """One compiler command for each set of include folders that a layer's sources are compiled with."""
     commands = {}
     for entry in json.loads((build / "compile_commands.json").read_text()):
-        layer = folder_of(source, (build / entry["file"]).resolve())
+        layer = layer_of(source, (build / entry["file"]).resolve())
         if layer not in MAY_SEE:
             continue
         words = shlex.split(entry["command"])
@@ -77,7 +78,7 @@ def main():
     for layer, (folders, single) in MAY_SEE.items():
         if layer not in commands:
             failures.append(f"no source of {layer} is compiled")
-        expected = {header for header in headers if header.split("/")[0] in folders} | single
+        expected = {header for header in headers if any(header.startswith(folder + "/") for folder in folders)} | single
         for command in commands.get(layer, []):
             seen = visible(command, build, headers)
             failures += [f"{layer} can include {header}, which lies in a layer that it may not use" for header in sorted(seen - expected)]
@@ -88,7 +89,7 @@ def main():
             if (done.returncode == 0) != compiles:
                 failures.append(f"{layer} with #include \"{header}\" {'does not compile' if compiles else 'compiles'}\n{done.stderr}")
     # The way around: relative to the including file.
-    for path in sorted([*(source / "src").glob("*/*"), *(source / "tools").glob("*")]):
+    for path in sorted([*(source / "src").glob("*/*"), *(source / "src/modules/played").glob("*"), *(source / "tools").glob("*")]):
         if path.suffix in (".h", ".cc") and re.search(r'^\s*#\s*include\s*"\.\./', path.read_text(), re.M):
             failures.append(f"{path.relative_to(source)} includes a header by a path with ..")
     for failure in failures:
