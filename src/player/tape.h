@@ -33,7 +33,8 @@ enum TapeFlag : uint32_t {
   kTapeMustSucceed = 1,  // a negative result ends the tape: `failed` names the call
 };
 
-// kOpReadList: pread64 until all bytes of an item came; end of file is EIO. Groups of items are taken by counting `next` up; group i is items[starts[i]] to items[starts[i + 1]].
+// kOpReadList: pread64 until all bytes of an item came; end of file is EIO. Groups of items are taken by counting `next` up; group i is
+// items[starts[i]] to items[starts[i + 1]].
 struct ReadItem {
   uint64_t address;
   uint64_t bytes;
@@ -42,7 +43,7 @@ struct ReadItem {
 enum ReadListArgument : uint32_t { kReadListFd, kReadListItems, kReadListStarts, kReadListGroups, kReadListNext, kReadListArguments };
 
 struct TapeCall {
-  int64_t number;  // system call number or TapeOp
+  int64_t number;  // system call number, TapeOp or an operation of a module
   uint64_t args[6];
   int64_t result;  // as the kernel returns it: -errno on failure
   uint32_t flags;
