@@ -33,14 +33,16 @@ enum TapeFlag : uint32_t {
   kTapeMustSucceed = 1,  // a negative result ends the tape: `failed` names the call
 };
 
-// kOpReadList: pread64 until all bytes of an item came; end of file is EIO. Groups of items are taken by counting `next` up; group i is
-// items[starts[i]] to items[starts[i + 1]].
+// kOpReadList: pread64 until all bytes of an item came; end of file is EIO. Groups of items are taken by counting `next` up; group
+// i is items[starts[i]] to items[starts[i + 1]].
 struct ReadItem {
   uint64_t address;
   uint64_t bytes;
   uint64_t file_offset;
 };
-enum ReadListArgument : uint32_t { kReadListFd, kReadListItems, kReadListStarts, kReadListGroups, kReadListNext, kReadListArguments };
+enum ReadListArgument : uint32_t {
+  kReadListFd, kReadListItems, kReadListStarts, kReadListGroups, kReadListNext, kReadListArguments
+};
 
 struct TapeCall {
   int64_t number;  // system call number, TapeOp or an operation of a module

@@ -176,7 +176,8 @@ struct Tapes {
 };
 
 // Places in and around the arena, as tapes name them: tapes are drafted before it has a place, since its size depends on theirs.
-constexpr uint64_t kArena = late_number(0), kArenaEnd = late_number(1), kBytesAboveArena = late_number(2), kVdsoParking = late_number(3);
+constexpr uint64_t kArena = late_number(0), kArenaEnd = late_number(1), kBytesAboveArena = late_number(2);
+constexpr uint64_t kVdsoParking = late_number(3);
 constexpr uint64_t tape_of(size_t thread) { return late_number(static_cast<uint32_t>(4 + 2 * thread)); }
 constexpr uint64_t stack_of(size_t thread) { return late_number(static_cast<uint32_t>(5 + 2 * thread)); }
 

@@ -126,7 +126,8 @@ void plan_vdso_return(const VdsoPlan& plan, TapeDraft& tape) {
   const uint64_t first = plan.parts.front().start;
   for (const Vma& part : plan.parts) {
     const uint64_t offset = part.start - first;
-    tape.call(SYS_mremap, {plan.parking + offset, part.bytes(), part.bytes(), MREMAP_MAYMOVE | MREMAP_FIXED, plan.final_address + offset},
+    tape.call(SYS_mremap, {plan.parking + offset, part.bytes(), part.bytes(), MREMAP_MAYMOVE | MREMAP_FIXED,
+                           plan.final_address + offset},
               true, fmt::format("move {} to its old place", part.name));
   }
   if (plan.patched_code.empty()) return;

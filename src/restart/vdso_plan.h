@@ -31,15 +31,15 @@ struct VdsoPlan {
 };
 
 uint64_t vdso_bytes(const std::vector<Vma>& maps);
-// Both addresses may be late numbers. `free_address`: where the new vdso may lie for good if it cannot take the old one's place (a free
-// range of vdso_bytes).
+// Both addresses may be late numbers. `free_address`: where the new vdso may lie for good if it cannot take the old one's place (a
+// free range of vdso_bytes).
 Result<VdsoPlan> make_vdso_plan(const pb::AddressSpace& space, const std::vector<Vma>& own_maps, uint64_t parking,
                                 uint64_t free_address);
 void plan_vdso_parking(const VdsoPlan& plan, TapeDraft& tape);
 void plan_vdso_return(const VdsoPlan& plan, TapeDraft& tape);
 
-// Address of a `syscall` instruction in the vdso at its final place (a late number if that is one): the last call in the new process
-// is made there, when the player has gone.
+// Address of a `syscall` instruction in the vdso at its final place (a late number if that is one): the last call in the new
+// process is made there, when the player has gone.
 Result<uint64_t> syscall_instruction(const VdsoPlan& plan);
 
 }  // namespace vmckpt

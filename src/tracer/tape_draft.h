@@ -1,6 +1,6 @@
 // A tape being written by hosted code: for a stopped target at checkpoint (remote_tape.h), for the new process at restart
-// (restart/rebuild.h). Arguments may point to room that lies behind the calls, wherever the tape will be placed, and to places that
-// are chosen when all tapes have been drafted and their size is known.
+// (restart/rebuild.h). Arguments may point to room that lies behind the calls, wherever the tape will be placed, and to places
+// that are chosen when all tapes have been drafted and their size is known.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,8 @@
 
 namespace vmckpt {
 
-// A number that is known when the tape is laid out: the `index`th of LateNumbers. Adding less than 16 MiB to it adds to that number.
+// A number that is known when the tape is laid out: the `index`th of LateNumbers. Adding less than 16 MiB to it adds to that
+// number.
 constexpr uint64_t late_number(uint32_t index) { return 0x7ad1'0000'0000'0000 | uint64_t{index} << 24; }
 using LateNumbers = std::vector<uint64_t>;
 
@@ -51,7 +52,8 @@ class TapeDraft {
   Result<void> read_back(const std::vector<uint8_t>& bytes);
 
  private:
-  // Arguments that name room carry this tag until the tape is laid out (late numbers: 0x7ad1); no user-space address or size looks like it.
+  // Arguments that name room carry this tag until the tape is laid out (late numbers: 0x7ad1); no user-space address or size looks
+  // like it.
   static constexpr uint64_t kRoomTag = 0x7ad0'0000'0000'0000;
   static constexpr uint64_t kRoomMask = 0xffff'0000'0000'0000;
   size_t room_offset() const { return sizeof(Tape) + calls_.size() * sizeof(TapeCall); }

@@ -13,7 +13,8 @@ PLAYER_CODE int64_t submit_requests(AioRingOrder* order, uint32_t count, bool ta
     if (submitted <= 0) return submitted == 0 ? -kErrorIo : submitted;
     const auto done = static_cast<uint64_t>(submitted);
     if (take) {
-      const int64_t taken = system_call(SYS_io_getevents, order->address, done, done, reinterpret_cast<uint64_t>(order->scratch), 0);
+      const auto room = reinterpret_cast<uint64_t>(order->scratch);
+      const int64_t taken = system_call(SYS_io_getevents, order->address, done, done, room, 0);
       if (taken != submitted) return taken < 0 ? taken : -kErrorIo;
     }
     count -= static_cast<uint32_t>(done);
@@ -23,8 +24,8 @@ PLAYER_CODE int64_t submit_requests(AioRingOrder* order, uint32_t count, bool ta
 
 }  // namespace
 
-// The kernel counts a ring's positions and slots by itself, so it is brought to where it was by requests that end at once: as many as the
-// program had taken events for (modulo the ring), and as many as wait to be taken. Then these get their old content.
+// The kernel counts a ring's positions and slots by itself, so it is brought to where it was by requests that end at once: as many
+// as the program had taken events for (modulo the ring), and as many as wait to be taken. Then these get their old content.
 PLAYER_CODE int64_t make_aio_ring(TapeCall* call) {
   constexpr uint64_t kMayMoveToFixed = 3;  // MREMAP_MAYMOVE | MREMAP_FIXED
   auto* order = reinterpret_cast<AioRingOrder*>(call->args[0]);

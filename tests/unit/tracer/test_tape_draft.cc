@@ -17,7 +17,9 @@ T at(const std::vector<uint8_t>& bytes, uint64_t address) {
   return value;
 }
 
-TapeCall call_of(const std::vector<uint8_t>& bytes, size_t index) { return at<TapeCall>(bytes, kPlace + sizeof(Tape) + index * sizeof(TapeCall)); }
+TapeCall call_of(const std::vector<uint8_t>& bytes, size_t index) {
+  return at<TapeCall>(bytes, kPlace + sizeof(Tape) + index * sizeof(TapeCall));
+}
 
 }  // namespace
 
