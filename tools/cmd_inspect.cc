@@ -13,6 +13,7 @@
 
 #include "command_line.h"
 #include "commands.h"
+#include "image/validate.h"
 #include "image_json.h"
 #include "kvm_json.h"
 
@@ -286,13 +287,12 @@ std::string open_flags_text(uint32_t flags) {
 
 void print_descriptors(const pb::DescriptorTable& table) {
   heading(fmt::format("Descriptors ({} open files)", table.files_size()));
-  const auto* object = pb::OpenFile::descriptor()->FindOneofByName("object");
   for (const auto& file : table.files()) {
     std::string numbers;
     for (const auto& number : file.numbers()) {
       numbers += fmt::format("{}{}{}", numbers.empty() ? "" : ",", number.number(), number.close_on_exec() ? "c" : "");
     }
-    const auto* field = file.GetReflection()->GetOneofFieldDescriptor(file, object);
+    const auto* field = object_of(file);
     std::string details;
     if (field != nullptr) details = without_braces(compact(message_to_json(file)[field->name()]));
     line("  {:<6} {:<12} {:<12} {}  {}", numbers, field == nullptr ? "?" : field->name(),
@@ -301,9 +301,17 @@ void print_descriptors(const pb::DescriptorTable& table) {
     if (file.has_async()) line("         async {}", without_braces(compact(message_to_json(file.async()))));
   }
   line("  (c: closed by exec)");
-  for (const auto& pipe : table.pipes()) line("  pipe {}", without_braces(compact(message_to_json(pipe))));
-  for (const auto& terminal : table.terminals())
-    line("  terminal {}", without_braces(compact(message_to_json(terminal))));
+  // Objects that several of them lead to: each list is a module's own.
+  std::vector<const google::protobuf::FieldDescriptor*> lists;
+  table.GetReflection()->ListFields(table, &lists);
+  for (const auto* list : lists) {
+    if (!list->is_extension()) continue;
+    const std::string name = list->name().substr(0, list->name().size() - 1);  // "pipes"
+    for (int i = 0; i < table.GetReflection()->FieldSize(table, list); ++i) {
+      const Json object = message_to_json(table.GetReflection()->GetRepeatedMessage(table, list, i));
+      line("  {} {}", name, without_braces(compact(object)));
+    }
+  }
 }
 
 void print_kvm(const pb::Kvm& kvm) {

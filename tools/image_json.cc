@@ -16,7 +16,7 @@
 #include <sys/un.h>
 #include <sys/user.h>
 
-#include "image/validate.h"
+#include "image/schema.pb.h"
 
 namespace vmckpt {
 namespace {
@@ -169,38 +169,26 @@ std::string socket_address(std::string_view bytes) {
   }
 }
 
-// Binary fields that have a better form than hexadecimal digits, by their full name.
+// How fields are shown is said in the schema (image/schema.proto).
 Json bytes_json(const FieldDescriptor& field, const std::string& bytes) {
-  struct Form {
-    const char* field;
-    Json (*make)(std::string_view);
-  };
-  static constexpr Form kForms[] = {
-      {"vmckpt.pb.Thread.registers", registers_json},
-      {"vmckpt.pb.Thread.xstate", xstate_json},
-      {"vmckpt.pb.Thread.affinity", [](std::string_view set) { return Json(cpu_list(set)); }},
-      {"vmckpt.pb.Signal.info", siginfo_json},
-      {"vmckpt.pb.SeccompFilter.program", filter_json},
-      {"vmckpt.pb.AddressSpace.auxv", auxv_json},
-      {"vmckpt.pb.UnixSocket.local_address", [](std::string_view address) { return Json(socket_address(address)); }},
-      {"vmckpt.pb.UnixSocket.peer_address", [](std::string_view address) { return Json(socket_address(address)); }},
-      {"vmckpt.pb.InetSocket.local_address", [](std::string_view address) { return Json(socket_address(address)); }},
-      {"vmckpt.pb.InetSocket.peer_address", [](std::string_view address) { return Json(socket_address(address)); }},
-      {"vmckpt.pb.SocketMessage.sender", [](std::string_view address) { return Json(socket_address(address)); }},
-  };
-  for (const Form& form : kForms) {
-    if (field.full_name() == form.field) return form.make(bytes);
+  switch (field.options().GetExtension(pb::show)) {
+    case pb::TEXT: return printable(bytes);
+    case pb::SOCKET_ADDRESS: return socket_address(bytes);
+    case pb::CPU_LIST: return cpu_list(bytes);
+    case pb::REGISTERS: return registers_json(bytes);
+    case pb::XSTATE: return xstate_json(bytes);
+    case pb::SIGINFO: return siginfo_json(bytes);
+    case pb::BPF: return filter_json(bytes);
+    case pb::AUXV: return auxv_json(bytes);
+    default: return field.type() == FieldDescriptor::TYPE_STRING ? printable(bytes) : to_hex(bytes);
   }
-  return is_text_field(field) ? printable(bytes) : to_hex(bytes);
 }
 
 Json integer_json(const FieldDescriptor& field, uint64_t value) {
-  if (field.name() == "mode" || field.name() == "umask" || field.name() == "path_mode")
-    return fmt::format("{:#o}", value);
+  const pb::Show how = field.options().GetExtension(pb::show);
   const bool fixed = field.type() == FieldDescriptor::TYPE_FIXED32 || field.type() == FieldDescriptor::TYPE_FIXED64;
-  const bool bits = field.name().find("flags") != std::string::npos || field.name().find("capabilities_") == 0 ||
-                    field.name() == "xstate_features" || field.name() == "seals";
-  if (fixed || bits) return hex_number(value);
+  if (how == pb::OCTAL) return fmt::format("{:#o}", value);
+  if (how == pb::HEX || fixed) return hex_number(value);
   return value;
 }
 
@@ -258,15 +246,24 @@ Json message_to_json(const Message& message) {
   Json json = Json::object();
   const auto& descriptor = *message.GetDescriptor();
   const auto& reflection = *message.GetReflection();
+  std::vector<const FieldDescriptor*> fields;
   for (int i = 0; i < descriptor.field_count(); ++i) {
-    const FieldDescriptor& field = *descriptor.field(i);
-    if (field.is_repeated()) {
-      Json list = Json::array();
-      for (int k = 0; k < reflection.FieldSize(message, &field); ++k) list.push_back(value_json(message, field, k));
-      json[field.name()] = std::move(list);
-    } else if (!field.has_presence() || reflection.HasField(message, &field)) {
-      json[field.name()] = value_json(message, field, 0);
+    const FieldDescriptor* field = descriptor.field(i);
+    // A number that is not there means 0. Messages, and what proto3 calls optional, may be missing.
+    const bool may_be_missing = field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE || field->containing_oneof() != nullptr;
+    if (field->is_repeated() || !may_be_missing || reflection.HasField(message, field)) fields.push_back(field);
+  }
+  std::vector<const FieldDescriptor*> present;
+  reflection.ListFields(message, &present);
+  std::copy_if(present.begin(), present.end(), std::back_inserter(fields), [](const auto* field) { return field->is_extension(); });
+  for (const FieldDescriptor* field : fields) {
+    if (!field->is_repeated()) {
+      json[field->name()] = value_json(message, *field, 0);
+      continue;
     }
+    Json list = Json::array();
+    for (int k = 0; k < reflection.FieldSize(message, field); ++k) list.push_back(value_json(message, *field, k));
+    json[field->name()] = std::move(list);
   }
   return json;
 }

@@ -1,6 +1,7 @@
 #include "image/validate.h"
 
 #include <algorithm>
+#include <map>
 #include <set>
 #include <string>
 #include <unordered_map>
@@ -9,6 +10,8 @@
 
 #include <google/protobuf/descriptor.h>
 #include <google/protobuf/message.h>
+
+#include "image/schema.pb.h"
 
 namespace vmckpt {
 namespace {
@@ -297,83 +300,117 @@ Result<void> check_memory(const pb::AddressSpace& memory) {
   return {};
 }
 
-// Numbers and the references between descriptors; what each kind of object needs is its module's to check.
-Result<void> check_descriptors(const pb::DescriptorTable& table, const CapturedById& captured) {
-  std::set<uint32_t> pipes, terminals, files;
-  std::set<int32_t> numbers;
-  for (const auto& pipe : table.pipes()) {
-    if (!pipes.insert(pipe.id()).second) return error(fmt::format("the pipe id {} is there twice", pipe.id()));
+using google::protobuf::FieldDescriptor;
+using google::protobuf::Message;
+using IdsByKind = std::map<pb::Reference, std::set<uint64_t>>;
+
+uint64_t unsigned_value(const Message& message, const FieldDescriptor& field) {
+  const auto& reflection = *message.GetReflection();
+  return field.cpp_type() == FieldDescriptor::CPPTYPE_UINT32 ? reflection.GetUInt32(message, &field)
+                                                              : reflection.GetUInt64(message, &field);
+}
+
+std::string name_of(pb::Reference kind) {
+  switch (kind) {
+    case pb::CAPTURED_FILE:
+    case pb::CAPTURED_FILE_OR_NONE: return "captured file";
+    case pb::PIPE: return "pipe";
+    case pb::TERMINAL: return "terminal";
+    case pb::OPEN_FILE: return "open file";
+    case pb::OPEN_FILE_IF_INSIDE: return "socket";
+    default: return "object";
   }
-  for (const auto& terminal : table.terminals()) {
-    if (!terminals.insert(terminal.id()).second) {
-      return error(fmt::format("the terminal id {} is there twice", terminal.id()));
+}
+
+// The ids of all objects in lists that the schema says to define some.
+Result<void> collect_ids(const pb::DescriptorTable& table, IdsByKind& ids) {
+  std::vector<const FieldDescriptor*> fields;
+  table.GetReflection()->ListFields(table, &fields);
+  for (const FieldDescriptor* field : fields) {
+    const pb::Reference kind = field->options().GetExtension(pb::defines);
+    if (kind == pb::NOTHING) continue;
+    for (int i = 0; i < table.GetReflection()->FieldSize(table, field); ++i) {
+      const Message& object = table.GetReflection()->GetRepeatedMessage(table, field, i);
+      const uint64_t id = unsigned_value(object, *object.GetDescriptor()->FindFieldByName("id"));
+      if (!ids[kind].insert(id).second) return error(fmt::format("the {} id {} is there twice", name_of(kind), id));
     }
   }
+  return {};
+}
+
+bool is_inside(const Message& message) {
+  const FieldDescriptor* peer = message.GetDescriptor()->FindFieldByName("peer");
+  return peer != nullptr && peer->cpp_type() == FieldDescriptor::CPPTYPE_ENUM &&
+         message.GetReflection()->GetEnumValue(message, peer) == pb::PEER_INSIDE;
+}
+
+// Every field that is the id of something, here and in the messages within. A field that is not there has the id 0.
+Result<void> check_references(const Message& message, const IdsByKind& ids, const std::string& owner) {
+  const auto& descriptor = *message.GetDescriptor();
+  for (int i = 0; i < descriptor.field_count(); ++i) {
+    const FieldDescriptor& field = *descriptor.field(i);
+    if (field.cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
+      const auto& reflection = *message.GetReflection();
+      const int count = field.is_repeated() ? reflection.FieldSize(message, &field) : reflection.HasField(message, &field);
+      for (int k = 0; k < count; ++k) {
+        VMCKPT_TRY(check_references(field.is_repeated() ? reflection.GetRepeatedMessage(message, &field, k)
+                                                        : reflection.GetMessage(message, &field), ids, owner));
+      }
+      continue;
+    }
+    const pb::Reference said = field.options().GetExtension(pb::refers_to);
+    if (said == pb::NOTHING) continue;
+    const uint64_t id = unsigned_value(message, field);
+    if (said == pb::OPEN_FILE_IF_INSIDE && !is_inside(message)) continue;
+    if (said == pb::CAPTURED_FILE_OR_NONE && id == 0) continue;
+    const pb::Reference kind = said == pb::OPEN_FILE_IF_INSIDE     ? pb::OPEN_FILE
+                               : said == pb::CAPTURED_FILE_OR_NONE ? pb::CAPTURED_FILE
+                                                                   : said;
+    const auto known = ids.find(kind);
+    if (known != ids.end() && known->second.count(id) != 0) continue;
+    return error(fmt::format("{} refers to the {} {}, which is not there", owner, name_of(said), id));
+  }
+  return {};
+}
+
+// Numbers and the references between descriptors; what else each kind of object needs is its module's to check.
+Result<void> check_descriptors(const pb::DescriptorTable& table, const CapturedById& captured) {
+  IdsByKind ids;
+  for (const auto& [id, file] : captured) ids[pb::CAPTURED_FILE].insert(id);
+  VMCKPT_TRY(collect_ids(table, ids));
+  std::set<int32_t> numbers;
   for (const auto& file : table.files()) {
     for (const auto& number : file.numbers()) {
       if (number.number() < 0 || !numbers.insert(number.number()).second) {
         return error(fmt::format("the descriptor {} is negative or there twice", number.number()));
       }
     }
-    if (file.numbers().empty() || !files.insert(file.id()).second) {
-      return error(fmt::format("the open file {} has no number or is there twice", file.id()));
-    }
+    if (file.numbers().empty()) return error(fmt::format("the open file {} has no number", file.id()));
   }
   for (const auto& file : table.files()) {
-    auto refers_to_nothing = [&](const char* what, uint64_t id) {
-      return error(fmt::format("descriptor {} refers to the {} {}, which is not there", file.id(), what, id));
-    };
-    switch (file.object_case()) {
-      case pb::OpenFile::OBJECT_NOT_SET: return error(fmt::format("descriptor {} is of an unknown kind", file.id()));
-      case pb::OpenFile::kPathFile:
-        if (file.path_file().content_id() != 0 && captured.count(file.path_file().content_id()) == 0) {
-          return refers_to_nothing("captured file", file.path_file().content_id());
-        }
-        break;
-      case pb::OpenFile::kCaptured:
-        if (captured.count(file.captured().captured_id()) == 0) {
-          return refers_to_nothing("captured file", file.captured().captured_id());
-        }
-        break;
-      case pb::OpenFile::kPipe:
-        if (pipes.count(file.pipe().pipe_id()) == 0) return refers_to_nothing("pipe", file.pipe().pipe_id());
-        break;
-      case pb::OpenFile::kTerminal:
-        if (terminals.count(file.terminal().terminal_id()) == 0) {
-          return refers_to_nothing("terminal", file.terminal().terminal_id());
-        }
-        break;
-      case pb::OpenFile::kEpoll:
-        for (const auto& registration : file.epoll().registrations()) {
-          if (files.count(registration.target()) == 0) return refers_to_nothing("open file", registration.target());
-        }
-        break;
-      case pb::OpenFile::kUnixSocket:
-        if (file.unix_socket().peer() == pb::PEER_INSIDE && files.count(file.unix_socket().peer_id()) == 0) {
-          return refers_to_nothing("socket", file.unix_socket().peer_id());
-        }
-        break;
-      case pb::OpenFile::kInetSocket:
-        if (file.inet_socket().peer() == pb::PEER_INSIDE && files.count(file.inet_socket().peer_id()) == 0) {
-          return refers_to_nothing("socket", file.inet_socket().peer_id());
-        }
-        break;
-      default: break;
-    }
+    const FieldDescriptor* object = object_of(file);
+    if (object == nullptr) return error(fmt::format("descriptor {} is of an unknown kind", file.id()));
+    VMCKPT_TRY(check_references(file.GetReflection()->GetMessage(file, object), ids, fmt::format("descriptor {}", file.id())));
   }
   return {};
 }
 
 }  // namespace
 
-// Restart hands these to the kernel as C strings: a NUL would silently cut them.
-bool is_text_field(const google::protobuf::FieldDescriptor& field) {
-  if (field.type() == google::protobuf::FieldDescriptor::TYPE_STRING) return true;
-  if (field.type() != google::protobuf::FieldDescriptor::TYPE_BYTES) return false;
-  static const std::set<std::string, std::less<>> names = {
-      "arguments", "bound_path",     "command", "command_name", "environment",    "executable", "link_text",
-      "image_dir", "kernel_release", "name",    "path",         "root_directory", "working_directory"};
-  return names.count(field.name()) != 0;
+const FieldDescriptor* object_of(const pb::OpenFile& file) {
+  std::vector<const FieldDescriptor*> fields;
+  file.GetReflection()->ListFields(file, &fields);
+  const FieldDescriptor* object = nullptr;
+  for (const FieldDescriptor* field : fields) {
+    if (!field->is_extension()) continue;
+    if (object != nullptr) return nullptr;
+    object = field;
+  }
+  return object;
+}
+
+bool is_text_field(const FieldDescriptor& field) {
+  return field.type() == FieldDescriptor::TYPE_STRING || field.options().GetExtension(pb::show) == pb::TEXT;
 }
 
 Result<void> check_records(const std::vector<PageRecord>& records, uint64_t data_end) {

@@ -31,7 +31,11 @@ Result<void> check_metadata(const pb::Image& image);
 // Every record lies within one private mapping, or within the captured file it names.
 Result<void> check_records_belong(const pb::Image& image, const std::vector<PageRecord>& records);
 
-// Whether a string or bytes field of the metadata is text (a name, path or argument) rather than binary data.
+// Whether a string or bytes field of the metadata is text (a name, path or argument) rather than binary data. Restart hands these to
+// the kernel as C strings: a NUL would silently cut them.
 bool is_text_field(const google::protobuf::FieldDescriptor& field);
+
+// The extension that says what kind of object an open file is; null when there is none, or more than one.
+const google::protobuf::FieldDescriptor* object_of(const pb::OpenFile& file);
 
 }  // namespace vmckpt

@@ -1,4 +1,4 @@
-// What the descriptor modules share. One module per kind of kernel object, listed in order in descriptors.cc; each says
+// What the descriptor modules share. One module per kind of kernel object, listed in order in descriptor_kinds.inc; each says
 // which open files are its own and has save beside check and restore. Only files of this folder include this header.
 #pragma once
 
@@ -115,20 +115,9 @@ struct DescriptorModule {
   Result<void> (*restore)(RestoreContext& context);
 };
 
-extern const DescriptorModule kRegularFileModule;
-extern const DescriptorModule kMemfdModule;
-extern const DescriptorModule kPipeModule;
-extern const DescriptorModule kTerminalModule;
-extern const DescriptorModule kDeviceModule;
-extern const DescriptorModule kEventfdModule;
-extern const DescriptorModule kKvmModule;
-extern const DescriptorModule kSignalfdModule;
-extern const DescriptorModule kTimerfdModule;
-extern const DescriptorModule kEpollModule;
-extern const DescriptorModule kInotifyModule;
-extern const DescriptorModule kPidfdModule;
-extern const DescriptorModule kUnixSocketModule;
-extern const DescriptorModule kInetSocketModule;
+#define DESCRIPTOR_KIND(name, module) extern const DescriptorModule module;
+#include "modules/descriptor_kinds.inc"
+#undef DESCRIPTOR_KIND
 
 // descriptor_walk.cc: all numbers of the target, those that share an open file description put together.
 Result<std::vector<TargetFile>> walk_descriptors(const StoppedWorld& world, int proc);

@@ -1,4 +1,4 @@
-// All open descriptors of one process: the list of modules, and the three entry points that call them.
+// All open descriptors of one process: the three entry points that call the modules (descriptor_kinds.inc).
 //
 //   save     walk /proc/PID/fd -> one TargetFile per open file description -> its module -> links between the files
 //   restore  every module makes its objects at service numbers -> status flags -> everything below the service numbers
@@ -20,25 +20,17 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include "image/validate.h"
 #include "modules/descriptor_module.h"
 #include "tracer/ledger_reader.h"
 
 namespace vmckpt {
 namespace {
 
-// First match saves; all restore in this order.
 constexpr const DescriptorModule* kModules[] = {
-    &kEventfdModule,  // anonymous objects are known by their link alone and need nothing else
-    &kSignalfdModule,    &kTimerfdModule, &kPidfdModule, &kKvmModule,
-    &kMemfdModule,        // before regular files: a deleted file also is a regular file
-    &kRegularFileModule,  // also takes everything opened with O_PATH, whatever it is
-    &kInotifyModule,      // after regular files, whose opening is no event for the program
-    &kPipeModule,
-    &kTerminalModule,  // before devices: most terminals are character devices
-    &kDeviceModule,
-    &kUnixSocketModule,  // listeners first, then connections to them
-    &kInetSocketModule,
-    &kEpollModule,  // last: can watch every other kind
+#define DESCRIPTOR_KIND(name, module) &module,
+#include "modules/descriptor_kinds.inc"
+#undef DESCRIPTOR_KIND
 };
 
 const DescriptorModule* find_module(const TargetFile& file) {
@@ -143,7 +135,7 @@ void check_numbers(CheckContext& context) {
   std::set<uint32_t> ids;
   for (const pb::OpenFile& file : context.table.files()) {
     if (file.numbers_size() == 0 || file.id() != static_cast<uint32_t>(file.numbers(0).number()) ||
-        !ids.insert(file.id()).second || file.object_case() == pb::OpenFile::OBJECT_NOT_SET) {
+        !ids.insert(file.id()).second || object_of(file) == nullptr) {
       context.problem(error("the image's table of descriptors is malformed", "use another image"));
       return;
     }

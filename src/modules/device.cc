@@ -4,6 +4,7 @@
 #include <sys/sysmacros.h>
 
 #include "modules/descriptor_module.h"
+#include "modules/device.pb.h"
 
 namespace vmckpt {
 namespace {
@@ -28,20 +29,20 @@ bool recognise(const TargetFile& file) {
 }
 
 Result<void> save(SaveContext&, const TargetFile& file, int, pb::OpenFile* saved) {
-  saved->mutable_device()->set_path(usual_path(file.status.st_rdev));
-  saved->mutable_device()->set_device_number(file.status.st_rdev);
+  saved->MutableExtension(pb::device)->set_path(usual_path(file.status.st_rdev));
+  saved->MutableExtension(pb::device)->set_device_number(file.status.st_rdev);
   return {};
 }
 
 void check(CheckContext& context) {
   for (const pb::OpenFile& file : context.table.files()) {
-    if (!file.has_device()) continue;
+    if (!file.HasExtension(pb::device)) continue;
     struct stat now;
-    const std::string& path = file.device().path();
+    const std::string& path = file.GetExtension(pb::device).path();
     if (::stat(path.c_str(), &now) != 0) {
       context.problem(
           errno_error(fmt::format("device \"{}\" ({}) is missing", path, describe(file)), "make it with mknod"));
-    } else if (!S_ISCHR(now.st_mode) || now.st_rdev != file.device().device_number()) {
+    } else if (!S_ISCHR(now.st_mode) || now.st_rdev != file.GetExtension(pb::device).device_number()) {
       context.problem(error(fmt::format("\"{}\" ({}) is not the device of that name", path, describe(file)),
                             "make it again with mknod"));
     }
@@ -50,15 +51,15 @@ void check(CheckContext& context) {
 
 Result<void> restore(RestoreContext& context) {
   for (const pb::OpenFile& file : context.table.files()) {
-    if (!file.has_device()) continue;
-    if (usual_path(file.device().device_number()) == nullptr) {
+    if (!file.HasExtension(pb::device)) continue;
+    if (usual_path(file.GetExtension(pb::device).device_number()) == nullptr) {
       return error(describe(file) + " is a device that this vmckpt has no module for");
     }
     int flags = static_cast<int>(file.status_flags() & (O_ACCMODE | O_NONBLOCK | O_APPEND));
-    const char* path = usual_path(file.device().device_number());
+    const char* path = usual_path(file.GetExtension(pb::device).device_number());
     Fd fd = VMCKPT_TRY(open_file(path, flags));
     struct stat now;
-    if (::fstat(fd.get(), &now) != 0 || !S_ISCHR(now.st_mode) || now.st_rdev != file.device().device_number()) {
+    if (::fstat(fd.get(), &now) != 0 || !S_ISCHR(now.st_mode) || now.st_rdev != file.GetExtension(pb::device).device_number()) {
       return error(fmt::format("\"{}\" ({}) is not the device of that name", path, describe(file)),
                    "make it again with mknod");
     }

@@ -22,6 +22,7 @@
 
 #include "core/proc.h"
 #include "modules/descriptor_module.h"
+#include "modules/epoll.pb.h"
 
 namespace vmckpt {
 namespace {
@@ -68,7 +69,7 @@ const TargetFile* find_registered(const SaveContext& context, const TargetFile& 
 }
 
 Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved) {
-  pb::Epoll* epoll = saved->mutable_epoll();
+  pb::Epoll* epoll = saved->MutableExtension(pb::epoll);
   BusyPoll busy_poll{};
   if (::ioctl(fd, kGetBusyPoll, &busy_poll) == 0 && (busy_poll.microseconds | busy_poll.budget | busy_poll.prefer) != 0) {
     epoll->set_busy_poll(&busy_poll, sizeof busy_poll);
@@ -95,13 +96,13 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
 
 Result<void> restore(RestoreContext& context) {
   for (const pb::OpenFile& file : context.table.files()) {
-    if (!file.has_epoll()) continue;
+    if (!file.HasExtension(pb::epoll)) continue;
     Fd fd(::epoll_create1(EPOLL_CLOEXEC));
     if (!fd) return errno_error("make the epoll file of " + describe(file));
     BusyPoll busy_poll{};
-    if (file.epoll().busy_poll().size() == sizeof busy_poll) {
+    if (file.GetExtension(pb::epoll).busy_poll().size() == sizeof busy_poll) {
       // It costs speed alone where the kernel does not know it, or asks for CAP_NET_ADMIN.
-      std::memcpy(&busy_poll, file.epoll().busy_poll().data(), sizeof busy_poll);
+      std::memcpy(&busy_poll, file.GetExtension(pb::epoll).busy_poll().data(), sizeof busy_poll);
       (void)::ioctl(fd.get(), kSetBusyPoll, &busy_poll);
     }
     VMCKPT_TRY(context.put(file, std::move(fd)));
@@ -171,7 +172,7 @@ using NumberOwners = std::map<int, uint32_t>;  // number -> id of its OpenFile
 Result<void> restore_registrations(RestoreContext& context, const NumberOwners& owners, const pb::OpenFile& file,
                                    bool disarmed) {
   int epoll = context.fd(file.id());
-  for (const pb::EpollRegistration& registration : file.epoll().registrations()) {
+  for (const pb::EpollRegistration& registration : file.GetExtension(pb::epoll).registrations()) {
     if (is_disarmed(registration) != disarmed) continue;
     if (!context.has(registration.target())) {
       return error(fmt::format("{} watches descriptor {}, which the image does not have", describe(file),
@@ -198,7 +199,7 @@ Result<void> restore_epoll_registrations(RestoreContext& context) {
   }
   for (bool disarmed : {true, false}) {  // the disarmed ones fire once: nothing else must be registered yet
     for (const pb::OpenFile& file : context.table.files()) {
-      if (file.has_epoll()) VMCKPT_TRY(restore_registrations(context, owners, file, disarmed));
+      if (file.HasExtension(pb::epoll)) VMCKPT_TRY(restore_registrations(context, owners, file, disarmed));
     }
   }
   return {};

@@ -8,6 +8,7 @@
 
 #include "core/proc.h"
 #include "modules/descriptor_module.h"
+#include "modules/eventfd.pb.h"
 
 namespace vmckpt {
 namespace {
@@ -18,8 +19,8 @@ Result<void> save(SaveContext& context, const TargetFile& file, int, pb::OpenFil
   std::string_view count = fdinfo_field(file.fdinfo, "eventfd-count");
   if (count.empty()) return error(file.describe() + " has no counter in /proc/PID/fdinfo");
   std::string_view semaphore = fdinfo_field(file.fdinfo, "eventfd-semaphore");
-  saved->mutable_eventfd()->set_count(parse_hex(count));
-  saved->mutable_eventfd()->set_semaphore(
+  saved->MutableExtension(pb::eventfd)->set_count(parse_hex(count));
+  saved->MutableExtension(pb::eventfd)->set_semaphore(
       semaphore.empty() ? context.find_ledger_note(NoteKind::kEventfdSemaphore, file, 0) != nullptr
                         : semaphore == "1");
   return {};
@@ -27,10 +28,10 @@ Result<void> save(SaveContext& context, const TargetFile& file, int, pb::OpenFil
 
 Result<void> restore(RestoreContext& context) {
   for (const pb::OpenFile& file : context.table.files()) {
-    if (!file.has_eventfd()) continue;
-    Fd fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK | (file.eventfd().semaphore() ? EFD_SEMAPHORE : 0)));
+    if (!file.HasExtension(pb::eventfd)) continue;
+    Fd fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK | (file.GetExtension(pb::eventfd).semaphore() ? EFD_SEMAPHORE : 0)));
     if (!fd) return errno_error("make the eventfd of " + describe(file));
-    uint64_t count = file.eventfd().count();
+    uint64_t count = file.GetExtension(pb::eventfd).count();
     if (count != 0) VMCKPT_TRY(write_exactly(fd.get(), &count, sizeof count, describe(file)));
     VMCKPT_TRY(context.put(file, std::move(fd)));
   }

@@ -36,6 +36,7 @@
 #include "core/proc.h"
 #include "modules/descriptor_module.h"
 #include "modules/inet_diag.h"
+#include "modules/inet_socket.pb.h"
 #include "modules/multicast.h"
 #include "modules/socket_options.h"
 #include "modules/socket_queue.h"
@@ -128,7 +129,7 @@ Result<void> save_tcp(const TargetFile& file, int fd, pb::InetSocket* socket) {
 }
 
 Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved) {
-  pb::InetSocket* socket = saved->mutable_inet_socket();
+  pb::InetSocket* socket = saved->MutableExtension(pb::inet_socket);
   socket->set_family(file.socket_domain);
   socket->set_type(file.socket_type);
   socket->set_protocol(file.socket_protocol);
@@ -148,8 +149,8 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
 }
 
 bool is_connection(const TargetFile& file) {
-  return file.saved->has_inet_socket() && file.saved->inet_socket().type() == SOCK_STREAM &&
-         file.saved->inet_socket().peer() == pb::PEER_OUTSIDE && !file.saved->inet_socket().peer_address().empty();
+  return file.saved->HasExtension(pb::inet_socket) && file.saved->GetExtension(pb::inet_socket).type() == SOCK_STREAM &&
+         file.saved->GetExtension(pb::inet_socket).peer() == pb::PEER_OUTSIDE && !file.saved->GetExtension(pb::inet_socket).peer_address().empty();
 }
 
 // "0: 0100007F:0001 0200007F:0000 01 ... inode ...": a raw socket without a port tells its peer only here.
@@ -160,7 +161,7 @@ void save_raw_peers(SaveContext& context, int family) {
     auto words = split_words(line);
     if (words.size() < 10 || words[3] != "01") continue;  // TCP_ESTABLISHED: connected
     const TargetFile* file = context.find_socket(static_cast<uint64_t>(parse_number(words[9])));
-    if (file == nullptr || !file->saved->has_inet_socket()) continue;
+    if (file == nullptr || !file->saved->HasExtension(pb::inet_socket)) continue;
     uint32_t shown[4] = {};  // numbers as they lie in memory
     for (size_t i = 0; i < 4 && i * 8 + 8 <= words[2].find(':'); ++i) {
       shown[i] = static_cast<uint32_t>(parse_hex(words[2].substr(i * 8, 8)));
@@ -173,7 +174,7 @@ void save_raw_peers(SaveContext& context, int family) {
     std::memcpy(&v4.sin_addr, shown, sizeof v4.sin_addr);
     const void* address = family == AF_INET ? static_cast<const void*>(&v4) : &v6;
     size_t bytes = family == AF_INET ? sizeof v4 : sizeof v6;
-    file->saved->mutable_inet_socket()->set_peer_address(address, bytes);
+    file->saved->MutableExtension(pb::inet_socket)->set_peer_address(address, bytes);
   }
 }
 
@@ -183,8 +184,8 @@ Result<void> save_what_diag_tells(SaveContext& context) {
   std::set<int> raw_families;
   bool datagrams = false;
   for (const TargetFile& file : context.files) {
-    if (!file.saved->has_inet_socket()) continue;
-    const pb::InetSocket& socket = file.saved->inet_socket();
+    if (!file.saved->HasExtension(pb::inet_socket)) continue;
+    const pb::InetSocket& socket = file.saved->GetExtension(pb::inet_socket);
     datagrams |= socket.type() != SOCK_STREAM;
     if (socket.type() == SOCK_RAW && socket.peer_address().empty()) raw_families.insert(socket.family());
     bool udp = socket.type() == SOCK_DGRAM && !socket.peer_address().empty() &&
@@ -200,8 +201,8 @@ Result<void> save_what_diag_tells(SaveContext& context) {
     }
     for (const InetDiagEntry& entry : *entries) {
       const TargetFile* file = entry.inode != 0 ? context.find_socket(entry.inode) : nullptr;
-      if (file == nullptr || !file->saved->has_inet_socket()) continue;
-      pb::InetSocket* socket = file->saved->mutable_inet_socket();
+      if (file == nullptr || !file->saved->HasExtension(pb::inet_socket)) continue;
+      pb::InetSocket* socket = file->saved->MutableExtension(pb::inet_socket);
       if (state == TCP_SYN_SENT) socket->set_peer_address(entry.peer_address);
       else socket->set_shutdown(((entry.shutdown & 1) != 0 ? kNoMoreReading : 0) | ((entry.shutdown & 2) != 0 ? kNoMoreSending : 0));
     }
@@ -210,8 +211,8 @@ Result<void> save_what_diag_tells(SaveContext& context) {
   if (!datagrams) return {};
   const std::vector<MulticastGroup> groups = list_multicast_groups(context.pid());
   for (const TargetFile& file : context.files) {
-    if (!file.saved->has_inet_socket() || file.saved->inet_socket().type() == SOCK_STREAM) continue;
-    save_memberships(groups, file.duplicate.get(), file.saved->mutable_inet_socket());
+    if (!file.saved->HasExtension(pb::inet_socket) || file.saved->GetExtension(pb::inet_socket).type() == SOCK_STREAM) continue;
+    save_memberships(groups, file.duplicate.get(), file.saved->MutableExtension(pb::inet_socket));
   }
   return {};
 }
@@ -220,8 +221,8 @@ Result<void> save_what_diag_tells(SaveContext& context) {
 const TargetFile* find_listener_with_room(SaveContext& context, const pb::InetSocket& client,
                                           std::map<int, uint32_t>* waiting) {
   for (const TargetFile& file : context.files) {
-    if (!file.saved->has_inet_socket()) continue;
-    const pb::InetSocket& listener = file.saved->inet_socket();
+    if (!file.saved->HasExtension(pb::inet_socket)) continue;
+    const pb::InetSocket& listener = file.saved->GetExtension(pb::inet_socket);
     if (!listener.listening() || port_of(listener.local_address()) != port_of(client.peer_address())) continue;
     std::string address = address_text(listener.local_address());
     bool there = address == "0.0.0.0" || address == "::" || address == address_text(client.peer_address());
@@ -237,7 +238,7 @@ Result<void> save_waiting_connections(SaveContext& context) {
   std::map<int, uint32_t> waiting;  // by the listener's id
   for (const TargetFile& file : context.files) {
     if (!is_connection(file)) continue;
-    pb::InetSocket* socket = file.saved->mutable_inet_socket();
+    pb::InetSocket* socket = file.saved->MutableExtension(pb::inet_socket);
     bool open = socket->state() == TCP_ESTABLISHED || socket->state() == TCP_FIN_WAIT2;
     const TargetFile* listener = open ? find_listener_with_room(context, *socket, &waiting) : nullptr;
     if (listener == nullptr) continue;
@@ -250,8 +251,8 @@ Result<void> save_waiting_connections(SaveContext& context) {
     socket->set_peer_id(static_cast<uint32_t>(listener->id()));
   }
   for (const TargetFile& file : context.files) {
-    if (!file.saved->has_inet_socket() || !file.saved->inet_socket().listening()) continue;
-    uint32_t lost = file.saved->inet_socket().pending_connections() - waiting[file.id()];
+    if (!file.saved->HasExtension(pb::inet_socket) || !file.saved->GetExtension(pb::inet_socket).listening()) continue;
+    uint32_t lost = file.saved->GetExtension(pb::inet_socket).pending_connections() - waiting[file.id()];
     if (lost == 0) continue;
     context.note(fmt::format("{} has {} connections that the program has not accepted; a restart closes them",
                              file.describe(), lost));
@@ -278,13 +279,13 @@ Result<void> save_links(SaveContext& context) {
   std::map<std::pair<std::string, std::string>, const TargetFile*> ends;  // by own and other address
   for (const TargetFile& file : context.files) {
     if (!is_connection(file)) continue;
-    const pb::InetSocket& socket = file.saved->inet_socket();
+    const pb::InetSocket& socket = file.saved->GetExtension(pb::inet_socket);
     ends[{endpoint_text(socket.local_address()), endpoint_text(socket.peer_address())}] = &file;
   }
   for (const auto& [addresses, file] : ends) {
     auto other = ends.find({addresses.second, addresses.first});
     if (other == ends.end() || other->second == file) continue;
-    pb::InetSocket* socket = file->saved->mutable_inet_socket();
+    pb::InetSocket* socket = file->saved->MutableExtension(pb::inet_socket);
     if (socket->unsent_bytes() != 0) {
       return error(
           fmt::format("{} has {} bytes that have not reached the other end of the connection within the program",
@@ -297,8 +298,8 @@ Result<void> save_links(SaveContext& context) {
   VMCKPT_TRY(save_waiting_connections(context));
   VMCKPT_TRY(save_what_diag_tells(context));
   for (const TargetFile& file : context.files) {
-    if (!file.saved->has_inet_socket() || file.saved->inet_socket().peer() != pb::PEER_OUTSIDE) continue;
-    note_outside(context, file, file.saved->mutable_inet_socket());
+    if (!file.saved->HasExtension(pb::inet_socket) || file.saved->GetExtension(pb::inet_socket).peer() != pb::PEER_OUTSIDE) continue;
+    note_outside(context, file, file.saved->MutableExtension(pb::inet_socket));
   }
   return {};
 }
@@ -312,7 +313,7 @@ bool may_end_connections() {
 
 // Binds a socket of the same kind for a moment.
 void check_address(CheckContext& context, const pb::OpenFile& file) {
-  const pb::InetSocket& socket = file.inet_socket();
+  const pb::InetSocket& socket = file.GetExtension(pb::inet_socket);
   Fd probe(::socket(socket.family(), socket.type() | SOCK_CLOEXEC, socket.protocol()));
   if (!probe) {
     context.problem(errno_error(fmt::format("a socket like {} cannot be made", describe(file)),
@@ -344,15 +345,15 @@ void check_address(CheckContext& context, const pb::OpenFile& file) {
 
 void check(CheckContext& context) {
   for (const pb::OpenFile& file : context.table.files()) {
-    if (!file.has_inet_socket() || file.inet_socket().peer() != pb::PEER_NONE) continue;
-    if (!file.inet_socket().local_address().empty() || file.inet_socket().type() == SOCK_RAW) check_address(context, file);
+    if (!file.HasExtension(pb::inet_socket) || file.GetExtension(pb::inet_socket).peer() != pb::PEER_NONE) continue;
+    if (!file.GetExtension(pb::inet_socket).local_address().empty() || file.GetExtension(pb::inet_socket).type() == SOCK_RAW) check_address(context, file);
   }
 }
 
 }  // namespace
 
 Result<void> prepare_bind(const pb::OpenFile& file, int fd) {
-  const SocketOptions& options = file.inet_socket().options();
+  const SocketOptions& options = file.GetExtension(pb::inet_socket).options();
   constexpr std::pair<int, int> kDecisive[] = {{IPPROTO_IPV6, IPV6_V6ONLY},
                                                {SOL_SOCKET, SO_REUSEPORT},
                                                {IPPROTO_IP, IP_FREEBIND},
@@ -361,17 +362,17 @@ Result<void> prepare_bind(const pb::OpenFile& file, int fd) {
     int value = saved_option(options, level, name);
     if (value != 0) VMCKPT_TRY(set_option(fd, level, name, value, describe(file)));
   }
-  if (file.inet_socket().not_local()) {
+  if (file.GetExtension(pb::inet_socket).not_local()) {
     VMCKPT_TRY(set_option(fd, IPPROTO_IP, IP_FREEBIND, 1, describe(file)));
-    if (file.inet_socket().family() == AF_INET6) VMCKPT_TRY(set_option(fd, IPPROTO_IPV6, IPV6_FREEBIND, 1, describe(file)));
+    if (file.GetExtension(pb::inet_socket).family() == AF_INET6) VMCKPT_TRY(set_option(fd, IPPROTO_IPV6, IPV6_FREEBIND, 1, describe(file)));
   }
   // Connections of the program that has just ended may linger at this port; a listener in use still forbids it.
-  bool reuse = file.inet_socket().type() == SOCK_STREAM || saved_option(options, SOL_SOCKET, SO_REUSEADDR) != 0;
+  bool reuse = file.GetExtension(pb::inet_socket).type() == SOCK_STREAM || saved_option(options, SOL_SOCKET, SO_REUSEADDR) != 0;
   return reuse ? set_option(fd, SOL_SOCKET, SO_REUSEADDR, 1, describe(file)) : Result<void>();
 }
 
 Error lingering_error(const pb::OpenFile& file) {
-  const std::string& address = file.inet_socket().local_address();
+  const std::string& address = file.GetExtension(pb::inet_socket).local_address();
   uint32_t left_ms = 0;
   for (const InetDiagEntry& entry : list_lingering(address)) left_ms = std::max(left_ms, entry.expires_ms);
   return error(fmt::format("address {} ({}) is held by connections of the program that has ended (TIME_WAIT), since it does "

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "modules/descriptor_module.h"
+#include "modules/inet_socket.pb.h"
 
 namespace vmckpt {
 

@@ -28,6 +28,7 @@
 
 #include "core/proc.h"
 #include "modules/descriptor_module.h"
+#include "modules/inotify.pb.h"
 #include "tracer/ledger_reader.h"
 
 namespace vmckpt {
@@ -176,7 +177,7 @@ Result<void> find_path(SaveContext& context, const TargetFile& file, const Watch
 }
 
 Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved) {
-  pb::Inotify* inotify = saved->mutable_inotify();
+  pb::Inotify* inotify = saved->MutableExtension(pb::inotify);
   std::vector<WatchLine> watches;
   for (std::string_view line : fdinfo_lines(file.fdinfo, "inotify ")) watches.push_back(parse_watch(line));
   std::sort(watches.begin(), watches.end(), [](const auto& a, const auto& b) { return a.watch < b.watch; });
@@ -226,7 +227,7 @@ int watch_found(const FileAccess& access, int inotify, int found, const pb::Inod
 
 void check(CheckContext& context) {
   for (const pb::OpenFile& file : context.table.files()) {
-    for (const pb::InotifyWatch& watch : file.inotify().watches()) {
+    for (const pb::InotifyWatch& watch : file.GetExtension(pb::inotify).watches()) {
       if (watch.file() != 0) continue;
       struct stat now;
       if (::fstatat(AT_FDCWD, watch.path().c_str(), &now, watch.do_not_follow() ? AT_SYMLINK_NOFOLLOW : 0) != 0) {
@@ -265,7 +266,7 @@ Result<void> skip_watches(const pb::OpenFile& file, int inotify, int given, int 
 
 Result<void> add_watches(const RestoreContext& context, const pb::OpenFile& file, int inotify) {
   int next = 1;  // idr_alloc_cyclic starts at 1
-  for (const pb::InotifyWatch& watch : file.inotify().watches()) {
+  for (const pb::InotifyWatch& watch : file.GetExtension(pb::inotify).watches()) {
     VMCKPT_TRY(skip_watches(file, inotify, next, watch.watch()));
     std::string path = watch.path();
     int got = -1;
@@ -291,7 +292,7 @@ Result<void> add_watches(const RestoreContext& context, const pb::OpenFile& file
 
 Result<void> restore(RestoreContext& context) {
   for (const pb::OpenFile& file : context.table.files()) {
-    if (!file.has_inotify()) continue;
+    if (!file.HasExtension(pb::inotify)) continue;
     Fd fd(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
     if (!fd) return errno_error("make the inotify file of " + describe(file));
     VMCKPT_TRY(add_watches(context, file, fd.get()));

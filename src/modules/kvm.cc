@@ -15,6 +15,8 @@
 #include "core/clock.h"
 #include "core/fd.h"
 #include "core/proc.h"
+#include "modules/eventfd.pb.h"
+#include "modules/kvm_descriptor.pb.h"
 #include "modules/played/operations.h"
 #include "modules/seccomp.h"
 #include "recorder/kvm_calls.h"
@@ -250,7 +252,7 @@ Result<void> save_kvm(StoppedWorld& world, const Ledger& ledger, const KvmNotes&
 Result<void> link_kvm_events(const KvmNotes& notes, const pb::DescriptorTable& table, pb::Kvm* saved) {
   std::set<int> numbers;
   for (const pb::OpenFile& file : table.files()) {
-    if (!file.has_eventfd()) continue;
+    if (!file.HasExtension(pb::eventfd)) continue;
     for (const pb::DescriptorNumber& number : file.numbers()) numbers.insert(number.number());
   }
   auto name_of = [&](int number) {
@@ -294,7 +296,7 @@ class RestoredDescriptors {
  public:
   RestoredDescriptors(const pb::Image& image, int first_service_fd) {
     for (const pb::OpenFile& file : image.descriptors().files()) {
-      if (file.has_kvm()) files_[file.kvm().object()] = &file;
+      if (file.HasExtension(pb::kvm)) files_[file.GetExtension(pb::kvm).object()] = &file;
     }
     // Far above whatever restart has opened.
     constexpr int kRoomForRestart = 900;

@@ -1,6 +1,7 @@
 // Descriptors of KVM objects: VMs, vCPUs, their statistics. The objects belong to kvm.cc, which makes them when the guest's memory
 // is there; restore here only keeps their numbers with something that is never used.
 #include "modules/descriptor_module.h"
+#include "modules/kvm_descriptor.pb.h"
 #include "tracer/vcpu_gate.h"
 
 namespace vmckpt {
@@ -16,7 +17,7 @@ Result<void> save(SaveContext& context, const TargetFile& file, int, pb::OpenFil
     const bool known = notes != nullptr && static_cast<size_t>(number.number) < notes->fd_objects.size();
     const uint32_t object = known ? notes->fd_objects[static_cast<size_t>(number.number)] : 0;
     if (object == 0) continue;
-    saved->mutable_kvm()->set_object(object);
+    saved->MutableExtension(pb::kvm)->set_object(object);
     return {};
   }
   return error(file.describe() + " was made by calls that the recorder has not seen",
@@ -25,7 +26,7 @@ Result<void> save(SaveContext& context, const TargetFile& file, int, pb::OpenFil
 
 Result<void> restore(RestoreContext& context) {
   for (const pb::OpenFile& file : context.table.files()) {
-    if (file.has_kvm()) VMCKPT_TRY(context.put(file, VMCKPT_TRY(open_file("/dev/null", O_RDWR))));
+    if (file.HasExtension(pb::kvm)) VMCKPT_TRY(context.put(file, VMCKPT_TRY(open_file("/dev/null", O_RDWR))));
   }
   return {};
 }

@@ -10,6 +10,9 @@
 #include <unistd.h>
 
 #include "modules/descriptor_module.h"
+#include "modules/inotify.pb.h"
+#include "modules/memfd.pb.h"
+#include "modules/regular_file.pb.h"
 
 namespace vmckpt {
 namespace {
@@ -26,13 +29,13 @@ bool recognise(const TargetFile& file) {
 std::set<uint64_t> find_watched(const pb::DescriptorTable& table) {
   std::set<uint32_t> ids;
   for (const pb::OpenFile& file : table.files()) {
-    for (const pb::InotifyWatch& watch : file.inotify().watches()) {
+    for (const pb::InotifyWatch& watch : file.GetExtension(pb::inotify).watches()) {
       if (watch.file() != 0) ids.insert(watch.file() - 1);
     }
   }
   std::set<uint64_t> watched;
   for (const pb::OpenFile& file : table.files()) {
-    if (file.has_captured() && ids.count(file.id()) != 0) watched.insert(file.captured().captured_id());
+    if (file.HasExtension(pb::captured) && ids.count(file.id()) != 0) watched.insert(file.GetExtension(pb::captured).captured_id());
   }
   return watched;
 }
@@ -40,8 +43,8 @@ std::set<uint64_t> find_watched(const pb::DescriptorTable& table) {
 Result<void> restore(RestoreContext& context) {
   std::set<uint64_t> given = find_watched(context.table);  // and captured files whose own descriptor the target has
   for (const pb::OpenFile& file : context.table.files()) {
-    if (!file.has_captured()) continue;
-    int whole = context.restore.captured.fd(file.captured().captured_id());
+    if (!file.HasExtension(pb::captured)) continue;
+    int whole = context.restore.captured.fd(file.GetExtension(pb::captured).captured_id());
     if (whole < 0)
       return error(fmt::format("{}: the image has no content for it", describe(file)), "use another image");
     uint32_t dropped = kTmpfileBit | O_DIRECTORY | O_CREAT | O_EXCL | O_TRUNC | O_NOFOLLOW | O_ASYNC | O_DIRECT;
@@ -50,7 +53,7 @@ Result<void> restore(RestoreContext& context) {
     // writer cannot be executed (ETXTBSY; i_writecount in fs/open.c). So the first that may be memfd_create's own is.
     const bool may_be_first = !is_place && (file.status_flags() & (O_ACCMODE | O_APPEND)) == O_RDWR;
     Fd fd;
-    if (may_be_first && given.insert(file.captured().captured_id()).second) {
+    if (may_be_first && given.insert(file.GetExtension(pb::captured).captured_id()).second) {
       fd = Fd(::fcntl(whole, F_DUPFD_CLOEXEC, context.restore.first_service_fd));
       if (!fd) return errno_error(fmt::format("{}: duplicate its descriptor", describe(file)));
       if (::fcntl(fd.get(), F_SETFL, file.status_flags() & ~dropped) != 0 || ::lseek(fd.get(), 0, SEEK_SET) < 0) {
@@ -59,17 +62,17 @@ Result<void> restore(RestoreContext& context) {
     } else {
       fd = VMCKPT_TRY(reopen(whole, static_cast<int>(file.status_flags() & ~dropped)));
     }
-    if (!is_place && file.captured().position() != 0 && ::lseek(fd.get(), file.captured().position(), SEEK_SET) < 0) {
-      return errno_error(fmt::format("{}: go to position {}", describe(file), file.captured().position()));
+    if (!is_place && file.GetExtension(pb::captured).position() != 0 && ::lseek(fd.get(), file.GetExtension(pb::captured).position(), SEEK_SET) < 0) {
+      return errno_error(fmt::format("{}: go to position {}", describe(file), file.GetExtension(pb::captured).position()));
     }
     VMCKPT_TRY(context.put(file, std::move(fd)));
   }
   // Only now: the permissions may forbid opening the file as its descriptors were.
   for (const pb::OpenFile& file : context.table.files()) {
-    if (!file.has_captured()) continue;
-    const int whole = context.restore.captured.fd(file.captured().captured_id());
-    if (::fchmod(whole, file.captured().permissions()) == 0) continue;
-    return errno_error(fmt::format("{}: set its permissions to {:#o}", describe(file), file.captured().permissions()));
+    if (!file.HasExtension(pb::captured)) continue;
+    const int whole = context.restore.captured.fd(file.GetExtension(pb::captured).captured_id());
+    if (::fchmod(whole, file.GetExtension(pb::captured).permissions()) == 0) continue;
+    return errno_error(fmt::format("{}: set its permissions to {:#o}", describe(file), file.GetExtension(pb::captured).permissions()));
   }
   return {};
 }
@@ -85,14 +88,14 @@ Result<void> save_captured(SaveContext& context, const TargetFile& file, int fd,
   if (!id.ok() && file.stdio() >= 0) {
     context.note(fmt::format("{} has no name any more and may not be read; after a restart it will be restart's own",
                              file.describe()));
-    saved->mutable_path_file()->set_mode(file.status.st_mode);
-    saved->mutable_path_file()->set_path(file.link);
-    saved->mutable_path_file()->set_volatile_content(true);
+    saved->MutableExtension(pb::path_file)->set_mode(file.status.st_mode);
+    saved->MutableExtension(pb::path_file)->set_path(file.link);
+    saved->MutableExtension(pb::path_file)->set_volatile_content(true);
     return {};
   }
-  saved->mutable_captured()->set_captured_id(VMCKPT_TRY(std::move(id)));
-  saved->mutable_captured()->set_position(file.position);
-  saved->mutable_captured()->set_permissions(file.status.st_mode & 07777);
+  saved->MutableExtension(pb::captured)->set_captured_id(VMCKPT_TRY(std::move(id)));
+  saved->MutableExtension(pb::captured)->set_position(file.position);
+  saved->MutableExtension(pb::captured)->set_permissions(file.status.st_mode & 07777);
   return {};
 }
 

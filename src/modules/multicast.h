@@ -2,6 +2,7 @@
 #pragma once
 
 #include "modules/descriptor_module.h"
+#include "modules/inet_socket.pb.h"
 
 namespace vmckpt {
 

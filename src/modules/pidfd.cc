@@ -15,6 +15,7 @@
 
 #include "core/proc.h"
 #include "modules/descriptor_module.h"
+#include "modules/pidfd.pb.h"
 
 namespace vmckpt {
 namespace {
@@ -29,7 +30,7 @@ Result<void> save(SaveContext& context, const TargetFile& file, int, pb::OpenFil
   std::string_view text = fdinfo_field(file.fdinfo, "Pid");
   if (text.empty()) return error(file.describe() + " has no Pid in /proc/PID/fdinfo");
   pid_t pid = static_cast<pid_t>(parse_number(text));  // as we see it; -1: ended, 0: not in our namespace
-  pb::PidFd* pidfd = saved->mutable_pidfd();
+  pb::PidFd* pidfd = saved->MutableExtension(pb::pidfd);
   pidfd->set_self(pid == context.pid());
   pidfd->set_thread((file.flags & kPidfdThread) != 0);
   pidfd->set_pid(pid > 0 ? context.pid_in_target(pid) : pid);
@@ -43,7 +44,7 @@ Result<void> save(SaveContext& context, const TargetFile& file, int, pb::OpenFil
 }
 
 int open_process(pid_t pid, const pb::OpenFile& file) {
-  return static_cast<int>(::syscall(SYS_pidfd_open, pid, file.pidfd().thread() ? kPidfdThread : 0));
+  return static_cast<int>(::syscall(SYS_pidfd_open, pid, file.GetExtension(pb::pidfd).thread() ? kPidfdThread : 0));
 }
 
 // A process that has ended when this returns, for all of `files`. They are opened while it is a zombie.
@@ -70,10 +71,10 @@ Result<void> open_ended_process(RestoreContext& context, const std::vector<const
 Result<void> restore(RestoreContext& context) {
   std::map<uint64_t, std::vector<const pb::OpenFile*>> by_inode;
   for (const pb::OpenFile& file : context.table.files()) {
-    if (!file.has_pidfd()) continue;
-    if (!file.pidfd().self() && file.pidfd().inode() != 0) {
-      by_inode[file.pidfd().inode()].push_back(&file);
-    } else if (!file.pidfd().self()) {
+    if (!file.HasExtension(pb::pidfd)) continue;
+    if (!file.GetExtension(pb::pidfd).self() && file.GetExtension(pb::pidfd).inode() != 0) {
+      by_inode[file.GetExtension(pb::pidfd).inode()].push_back(&file);
+    } else if (!file.GetExtension(pb::pidfd).self()) {
       VMCKPT_TRY(open_ended_process(context, {&file}));
     } else {
       Fd fd(open_process(::getpid(), file));

@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "modules/descriptor_module.h"
+#include "modules/pipe.pb.h"
 
 namespace vmckpt {
 namespace {
@@ -68,7 +69,7 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
   auto [known, is_new] =
       context.pipe_ids.try_emplace({file.status.st_dev, file.status.st_ino}, context.pipe_ids.size() + 1);
   if (is_new) {
-    pb::PipeBuffer* pipe = context.table->add_pipes();
+    pb::PipeBuffer* pipe = context.table->AddExtension(pb::pipes);
     pipe->set_id(known->second);
     pipe->set_inode(file.status.st_ino);
     if (has_name(file)) {
@@ -79,7 +80,7 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
     if (capacity < 0) return errno_error("ask for the capacity of " + file.describe());
     pipe->set_capacity_bytes(static_cast<uint32_t>(capacity));
   }
-  saved->mutable_pipe()->set_pipe_id(known->second);
+  saved->MutableExtension(pb::pipe)->set_pipe_id(known->second);
   return {};
 }
 
@@ -135,22 +136,22 @@ Result<void> save_pipe(SaveContext& context, const InsideEnds& ends, pb::PipeBuf
 }
 
 Result<void> save_links(SaveContext& context) {
-  std::vector<InsideEnds> all(static_cast<size_t>(context.table->pipes_size()));
+  std::vector<InsideEnds> all(static_cast<size_t>(context.table->ExtensionSize(pb::pipes)));
   for (const TargetFile& file : context.files) {
-    if (!file.saved->has_pipe()) continue;
-    InsideEnds& ends = all[file.saved->pipe().pipe_id() - 1];
+    if (!file.saved->HasExtension(pb::pipe)) continue;
+    InsideEnds& ends = all[file.saved->GetExtension(pb::pipe).pipe_id() - 1];
     if (can_read(file.flags) && ends.reader == nullptr) ends.reader = &file;
     if (can_write(file.flags) && ends.writer == nullptr) ends.writer = &file;
     ends.packets |= can_write(file.flags) && (file.flags & O_DIRECT) != 0;
   }
   for (size_t i = 0; i < all.size(); ++i) {
-    VMCKPT_TRY(save_pipe(context, all[i], context.table->mutable_pipes(static_cast<int>(i))));
+    VMCKPT_TRY(save_pipe(context, all[i], context.table->MutableExtension(pb::pipes, static_cast<int>(i))));
   }
   return {};
 }
 
 void check(CheckContext& context) {
-  for (const pb::PipeBuffer& pipe : context.table.pipes()) {
+  for (const pb::PipeBuffer& pipe : context.table.GetRepeatedExtension(pb::pipes)) {
     if (pipe.path().empty()) continue;
     struct stat now;
     auto located = context.access.locate(pipe.path(), 0, pipe.origin());
@@ -167,7 +168,7 @@ void check(CheckContext& context) {
 std::vector<const pb::OpenFile*> ends_of(const RestoreContext& context, const pb::PipeBuffer& pipe) {
   std::vector<const pb::OpenFile*> ends;
   for (const pb::OpenFile& file : context.table.files()) {
-    if (file.has_pipe() && file.pipe().pipe_id() == pipe.id()) ends.push_back(&file);
+    if (file.HasExtension(pb::pipe) && file.GetExtension(pb::pipe).pipe_id() == pipe.id()) ends.push_back(&file);
   }
   return ends;
 }
@@ -249,7 +250,7 @@ Result<void> restore_pipe(RestoreContext& context, const pb::PipeBuffer& pipe) {
 }
 
 Result<void> restore(RestoreContext& context) {
-  for (const pb::PipeBuffer& pipe : context.table.pipes()) VMCKPT_TRY(restore_pipe(context, pipe));
+  for (const pb::PipeBuffer& pipe : context.table.GetRepeatedExtension(pb::pipes)) VMCKPT_TRY(restore_pipe(context, pipe));
   return {};
 }
 

@@ -54,7 +54,7 @@ struct RefusedSocket {
 };
 
 constexpr RefusedSocket kRefusedSockets[] = {
-    {AF_NETLINK, "a netlink socket (a connection to the kernel)",
+    {AF_NETLINK, "a netlink socket of a protocol for which the kernel keeps more than it shows",
      "let the program close it; short-lived ones: checkpoint again"},
     {AF_PACKET, "a packet socket (raw network access)",
      "let the program close it before the checkpoint; QEMU: user networking (-netdev user)"},

@@ -40,6 +40,7 @@
 #include "memory/file_owner.h"
 #include "modules/credentials.h"
 #include "modules/descriptor_module.h"
+#include "modules/regular_file.pb.h"
 
 namespace vmckpt {
 namespace {
@@ -147,7 +148,7 @@ void save_identity(const TargetFile& file, int fd, pb::PathFile* saved) {
 }
 
 Result<void> save_without_path(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved) {
-  pb::PathFile* path_file = saved->mutable_path_file();
+  pb::PathFile* path_file = saved->MutableExtension(pb::path_file);
   if (S_ISDIR(file.status.st_mode)) {
     if (!file.link.ends_with(kDeletedMark)) {
       return error(fmt::format("{} is a folder that is there but that no path leads to: of a mount that was never attached, that has "
@@ -178,7 +179,7 @@ Result<void> save_without_path(SaveContext& context, const TargetFile& file, int
     context.note(fmt::format("{} is no longer what its path leads to; its content is saved, its other names are not",
                              file.describe()));
   }
-  saved->clear_path_file();
+  saved->ClearExtension(pb::path_file);
   return save_captured(context, file, fd, saved);
 }
 
@@ -207,7 +208,7 @@ bool may_be_read_by_target(const SaveContext& context, const TargetFile& file) {
 
 // A file that the program is writing may be a temporary one: renamed or removed by the time of the restart.
 void keep_content(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved) {
-  pb::PathFile* path_file = saved->mutable_path_file();
+  pb::PathFile* path_file = saved->MutableExtension(pb::path_file);
   if (!S_ISREG(file.status.st_mode) || path_file->volatile_content() || !can_write(file.flags)) return;
   if ((file.flags & O_PATH) != 0) return;
   if (!context.save.captured.has_room_to_keep(static_cast<uint64_t>(file.status.st_size))) {
@@ -240,7 +241,7 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
     return error(file.describe() + " belongs to a single thread in /proc, which cannot be opened again at restart",
                  "let the program close it before the checkpoint");
   }
-  pb::PathFile* path_file = saved->mutable_path_file();
+  pb::PathFile* path_file = saved->MutableExtension(pb::path_file);
   save_identity(file, fd, path_file);
   path_file->set_path(path);
   bool own_proc = path != file.link;
@@ -262,13 +263,13 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
 Result<void> share_kept_content(SaveContext& context) {
   std::map<std::pair<uint64_t, uint64_t>, uint64_t> kept;
   for (const pb::OpenFile& file : context.table->files()) {
-    const pb::PathFile& path_file = file.path_file();
+    const pb::PathFile& path_file = file.GetExtension(pb::path_file);
     if (path_file.content_id() != 0) kept[{path_file.device(), path_file.inode()}] = path_file.content_id();
   }
   for (pb::OpenFile& file : *context.table->mutable_files()) {
-    if (!file.has_path_file()) continue;
-    auto found = kept.find({file.path_file().device(), file.path_file().inode()});
-    if (found != kept.end()) file.mutable_path_file()->set_content_id(found->second);
+    if (!file.HasExtension(pb::path_file)) continue;
+    auto found = kept.find({file.GetExtension(pb::path_file).device(), file.GetExtension(pb::path_file).inode()});
+    if (found != kept.end()) file.MutableExtension(pb::path_file)->set_content_id(found->second);
   }
   return {};
 }
@@ -284,8 +285,8 @@ bool may_be_own(const pb::OpenFile& file, int error) {
 }
 
 bool is_seen_by_path(const pb::OpenFile& file) {
-  const pb::PathFile& then = file.path_file();
-  return file.has_path_file() && !then.deleted_directory() && then.link_text().empty() && !belongs_to_target(then.path());
+  const pb::PathFile& then = file.GetExtension(pb::path_file);
+  return file.HasExtension(pb::path_file) && !then.deleted_directory() && then.link_text().empty() && !belongs_to_target(then.path());
 }
 
 // /proc and /sys give out new inodes as they like.
@@ -305,9 +306,9 @@ int located_flags(const pb::PathFile& file) {
 void check_access(CheckContext& context, const pb::OpenFile& file, int located) {
   if ((file.status_flags() & O_PATH) != 0) return;
   int wanted = (can_read(file.status_flags()) ? R_OK : 0) | (can_write(file.status_flags()) ? W_OK : 0);
-  if (context.access.permits(located, wanted, file.path_file().origin()) || may_be_own(file, errno)) return;
+  if (context.access.permits(located, wanted, file.GetExtension(pb::path_file).origin()) || may_be_own(file, errno)) return;
   context.problem(
-      errno_error(fmt::format("file \"{}\" ({}) may not be opened again", file.path_file().path(), describe(file)),
+      errno_error(fmt::format("file \"{}\" ({}) may not be opened again", file.GetExtension(pb::path_file).path(), describe(file)),
                   "restart as the user who owns it, or change its permissions"));
 }
 
@@ -324,7 +325,7 @@ Change change_of(const pb::PathFile& then, const struct stat& now) {
 }
 
 std::string describe_change(const pb::OpenFile& file, const Change& change, const struct stat& now) {
-  const pb::PathFile& then = file.path_file();
+  const pb::PathFile& then = file.GetExtension(pb::path_file);
   std::string what = change.inode ? "has been replaced" : "has been changed";
   if (change.size) what += fmt::format(" (size {} bytes, was {})", now.st_size, then.size_bytes());
   std::string text = fmt::format("file \"{}\" (descriptor {}) {} since the checkpoint", then.path(), file.id(), what);
@@ -340,7 +341,7 @@ bool is_compared(const pb::PathFile& then, uint32_t flags) {
 
 // See the head of this file.
 void check_changes(CheckContext& context, const pb::OpenFile& file, const struct stat& now) {
-  const pb::PathFile& then = file.path_file();
+  const pb::PathFile& then = file.GetExtension(pb::path_file);
   if (!is_compared(then, file.status_flags())) return;
   // Whoever owns a file can make its size and time what they were.
   if (!is_same_owner(then.origin(), now.st_uid)) {
@@ -372,7 +373,7 @@ void check_changes(CheckContext& context, const pb::OpenFile& file, const struct
 
 // A file that is gone: whether restart can make another, says what it will do.
 void check_missing(CheckContext& context, const pb::OpenFile& file, const Error& why) {
-  const pb::PathFile& then = file.path_file();
+  const pb::PathFile& then = file.GetExtension(pb::path_file);
   const FilePolicy& policy = context.access.policy();
   const std::string folder = then.path().substr(0, std::max<size_t>(then.path().rfind('/'), 1));
   const bool content = has_content(context.access, then);
@@ -395,7 +396,7 @@ void check_missing(CheckContext& context, const pb::OpenFile& file, const Error&
 }
 
 void check_file(CheckContext& context, const pb::OpenFile& file) {
-  const pb::PathFile& then = file.path_file();
+  const pb::PathFile& then = file.GetExtension(pb::path_file);
   auto located = access_to(context.access, then).locate(then.path(), located_flags(then), then.origin());
   struct stat now;
   if (!located.ok() && located.error().err == ENOENT) return check_missing(context, file, located.error());
@@ -428,7 +429,7 @@ void check_file(CheckContext& context, const pb::OpenFile& file) {
 
 void check(CheckContext& context) {
   for (const pb::OpenFile& file : context.table.files()) {
-    if (is_seen_by_path(file) && context.put_back.count(file.path_file().path()) == 0) check_file(context, file);
+    if (is_seen_by_path(file) && context.put_back.count(file.GetExtension(pb::path_file).path()) == 0) check_file(context, file);
   }
 }
 
@@ -438,7 +439,7 @@ class Opener {
   explicit Opener(RestoreContext& context) : context_(context) {}
 
   Result<Fd> open_again(const pb::OpenFile& file) {
-    const pb::PathFile& then = file.path_file();
+    const pb::PathFile& then = file.GetExtension(pb::path_file);
     uint32_t dropped = kTmpfileBit | O_CREAT | O_EXCL | O_TRUNC | O_ASYNC;
     if (!S_ISDIR(then.mode())) dropped |= O_DIRECTORY;
     int flags = static_cast<int>(file.status_flags() & ~dropped) | O_NOCTTY;
@@ -516,10 +517,10 @@ Result<Fd> open_or_attach(RestoreContext& context, Opener& opener, const pb::Ope
 Result<void> restore(RestoreContext& context) {
   Opener opener(context);
   for (const pb::OpenFile& file : context.table.files()) {
-    if (!file.has_path_file()) continue;
+    if (!file.HasExtension(pb::path_file)) continue;
     bool attached = false;
     Fd fd = VMCKPT_TRY(open_or_attach(context, opener, file, &attached));
-    int64_t position = file.path_file().position();
+    int64_t position = file.GetExtension(pb::path_file).position();
     if (!attached && position != 0 && (file.status_flags() & O_PATH) == 0 && ::lseek(fd.get(), position, SEEK_SET) < 0) {
       return errno_error(fmt::format("{}: go to position {}", describe(file), position));
     }

@@ -7,6 +7,7 @@
 
 #include "core/proc.h"
 #include "modules/descriptor_module.h"
+#include "modules/signalfd.pb.h"
 
 namespace vmckpt {
 namespace {
@@ -16,15 +17,15 @@ bool recognise(const TargetFile& file) { return file.is_anonymous("[signalfd]");
 Result<void> save(SaveContext&, const TargetFile& file, int, pb::OpenFile* saved) {
   std::string_view mask = fdinfo_field(file.fdinfo, "sigmask");
   if (mask.empty()) return error(file.describe() + " has no signal mask in /proc/PID/fdinfo");
-  saved->mutable_signalfd()->set_mask(parse_hex(mask));
+  saved->MutableExtension(pb::signalfd)->set_mask(parse_hex(mask));
   return {};
 }
 
 Result<void> restore(RestoreContext& context) {
   for (const pb::OpenFile& file : context.table.files()) {
-    if (!file.has_signalfd()) continue;
+    if (!file.HasExtension(pb::signalfd)) continue;
     // The system call itself: the mask is the kernel's 64 bits, not libc's sigset_t.
-    uint64_t mask = file.signalfd().mask();
+    uint64_t mask = file.GetExtension(pb::signalfd).mask();
     Fd fd(static_cast<int>(::syscall(SYS_signalfd4, -1, &mask, sizeof mask, SFD_CLOEXEC | SFD_NONBLOCK)));
     if (!fd) return errno_error("make the signalfd of " + describe(file));
     VMCKPT_TRY(context.put(file, std::move(fd)));

@@ -18,6 +18,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "modules/socket.pb.h"
+
 namespace vmckpt {
 namespace {
 
@@ -28,7 +30,8 @@ constexpr int kMulticastAll = 49;  // IP_MULTICAST_ALL
 constexpr size_t kMaxOptionBytes = 64;
 
 // Which sockets have the option. Asking costs a system call within the pause, so nobody is asked what cannot matter.
-enum Who : unsigned { kTcp = 1, kUdp = 2, kUnix = 4, kRaw = 8, kAll = kTcp | kUdp | kUnix, kInternet = kTcp | kUdp };
+// kOther: of any other family.
+enum Who : unsigned { kTcp = 1, kUdp = 2, kUnix = 4, kRaw = 8, kOther = 16, kAll = kTcp | kUdp | kUnix | kOther, kInternet = kTcp | kUdp };
 
 struct Option {
   int level;
@@ -51,7 +54,7 @@ constexpr Option kOptions[] = {
     {SOL_SOCKET, SO_MARK, kInternet, kRoute},
     {SOL_SOCKET, SO_SNDBUF, kAll, kEarly},
     {SOL_SOCKET, SO_RCVBUF, kAll, kEarly},
-    {SOL_SOCKET, SO_PASSCRED, kUnix, kEarly},
+    {SOL_SOCKET, SO_PASSCRED, kUnix | kOther, kEarly},
     {SOL_SOCKET, kSoPassPidfd, kUnix, kEarly},
     {SOL_SOCKET, kSoPassRights, kUnix, kLate},
     {SOL_SOCKET, SO_PASSSEC, kUnix, kLate},
@@ -59,8 +62,8 @@ constexpr Option kOptions[] = {
     {SOL_SOCKET, SO_RCVTIMEO, kAll, kLate},
     {SOL_SOCKET, SO_SNDTIMEO, kAll, kLate},
     {SOL_SOCKET, SO_RCVLOWAT, kAll, kLate},
-    {SOL_SOCKET, SO_TIMESTAMP, kUnix | kUdp, kLate},
-    {SOL_SOCKET, SO_TIMESTAMPNS, kUnix | kUdp, kLate},
+    {SOL_SOCKET, SO_TIMESTAMP, kUnix | kUdp | kOther, kLate},
+    {SOL_SOCKET, SO_TIMESTAMPNS, kUnix | kUdp | kOther, kLate},
     {SOL_SOCKET, SO_TIMESTAMPING, kInternet, kLate},
     {SOL_SOCKET, SO_KEEPALIVE, kTcp, kLate},
     {SOL_SOCKET, SO_OOBINLINE, kTcp, kLate},
@@ -70,9 +73,9 @@ constexpr Option kOptions[] = {
     {SOL_SOCKET, SO_BROADCAST, kUdp, kLate},
     {SOL_SOCKET, SO_DONTROUTE, kInternet, kLate},
     {SOL_SOCKET, SO_MAX_PACING_RATE, kInternet, kLate},
-    {SOL_SOCKET, SO_RXQ_OVFL, kUdp, kLate},
+    {SOL_SOCKET, SO_RXQ_OVFL, kUdp | kOther, kLate},
     {SOL_SOCKET, SO_NO_CHECK, kUdp, kLate},
-    {SOL_SOCKET, SO_LOCK_FILTER, kUdp, kLate},
+    {SOL_SOCKET, SO_LOCK_FILTER, kUdp | kOther, kLate},
     {IPPROTO_IP, IP_FREEBIND, kInternet, kEarly},
     {IPPROTO_IP, IP_TRANSPARENT, kInternet, kEarly},
     {IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, kInternet, kLate},
@@ -146,7 +149,9 @@ constexpr Option kOptions[] = {
 };
 
 bool applies(const Option& option, int domain, int type, int protocol) {
-  unsigned who = domain == AF_UNIX ? kUnix : type == SOCK_STREAM ? kTcp : type == SOCK_RAW ? kUdp | kRaw : kUdp;
+  unsigned who = type == SOCK_STREAM ? kTcp : type == SOCK_RAW ? kUdp | kRaw : kUdp;
+  if (domain == AF_UNIX) who = kUnix;
+  else if (domain != AF_INET && domain != AF_INET6) who = kOther;
   if ((option.who & who) == 0) return false;
   if (option.level == IPPROTO_IPV6) return domain == AF_INET6;
   if (option.level == SOL_RAW) return domain == AF_INET && protocol == IPPROTO_ICMP;

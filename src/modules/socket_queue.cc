@@ -17,6 +17,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "modules/socket.pb.h"
+
 namespace vmckpt {
 namespace {
 

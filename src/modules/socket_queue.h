@@ -3,6 +3,7 @@
 
 #include "image/descriptors.pb.h"
 #include "modules/descriptor_module.h"
+#include "modules/socket.pb.h"
 
 namespace vmckpt {
 

@@ -40,6 +40,7 @@
 
 #include "core/proc.h"
 #include "modules/descriptor_module.h"
+#include "modules/terminal.pb.h"
 
 namespace vmckpt {
 namespace {
@@ -80,11 +81,11 @@ Session read_session(pid_t pid) {
 }
 
 pb::Terminal* find_or_add(SaveContext& context, const std::string& path, unsigned index, bool* added) {
-  for (pb::Terminal& terminal : *context.table->mutable_terminals()) {
+  for (pb::Terminal& terminal : *context.table->MutableRepeatedExtension(pb::terminals)) {
     if (terminal.path() == path) return &terminal;
   }
-  pb::Terminal* terminal = context.table->add_terminals();
-  terminal->set_id(static_cast<uint32_t>(context.table->terminals_size()));
+  pb::Terminal* terminal = context.table->AddExtension(pb::terminals);
+  terminal->set_id(static_cast<uint32_t>(context.table->ExtensionSize(pb::terminals)));
   terminal->set_path(path);
   terminal->set_index(index);
   *added = true;
@@ -161,7 +162,7 @@ Result<pb::Terminal*> find_terminal(SaveContext& context, const TargetFile& file
 
 Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved) {
   bool added = false;
-  pb::TerminalSide* side = saved->mutable_terminal();
+  pb::TerminalSide* side = saved->MutableExtension(pb::terminal);
   pb::Terminal* terminal = VMCKPT_TRY(find_terminal(context, file, fd, side, &added));
   side->set_terminal_id(terminal->id());
   if (added) {
@@ -177,14 +178,14 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
 
 bool is_at_stdio(const SaveContext& context, const pb::Terminal& terminal) {
   return std::any_of(context.files.begin(), context.files.end(), [&](const TargetFile& file) {
-    return file.stdio() >= 0 && file.saved->has_terminal() && file.saved->terminal().terminal_id() == terminal.id();
+    return file.stdio() >= 0 && file.saved->HasExtension(pb::terminal) && file.saved->GetExtension(pb::terminal).terminal_id() == terminal.id();
   });
 }
 
 uint64_t device_of(const SaveContext& context, const pb::Terminal& terminal) {
   for (const TargetFile& file : context.files) {
-    if (!file.saved->has_terminal() || file.saved->terminal().terminal_id() != terminal.id()) continue;
-    if (file.saved->terminal().side() == pb::TerminalSide::SLAVE) return file.status.st_rdev;
+    if (!file.saved->HasExtension(pb::terminal) || file.saved->GetExtension(pb::terminal).terminal_id() != terminal.id()) continue;
+    if (file.saved->GetExtension(pb::terminal).side() == pb::TerminalSide::SLAVE) return file.status.st_rdev;
   }
   return terminal.path() == pts_path(terminal.index())
              ? makedev(kFirstPtsMajor + terminal.index() / kPtsPerMajor, terminal.index() % kPtsPerMajor)
@@ -263,10 +264,10 @@ Result<void> save_contents(SaveContext& context) {
   struct Sides {
     int master = -1, slave = -1;
   };
-  std::vector<Sides> all(static_cast<size_t>(context.table->terminals_size()));
+  std::vector<Sides> all(static_cast<size_t>(context.table->ExtensionSize(pb::terminals)));
   for (const TargetFile& file : context.files) {
-    if (!file.saved->has_terminal()) continue;
-    const pb::TerminalSide& side = file.saved->terminal();
+    if (!file.saved->HasExtension(pb::terminal)) continue;
+    const pb::TerminalSide& side = file.saved->GetExtension(pb::terminal);
     int& fd = side.side() == pb::TerminalSide::MASTER ? all[side.terminal_id() - 1].master
                                                       : all[side.terminal_id() - 1].slave;
     // Bytes must be both read and written through it.
@@ -274,7 +275,7 @@ Result<void> save_contents(SaveContext& context) {
   }
   for (size_t i = 0; i < all.size(); ++i) {
     if (all[i].master < 0) continue;
-    pb::Terminal* terminal = context.table->mutable_terminals(static_cast<int>(i));
+    pb::Terminal* terminal = context.table->MutableExtension(pb::terminals, static_cast<int>(i));
     int unread = 0;
     if (all[i].slave >= 0) {
       VMCKPT_TRY(save_content(context, all[i].master, all[i].slave, terminal));
@@ -289,9 +290,9 @@ Result<void> save_contents(SaveContext& context) {
 
 // Only now is it known whether a terminal's master is inside.
 Result<void> save_links(SaveContext& context) {
-  if (context.table->terminals_size() == 0) return {};
+  if (context.table->ExtensionSize(pb::terminals) == 0) return {};
   Session session = read_session(context.pid());
-  for (pb::Terminal& terminal : *context.table->mutable_terminals()) {
+  for (pb::Terminal& terminal : *context.table->MutableRepeatedExtension(pb::terminals)) {
     uint64_t device = device_of(context, terminal);
     bool is_controlling = session.terminal != 0 && (device == session.terminal || device == 0);
     if (terminal.kind() == pb::Terminal::INSIDE) {
@@ -310,7 +311,7 @@ Result<void> save_links(SaveContext& context) {
 }
 
 void check(CheckContext& context) {
-  for (const pb::Terminal& terminal : context.table.terminals()) {
+  for (const pb::Terminal& terminal : context.table.GetRepeatedExtension(pb::terminals)) {
     if (terminal.kind() != pb::Terminal::DEVICE) continue;
     struct stat now;
     auto located = context.access.locate(terminal.path(), 0, terminal.origin());
@@ -412,7 +413,7 @@ std::vector<const pb::OpenFile*> sides_of(const RestoreContext& context, const p
                                           pb::TerminalSide::Side side) {
   std::vector<const pb::OpenFile*> sides;
   for (const pb::OpenFile& file : context.table.files()) {
-    if (file.has_terminal() && file.terminal().terminal_id() == terminal.id() && file.terminal().side() == side) {
+    if (file.HasExtension(pb::terminal) && file.GetExtension(pb::terminal).terminal_id() == terminal.id() && file.GetExtension(pb::terminal).side() == side) {
       sides.push_back(&file);
     }
   }
@@ -565,7 +566,7 @@ Result<void> restore_device(RestoreContext& context, const pb::Terminal& termina
 }
 
 Result<void> restore(RestoreContext& context) {
-  for (const pb::Terminal& terminal : context.table.terminals()) {
+  for (const pb::Terminal& terminal : context.table.GetRepeatedExtension(pb::terminals)) {
     switch (terminal.kind()) {
       case pb::Terminal::INSIDE: VMCKPT_TRY(restore_inside(context, terminal)); break;
       case pb::Terminal::OUTSIDE: VMCKPT_TRY(restore_outside(context, terminal)); break;

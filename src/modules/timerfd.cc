@@ -29,6 +29,7 @@
 #include "core/clock.h"
 #include "core/proc.h"
 #include "modules/descriptor_module.h"
+#include "modules/timerfd.pb.h"
 
 namespace vmckpt {
 namespace {
@@ -72,7 +73,7 @@ Result<void> look_until_decided(SaveContext& context, const TargetFile& seen, Ta
 }
 
 Result<void> save(SaveContext& context, const TargetFile& seen, int fd, pb::OpenFile* saved) {
-  pb::TimerFd* timer = saved->mutable_timerfd();
+  pb::TimerFd* timer = saved->MutableExtension(pb::timerfd);
   TargetFile file;
   VMCKPT_TRY(look_until_decided(context, seen, &file));
   timer->set_clock(static_cast<int>(parse_number(fdinfo_field(file.fdinfo, "clockid"))));
@@ -97,7 +98,7 @@ Result<void> save(SaveContext& context, const TargetFile& seen, int fd, pb::Open
 }
 
 Result<Fd> make_timer(RestoreContext& context, const pb::OpenFile& file) {
-  int clock = file.timerfd().clock();
+  int clock = file.GetExtension(pb::timerfd).clock();
   Fd fd(::timerfd_create(clock, TFD_CLOEXEC | TFD_NONBLOCK));
   if (!fd && errno == EPERM && (clock == CLOCK_REALTIME_ALARM || clock == CLOCK_BOOTTIME_ALARM)) {
     context.note(describe(file) + " no longer wakes the computer from sleep: that needs CAP_WAKE_ALARM");
@@ -109,13 +110,13 @@ Result<Fd> make_timer(RestoreContext& context, const pb::OpenFile& file) {
 }
 
 Result<void> set_ticks(RestoreContext& context, const pb::OpenFile& file, int fd) {
-  uint64_t ticks = file.timerfd().ticks();
+  uint64_t ticks = file.GetExtension(pb::timerfd).ticks();
   if (ticks == 0 || ::ioctl(fd, kSetTicks, &ticks) == 0) return {};
   if (errno != ENOTTY) return errno_error("set the expirations of " + describe(file));
   // A kernel without the call. A timer that is not set otherwise can really expire once.
   itimerspec at_once{{0, 0}, {0, 1}};
   pollfd expired{fd, POLLIN, 0};
-  bool free = file.timerfd().remaining_ns() == 0;
+  bool free = file.GetExtension(pb::timerfd).remaining_ns() == 0;
   if (free && (::timerfd_settime(fd, 0, &at_once, nullptr) != 0 || ::poll(&expired, 1, 1000) != 1)) {
     return errno_error("let the timer of " + describe(file) + " expire");
   }
@@ -126,8 +127,8 @@ Result<void> set_ticks(RestoreContext& context, const pb::OpenFile& file, int fd
 
 Result<void> restore(RestoreContext& context) {
   for (const pb::OpenFile& file : context.table.files()) {
-    if (!file.has_timerfd()) continue;
-    const pb::TimerFd& timer = file.timerfd();
+    if (!file.HasExtension(pb::timerfd)) continue;
+    const pb::TimerFd& timer = file.GetExtension(pb::timerfd);
     Fd fd = VMCKPT_TRY(make_timer(context, file));
     if (timer.remaining_ns() != 0) {
       bool absolute = timer.expires_at_ns() != 0;

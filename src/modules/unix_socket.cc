@@ -33,6 +33,7 @@
 #include "modules/socket_queue.h"
 #include "modules/unix_diag.h"
 #include "modules/unix_socket.h"
+#include "modules/unix_socket.pb.h"
 
 namespace vmckpt {
 namespace {
@@ -67,7 +68,7 @@ void save_maker(const SaveContext& context, int fd, pb::UnixSocket* socket) {
 }
 
 Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved) {
-  pb::UnixSocket* socket = saved->mutable_unix_socket();
+  pb::UnixSocket* socket = saved->MutableExtension(pb::unix_socket);
   socket->set_type(file.socket_type);
   socket->set_inode(file.status.st_ino);
   socket->set_listening(get_option(fd, SOL_SOCKET, SO_ACCEPTCONN) != 0);
@@ -219,13 +220,13 @@ Result<void> save_links(SaveContext& context) {
   std::vector<Listener> listeners;
   UnixDiag diag;
   for (const TargetFile& file : context.files) {
-    if (!file.saved->has_unix_socket()) continue;
+    if (!file.saved->HasExtension(pb::unix_socket)) continue;
     if (sockets.empty()) diag = VMCKPT_TRY(UnixDiag::open());
     sockets.emplace_back(&file, VMCKPT_TRY(diag.ask(file.status.st_ino)));
-    if (file.saved->unix_socket().listening()) listeners.push_back({&file, sockets.back().second});
+    if (file.saved->GetExtension(pb::unix_socket).listening()) listeners.push_back({&file, sockets.back().second});
   }
   for (const auto& [file, facts] : sockets) {
-    pb::UnixSocket* socket = file->saved->mutable_unix_socket();
+    pb::UnixSocket* socket = file->saved->MutableExtension(pb::unix_socket);
     VMCKPT_TRY(save_path(context, *file, facts, socket));
     socket->set_shutdown(facts.shutdown);
     if (socket->listening()) {
@@ -236,12 +237,12 @@ Result<void> save_links(SaveContext& context) {
     VMCKPT_TRY(refuse_unreadable(*file, *socket, file->duplicate.get()));
   }
   for (const Listener& listener : listeners)
-    note_lost_connections(context, listener, listener.file->saved->mutable_unix_socket());
+    note_lost_connections(context, listener, listener.file->saved->MutableExtension(pb::unix_socket));
   return {};
 }
 
 void check_path(CheckContext& context, const pb::OpenFile& file) {
-  const pb::UnixSocket& socket = file.unix_socket();
+  const pb::UnixSocket& socket = file.GetExtension(pb::unix_socket);
   const std::string& path = file_path_of(socket);
   struct stat there;
   if (!socket.path_exists()) return;  // only a name: what is there now is somebody else's
@@ -268,7 +269,7 @@ void check_path(CheckContext& context, const pb::OpenFile& file) {
 }
 
 void check_abstract(CheckContext& context, const pb::OpenFile& file) {
-  const pb::UnixSocket& socket = file.unix_socket();
+  const pb::UnixSocket& socket = file.GetExtension(pb::unix_socket);
   Fd probe(::socket(AF_UNIX, socket.type() | SOCK_CLOEXEC, 0));
   const std::string& address = socket.local_address();
   if (!probe || ::bind(probe.get(), reinterpret_cast<const sockaddr*>(address.data()),
@@ -282,8 +283,8 @@ void check_abstract(CheckContext& context, const pb::OpenFile& file) {
 
 void check(CheckContext& context) {
   for (const pb::OpenFile& file : context.table.files()) {
-    if (!file.has_unix_socket() || !is_bound_anew(file.unix_socket())) continue;
-    if (file.unix_socket().bound_path().empty()) check_abstract(context, file);
+    if (!file.HasExtension(pb::unix_socket) || !is_bound_anew(file.GetExtension(pb::unix_socket))) continue;
+    if (file.GetExtension(pb::unix_socket).bound_path().empty()) check_abstract(context, file);
     else check_path(context, file);
   }
 }

@@ -8,6 +8,7 @@
 #include <sys/un.h>
 
 #include "modules/descriptor_module.h"
+#include "modules/unix_socket.pb.h"
 
 namespace vmckpt {
 

@@ -124,6 +124,7 @@ DESCRIPTOR_ACTS = [
     Act("unix_dgram"),
     Act("tcp_listener"),
     Act("udp_socket"),
+    Act("netlink_socket"),
     Act("inside_connection"),
     Act("pty_pair"),
     Act("pty_content"),

@@ -60,7 +60,7 @@ static void send_urgent(int from, int to) {
 
 static void hold(const std::string& kind) {
   if (kind == "netlink") {
-    need(socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE), "a netlink socket");
+    need(socket(AF_NETLINK, SOCK_RAW, NETLINK_GENERIC), "a netlink socket");
   } else if (kind == "detached-mount") {
     MUST(mkdir("tree", 0700));
     need(syscall(SYS_open_tree, AT_FDCWD, "tree", 1 /* OPEN_TREE_CLONE */ | O_CLOEXEC), "a detached mount");

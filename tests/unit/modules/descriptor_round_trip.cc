@@ -24,6 +24,13 @@
 #include "image/reader.h"
 #include "image/tiny_image.h"
 #include "image/writer.h"
+#include "modules/epoll.pb.h"
+#include "modules/inet_socket.pb.h"
+#include "modules/pidfd.pb.h"
+#include "modules/pipe.pb.h"
+#include "modules/terminal.pb.h"
+#include "modules/timerfd.pb.h"
+#include "modules/unix_socket.pb.h"
 #include "tracer/interrupted_calls.h"
 
 namespace vmckpt::test {
@@ -297,34 +304,34 @@ bool mentions(const Notes& notes, const std::string& text) {
 std::string comparable(const pb::DescriptorTable& original) {
   pb::DescriptorTable table = original;
   table.clear_checkpoint_realtime_ns();
-  for (pb::PipeBuffer& pipe : *table.mutable_pipes()) pipe.clear_inode();
-  for (pb::Terminal& terminal : *table.mutable_terminals()) {
+  for (pb::PipeBuffer& pipe : *table.MutableRepeatedExtension(pb::pipes)) pipe.clear_inode();
+  for (pb::Terminal& terminal : *table.MutableRepeatedExtension(pb::terminals)) {
     terminal.clear_path();  // the number may have been taken meanwhile
     terminal.clear_index();
   }
   for (pb::OpenFile& file : *table.mutable_files()) {
     if (file.name().starts_with("/dev/pts/")) file.clear_name();
     if (file.name().starts_with("pipe:[") || file.name().starts_with("socket:[")) file.clear_name();
-    if (file.has_timerfd()) {
-      file.mutable_timerfd()->clear_remaining_ns();
-      file.mutable_timerfd()->clear_expires_at_ns();
-      file.mutable_timerfd()->clear_settime_flags();
+    if (file.HasExtension(pb::timerfd)) {
+      file.MutableExtension(pb::timerfd)->clear_remaining_ns();
+      file.MutableExtension(pb::timerfd)->clear_expires_at_ns();
+      file.MutableExtension(pb::timerfd)->clear_settime_flags();
     }
-    if (file.has_unix_socket()) file.mutable_unix_socket()->clear_inode();
-    if (file.has_pidfd()) file.mutable_pidfd()->clear_inode();
-    if (file.has_inet_socket()) {
-      pb::InetSocket& socket = *file.mutable_inet_socket();
+    if (file.HasExtension(pb::unix_socket)) file.MutableExtension(pb::unix_socket)->clear_inode();
+    if (file.HasExtension(pb::pidfd)) file.MutableExtension(pb::pidfd)->clear_inode();
+    if (file.HasExtension(pb::inet_socket)) {
+      pb::InetSocket& socket = *file.MutableExtension(pb::inet_socket);
       socket.clear_inode();
       if (socket.state() == TCP_FIN_WAIT1) socket.set_state(TCP_FIN_WAIT2);  // a matter of milliseconds
       if (socket.peer() == pb::PEER_CLOSED) socket.clear_local_address();
     }
-    if (file.has_epoll()) {  // the kernel's order is that of addresses
-      auto* registrations = file.mutable_epoll()->mutable_registrations();
+    if (file.HasExtension(pb::epoll)) {  // the kernel's order is that of addresses
+      auto* registrations = file.MutableExtension(pb::epoll)->mutable_registrations();
       std::sort(registrations->begin(), registrations->end(), [](const auto& a, const auto& b) {
         return std::tuple(a.target(), a.number()) < std::tuple(b.target(), b.number());
       });
     }
-    if (file.has_pidfd()) file.mutable_pidfd()->clear_pid();
+    if (file.HasExtension(pb::pidfd)) file.MutableExtension(pb::pidfd)->clear_pid();
   }
   std::string text;
   google::protobuf::TextFormat::PrintToString(table, &text);

@@ -24,6 +24,7 @@
 #include <unistd.h>
 
 #include "modules/descriptor_round_trip.h"
+#include "modules/terminal.pb.h"
 
 using namespace vmckpt;
 using namespace vmckpt::test;
@@ -382,7 +383,7 @@ TEST_CASE("a pseudo terminal inside the process keeps its settings and modes, an
   REQUIRE(message_of(trip.save()) == "");
   trip.kill_target();
   ::usleep(20'000);  // the kernel frees the number a little later
-  std::string name = trip.table.terminals(0).path();
+  std::string name = trip.table.GetExtension(pb::terminals, 0).path();
   bool was_free = ::access(name.c_str(), F_OK) != 0;
   CHECK(trip.restore([&] {
     EXPECT(!was_free || ::ptsname(10) == name || ::access(name.c_str(), F_OK) == 0);

@@ -7,6 +7,7 @@
 #include <sys/syscall.h>
 
 #include "core/kvm_api.h"
+#include "modules/kvm_descriptor.pb.h"
 #include "recorder/kvm_calls.h"
 
 using namespace vmckpt;
@@ -31,7 +32,7 @@ pb::KvmObject* add_object(pb::Image& image, pb::KvmObject::Kind kind, uint32_t i
   pb::OpenFile* file = image.mutable_descriptors()->add_files();
   file->set_id(static_cast<uint32_t>(fd));
   file->add_numbers()->set_number(fd);
-  file->mutable_kvm()->set_object(id);
+  file->MutableExtension(pb::kvm)->set_object(id);
   return object;
 }
 

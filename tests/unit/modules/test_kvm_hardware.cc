@@ -6,10 +6,11 @@
 #include <sys/syscall.h>
 
 #include "core/clock.h"
+#include "modules/fake_kvm.h"
 #include "modules/host.h"
 #include "modules/kvm.h"
+#include "modules/kvm_descriptor.pb.h"
 #include "recorder/kvm_calls.h"
-#include "modules/fake_kvm.h"
 
 using namespace vmckpt;
 
@@ -101,7 +102,7 @@ pb::Image image_of(const std::vector<pb::KvmVcpuState>& vcpus, const std::string
     if (kind == pb::KvmObject::VCPU) object->set_parent(1);
     pb::OpenFile* file = image.mutable_descriptors()->add_files();
     file->add_numbers()->set_number(fd);
-    file->mutable_kvm()->set_object(object->id());
+    file->MutableExtension(pb::kvm)->set_object(object->id());
     return object;
   };
   auto add_record = [&](uint32_t object, uint32_t request, const std::string& payload) {

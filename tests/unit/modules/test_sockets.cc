@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/netlink.h>
+#include <linux/rtnetlink.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -531,11 +532,62 @@ TEST_CASE("UDP sockets are bound and connected to the same addresses") {
   }) == "");
 }
 
-TEST_CASE("netlink and packet sockets are refused by name") {
-  RoundTrip netlink([] { put_at(::socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE), 6); });
+namespace {
+
+// Asks for the list of interfaces; the answer lies in the socket, and more of it is to come if there are many.
+void ask_for_interfaces(int fd) {
+  struct {
+    nlmsghdr head;
+    rtgenmsg body;
+  } request{};
+  request.head.nlmsg_len = sizeof request;
+  request.head.nlmsg_type = RTM_GETLINK;
+  request.head.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
+  EXPECT(::send(fd, &request, sizeof request, 0) == sizeof request);
+}
+
+}  // namespace
+
+TEST_CASE("a netlink socket keeps its address; a restart is refused where another socket has it") {
+  RoundTrip trip([] {
+    put_at(::socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE), 6);
+    sockaddr_nl own{};
+    own.nl_family = AF_NETLINK;
+    own.nl_pid = 0x7654321;
+    EXPECT(::bind(6, reinterpret_cast<sockaddr*>(&own), sizeof own) == 0);
+  });
+  REQUIRE(message_of(trip.save()) == "");
+  const std::vector<Error> problems = trip.check();
+  REQUIRE(problems.size() == 1);
+  CHECK(problems[0].message().find("give descriptor 6") == 0);
+  CHECK(problems[0].message().find("its netlink address 124076833 again") != std::string::npos);
+  trip.kill_target();
+  CHECK(trip.check().empty());
+  CHECK(trip.restore([] {
+    sockaddr_nl own{};
+    socklen_t bytes = sizeof own;
+    EXPECT(::getsockname(6, reinterpret_cast<sockaddr*>(&own), &bytes) == 0);
+    EXPECT(own.nl_pid == 0x7654321);
+    ask_for_interfaces(6);
+    char answer[1 << 15];
+    EXPECT(::recv(6, answer, sizeof answer, 0) > 0);
+  }) == "");
+}
+
+TEST_CASE("a netlink socket with an answer that the program has not read is refused") {
+  RoundTrip trip([] {
+    put_at(::socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE), 6);
+    ask_for_interfaces(6);
+  });
+  CHECK(message_of(trip.save()).find("is a netlink socket with unread messages, which only the kernel can send; checkpoint again") !=
+        std::string::npos);
+}
+
+TEST_CASE("netlink sockets of other protocols are refused by name") {
+  RoundTrip netlink([] { put_at(::socket(AF_NETLINK, SOCK_RAW, NETLINK_GENERIC), 6); });
   std::string message = message_of(netlink.save());
   CHECK(message.find("descriptor 6 (\"socket:[") == 0);
-  CHECK(message.find("is a netlink socket (a connection to the kernel), which cannot be saved; ") != std::string::npos);
+  CHECK(message.find("is a netlink socket of a protocol for which the kernel keeps more than it shows, which cannot be saved; ") != std::string::npos);
 }
 
 TEST_CASE("a raw socket is bound and connected again, with its filter of ICMP types") {

@@ -1,0 +1,175 @@
+// Netlink sockets: connections to the kernel, by which programs ask about networks (NETLINK_ROUTE), sockets (NETLINK_SOCK_DIAG) and hear
+// of devices (NETLINK_KOBJECT_UEVENT).
+//
+// Made by socket, bind (of itself at the first send), connect; groups are joined by bind and NETLINK_ADD_MEMBERSHIP. Saved: address,
+// peer, groups, options. With these protocols the kernel keeps nothing else about a socket; others, where it does (netfilter's queues,
+// an audit daemon, frames that were registered for through NETLINK_GENERIC), are refused.
+//
+// What lies in the socket unread came from the kernel, and nobody else can put it back: neither answers nor news, a rest of an answer
+// that the kernel has not sent yet, and word of an overrun. So a socket that has any is refused; the program soon reads it. News of
+// what happens while the program is away is not heard, as after an overrun, and noted.
+//
+// Restored: the same address, which libraries compare answers with; where another socket of the host has it, the restart is refused.
+// Sources: netlink(7), rtnetlink(7), net/netlink/af_netlink.c (netlink_native_seq_show for /proc/net/netlink).
+#include <linux/netlink.h>
+#include <poll.h>
+#include <sys/socket.h>
+
+#include "core/proc.h"
+#include "modules/descriptor_module.h"
+#include "modules/netlink_socket.pb.h"
+#include "modules/socket_options.h"
+
+namespace vmckpt {
+namespace {
+
+constexpr int kSupported[] = {NETLINK_ROUTE, NETLINK_SOCK_DIAG, NETLINK_KOBJECT_UEVENT};
+constexpr uint32_t kMaxGroups = 4096;
+
+// NETLINK_GET_STRICT_CHK is Linux 4.20's. The kernel answers each with an int.
+constexpr int kOptions[] = {NETLINK_PKTINFO, NETLINK_BROADCAST_ERROR, NETLINK_NO_ENOBUFS, NETLINK_LISTEN_ALL_NSID,
+                            NETLINK_CAP_ACK, NETLINK_EXT_ACK,         NETLINK_GET_STRICT_CHK};
+
+bool recognise(const TargetFile& file) {
+  return file.socket_domain == AF_NETLINK &&
+         std::find(std::begin(kSupported), std::end(kSupported), file.socket_protocol) != std::end(kSupported);
+}
+
+// Nothing here takes anything away: poll tells, where recv would clear the error.
+Result<void> refuse_unread(SaveContext& context, const TargetFile& file, int fd, bool is_bound) {
+  auto refuse = [&](const char* what) {
+    return error(fmt::format("{} is a netlink socket with {}, which only the kernel can send", file.describe(), what),
+                 "checkpoint again when the program has read it");
+  };
+  pollfd poll{fd, POLLIN, 0};
+  if (::poll(&poll, 1, 0) < 0) return errno_error("look into " + file.describe());
+  if ((poll.revents & POLLERR) != 0) return refuse("an error that the program has not seen");
+  if ((poll.revents & POLLIN) != 0) return refuse("unread messages");
+  if (!is_bound) return {};  // it has never asked for anything, and is in no list
+  // sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode
+  const std::string path = fmt::format("/proc/{}/net/netlink", context.pid());
+  const std::string text = VMCKPT_TRY(read_whole_file(path));
+  for (std::string_view line : split_lines(text)) {
+    const auto words = split_words(line);
+    if (words.size() < 10 || static_cast<uint64_t>(parse_number(words[9])) != file.status.st_ino) continue;
+    if (words[6] != "0") return refuse("the rest of an answer under way");
+    return {};
+  }
+  return error(fmt::format("{} is not in {}", file.describe(), path), "let the program close it before the checkpoint");
+}
+
+// One bit for each group, in words of 32.
+Result<void> save_groups(const TargetFile& file, int fd, pb::NetlinkSocket* socket) {
+  uint32_t words[kMaxGroups / 32] = {};
+  socklen_t bytes = sizeof words;
+  if (::getsockopt(fd, SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS, words, &bytes) != 0) {
+    return errno_error("ask for the groups of " + file.describe());
+  }
+  if (bytes > sizeof words) return error(file.describe() + " may be in more groups than vmckpt knows", "please report this");
+  for (uint32_t group = 1; group <= bytes * 8; ++group) {
+    if ((words[(group - 1) / 32] >> ((group - 1) % 32) & 1) != 0) socket->add_groups(group);
+  }
+  return {};
+}
+
+Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved) {
+  pb::NetlinkSocket* socket = saved->MutableExtension(pb::netlink_socket);
+  socket->set_type(file.socket_type);
+  socket->set_protocol(file.socket_protocol);
+  sockaddr_nl own{}, peer{};
+  socklen_t bytes = sizeof own;
+  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&own), &bytes) != 0) return errno_error("ask for the address of " + file.describe());
+  socket->set_port(own.nl_pid);
+  VMCKPT_TRY(refuse_unread(context, file, fd, own.nl_pid != 0));
+  bytes = sizeof peer;
+  if (::getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &bytes) == 0) {
+    socket->set_peer_port(peer.nl_pid);
+    socket->set_peer_groups(peer.nl_groups);
+  }
+  VMCKPT_TRY(save_groups(file, fd, socket));
+  for (int name : kOptions) {
+    const int value = get_option(fd, SOL_NETLINK, name);
+    if (value == 0) continue;
+    pb::SocketOption* option = socket->add_netlink_options();
+    option->set_level(SOL_NETLINK);
+    option->set_name(name);
+    option->set_value(&value, sizeof value);
+  }
+  if (socket->groups_size() != 0) {
+    context.note(fmt::format("{} hears of changes of networks or devices; a restarted program does not hear of those in the meantime",
+                             file.describe()));
+  }
+  return save_socket_options(context, file, fd, socket->mutable_options());
+}
+
+// Empty: the address and the groups of `file` are had by `fd` now.
+Result<void> take_place(const pb::OpenFile& file, int fd) {
+  const pb::NetlinkSocket& socket = file.GetExtension(pb::netlink_socket);
+  const std::string what = describe(file);
+  if (socket.port() != 0) {
+    sockaddr_nl own{};
+    own.nl_family = AF_NETLINK;
+    own.nl_pid = socket.port();
+    if (::bind(fd, reinterpret_cast<const sockaddr*>(&own), sizeof own) != 0) {
+      return errno_error(fmt::format("give {} its netlink address {} again", what, socket.port()),
+                         "end the program that has it now (/proc/net/netlink shows its sockets)");
+    }
+  }
+  for (uint32_t group : socket.groups()) {
+    const int number = static_cast<int>(group);
+    if (::setsockopt(fd, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, &number, sizeof number) == 0) continue;
+    return errno_error(fmt::format("let {} hear netlink group {} again", what, group),
+                       "restart it with the rights it was launched with (CAP_NET_ADMIN, for some groups)");
+  }
+  return {};
+}
+
+Result<Fd> make(const pb::OpenFile& file) {
+  const pb::NetlinkSocket& socket = file.GetExtension(pb::netlink_socket);
+  Fd fd(::socket(AF_NETLINK, socket.type() | SOCK_CLOEXEC, socket.protocol()));
+  if (!fd) return errno_error(fmt::format("make a netlink socket of protocol {} for {}", socket.protocol(), describe(file)));
+  return fd;
+}
+
+void check(CheckContext& context) {
+  for (const pb::OpenFile& file : context.table.files()) {
+    if (!file.HasExtension(pb::netlink_socket)) continue;
+    auto fd = make(file);
+    auto placed = fd.ok() ? take_place(file, fd->get()) : Result<void>(fd.error());
+    if (!placed.ok()) context.problem(placed.error());
+  }
+}
+
+Result<void> restore(RestoreContext& context) {
+  for (const pb::OpenFile& file : context.table.files()) {
+    if (!file.HasExtension(pb::netlink_socket)) continue;
+    const pb::NetlinkSocket& socket = file.GetExtension(pb::netlink_socket);
+    Fd fd = VMCKPT_TRY(make(file));
+    // Before it hears anything: what comes before its filter is in force would be what the program does not expect.
+    for (OptionStage stage : {OptionStage::kBeforeBind, OptionStage::kRoute, OptionStage::kAfterwards}) {
+      restore_socket_options(context, file, socket.options(), fd.get(), stage);
+    }
+    for (const pb::SocketOption& option : socket.netlink_options()) {
+      if (::setsockopt(fd.get(), option.level(), option.name(), option.value().data(), static_cast<socklen_t>(option.value().size())) == 0) continue;
+      context.note(fmt::format("{}: netlink option {} cannot be set here: {}", describe(file), option.name(), std::strerror(errno)));
+    }
+    VMCKPT_TRY(take_place(file, fd.get()));
+    if (socket.peer_port() != 0 || socket.peer_groups() != 0) {
+      sockaddr_nl peer{};
+      peer.nl_family = AF_NETLINK;
+      peer.nl_pid = socket.peer_port();
+      peer.nl_groups = socket.peer_groups();
+      if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&peer), sizeof peer) != 0) {
+        return errno_error(fmt::format("connect {} to netlink address {}", describe(file), peer.nl_pid));
+      }
+    }
+    VMCKPT_TRY(context.put(file, std::move(fd)));
+  }
+  return {};
+}
+
+}  // namespace
+
+const DescriptorModule kNetlinkSocketModule{"netlink socket", recognise, save, nullptr, check, restore};
+
+}  // namespace vmckpt
