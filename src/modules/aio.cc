@@ -11,6 +11,8 @@
 #include "core/fd.h"
 #include "core/proc.h"
 #include "modules/module.h"
+#include "modules/played/aio.h"
+#include "modules/played/operations.h"
 #include "tracer/remote_memory.h"
 
 namespace vmckpt {
@@ -18,12 +20,6 @@ namespace {
 
 constexpr uint64_t kPageBytes = 4096;
 constexpr uint32_t kMagic = 0xa10a10a1;
-
-// The beginning of a ring (struct aio_ring, fs/aio.c).
-struct RingHeader {
-  uint32_t id, slots, head, tail, magic, compatible, incompatible, header_bytes;
-};
-static_assert(sizeof(RingHeader) == kAioRingHeaderBytes && sizeof(io_event) == kAioEventBytes);
 
 uint64_t ring_bytes(uint32_t slots) {
   return (kAioRingHeaderBytes + slots * kAioEventBytes + kPageBytes - 1) / kPageBytes * kPageBytes;
@@ -49,8 +45,8 @@ uint64_t least_slots() {
   return (bytes + kPageBytes - 1) / kPageBytes * kPageBytes / kAioEventBytes - 1;
 }
 
-Result<RingHeader> read_header(pid_t pid, RemoteAddr address) {
-  RingHeader header{};
+Result<AioRingHeader> read_header(pid_t pid, RemoteAddr address) {
+  AioRingHeader header{};
   VMCKPT_TRY(read_memory(pid, address, &header, sizeof header));
   const bool sound = header.magic == kMagic && header.header_bytes == sizeof header && is_ring_size(header.slots) &&
                      header.head < header.slots && header.tail < header.slots;
@@ -58,7 +54,7 @@ Result<RingHeader> read_header(pid_t pid, RemoteAddr address) {
   return header;
 }
 
-uint64_t in_flight(const LedgerAioContext& context, const RingHeader& header) {
+uint64_t in_flight(const LedgerAioContext& context, const AioRingHeader& header) {
   return (context.submitted + header.slots - header.tail) % header.slots;
 }
 
@@ -115,7 +111,7 @@ Result<void> save_aio(const StoppedWorld& world, const Ledger& ledger, bool coun
     }
     const LedgerAioContext* context = find_context(ledger, address);
     if (context == nullptr) return refuse(address, "is not known to the recorder", kUseSomethingElse);
-    RingHeader header = VMCKPT_TRY(read_header(world.pid(), address));
+    AioRingHeader header = VMCKPT_TRY(read_header(world.pid(), address));
     if (ring_bytes(header.slots) != mapping.end() - mapping.start() || mapping.file_offset() != 0) {
       return refuse(address, "is mapped in part only", kUseSomethingElse);
     }
@@ -168,12 +164,9 @@ void plan_aio(const pb::AddressSpace& space, int image_fd, TapeDraft& tape) {
     order.head = ring.head();
     order.pending = static_cast<uint32_t>(ring.pending().size() / kAioEventBytes);
     // Reads nothing of a regular file: the kernel ends such a request while it is submitted.
-    iocb request{};
-    static_assert(sizeof request == sizeof order.request);
-    request.aio_lio_opcode = IOCB_CMD_PREAD;
-    request.aio_fildes = static_cast<uint32_t>(image_fd);
-    request.aio_buf = ring.address();
-    std::copy_n(reinterpret_cast<const uint8_t*>(&request), sizeof request, reinterpret_cast<uint8_t*>(order.request));
+    order.request.aio_lio_opcode = IOCB_CMD_PREAD;
+    order.request.aio_fildes = static_cast<uint32_t>(image_fd);
+    order.request.aio_buf = ring.address();
     const uint64_t argument = tape.data_of(order);
     for (size_t i = 0; i < kAioBatch; ++i) {
       tape.point(argument, offsetof(AioRingOrder, requests) + i * sizeof(uint64_t), argument + offsetof(AioRingOrder, request));

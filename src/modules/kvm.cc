@@ -18,6 +18,7 @@
 #include "modules/eventfd.pb.h"
 #include "modules/kvm_descriptor.pb.h"
 #include "modules/module.h"
+#include "modules/played/operations.h"
 #include "modules/seccomp.h"
 #include "recorder/kvm_calls.h"
 #include "tracer/remote_memory.h"

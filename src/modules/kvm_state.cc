@@ -7,6 +7,8 @@
 #include <sys/syscall.h>
 
 #include "modules/kvm.h"
+#include "modules/played/kvm_msrs.h"
+#include "modules/played/operations.h"
 
 namespace vmckpt {
 namespace {

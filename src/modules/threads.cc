@@ -17,6 +17,7 @@
 #include "core/proc.h"
 #include "modules/credentials.h"
 #include "modules/module.h"
+#include "modules/played/operations.h"
 #include "modules/seccomp.h"
 #include "modules/signals.h"
 #include "tracer/remote_memory.h"

@@ -13,7 +13,3 @@ extern "C" {
 extern const char __start_vmckpt_player[] __attribute__((visibility("hidden")));
 extern const char __stop_vmckpt_player[] __attribute__((visibility("hidden")));
 }
-
-namespace vmckpt {
-constexpr uint32_t kPlayerStackBytes = 4096;
-}

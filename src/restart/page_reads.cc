@@ -11,7 +11,7 @@
 #include <signal.h>
 
 #include "core/proc.h"
-#include "player/player.h"
+#include "player/tape.h"
 
 namespace vmckpt {
 namespace {

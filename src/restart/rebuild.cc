@@ -170,6 +170,12 @@ struct Tapes {
   std::vector<TapeDraft> others;
 };
 
+// Places in and around the arena, as tapes name them: tapes are drafted before it has a place, since its size depends on theirs.
+constexpr uint64_t kArena = late_number(0), kArenaEnd = late_number(1), kBytesAboveArena = late_number(2);
+constexpr uint64_t kVdsoParking = late_number(3);
+constexpr uint64_t tape_of(size_t thread) { return late_number(static_cast<uint32_t>(4 + 2 * thread)); }
+constexpr uint64_t stack_of(size_t thread) { return late_number(static_cast<uint32_t>(5 + 2 * thread)); }
+
 // [player code | leader's tape | other threads' tapes | stacks | parking place of the vdso]
 class Arena {
  public:
@@ -193,7 +199,6 @@ class Arena {
   uint64_t address() const { return address_; }
   uint64_t tape(size_t thread) const { return address_ + tape_offsets_[thread]; }
   uint64_t stack_top(size_t thread) const { return address_ + stacks_offset_ + kThreadStackBytes * (thread + 1); }
-  uint64_t parking() const { return address_ + parking_offset_; }
   uint64_t entry() const {
     return address_ + static_cast<uint64_t>(reinterpret_cast<const char*>(&vmckpt_player_entry) - __start_vmckpt_player);
   }
@@ -206,13 +211,23 @@ class Arena {
     return {};
   }
 
-  void lay_tape(size_t thread, const TapeDraft& tape, pid_t pid, pid_t tid) const {
+  LateNumbers late_numbers() const {
+    const uint64_t end = address_ + bytes_;
+    LateNumbers late = {address_, end, kEndOfUserSpace - end, address_ + parking_offset_};
+    for (size_t thread = 0; thread < tape_offsets_.size(); ++thread) {
+      late.push_back(tape(thread));
+      late.push_back(stack_top(thread) - kThreadStackBytes);
+    }
+    return late;
+  }
+
+  void lay_tape(size_t thread, const TapeDraft& tape, const LateNumbers& late, pid_t pid, pid_t tid) const {
     Tape head{};
     // The supervisor traces every thread: SIGSTOP is what it waits for, and cannot be blocked.
     head.end_signal = SIGSTOP;
     head.process_id = pid;
     head.thread_id = tid;
-    std::vector<uint8_t> bytes = tape.lay_out_with_texts(this->tape(thread), head);
+    std::vector<uint8_t> bytes = tape.lay_out_with_texts(this->tape(thread), head, late);
     std::memcpy(reinterpret_cast<void*>(this->tape(thread)), bytes.data(), bytes.size());
   }
 
@@ -264,19 +279,18 @@ void plan_segment_removal(const Materials& materials, TapeDraft& tape) {
   }
 }
 
-void plan_new_thread(const Arena& arena, size_t index, const pb::Thread& thread, const user_regs_struct& regs,
-                     TapeDraft& leader) {
+void plan_new_thread(size_t index, const pb::Thread& thread, const user_regs_struct& regs, TapeDraft& leader) {
   int32_t wanted = thread.tid();
   clone_args args{};
   args.flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_SETTLS;
   args.tls = regs.fs_base;
-  args.stack = arena.stack_top(index) - kThreadStackBytes;
   args.stack_size = kThreadStackBytes;
   args.set_tid_size = 1;
   uint64_t number = leader.data_of(wanted);
   uint64_t argument = leader.data_of(args);
   leader.point(argument, offsetof(clone_args, set_tid), number);
-  leader.call(kOpThread, {argument, sizeof args, arena.tape(index)}, true, fmt::format("make thread {}", wanted));
+  leader.point(argument, offsetof(clone_args, stack), stack_of(index));
+  leader.call(kOpThread, {argument, sizeof args, tape_of(index)}, true, fmt::format("make thread {}", wanted));
 }
 
 user_regs_struct registers_of(const pb::Thread& thread) {
@@ -294,15 +308,14 @@ Result<void> plan_own_state(const pb::Image& image, int thread, TapeDraft& tape)
 }
 
 // The leader's tape is the restart from here on; its order is the order of what depends on what.
-Result<Tapes> draft_tapes(const Materials& materials, const Arena& arena, const VdsoPlan& vdso) {
+Result<Tapes> draft_tapes(const Materials& materials, const VdsoPlan& vdso) {
   const pb::Image& image = materials.metadata;
   Tapes tapes;
   TapeDraft& leader = tapes.leader;
   // 1. an empty address space but for the arena
   plan_vdso_parking(vdso, leader);
-  const uint64_t arena_end = arena.address() + arena.bytes();
-  leader.call(SYS_munmap, {0, arena.address()}, true, "unmap the memory below the arena");
-  leader.call(SYS_munmap, {arena_end, kEndOfUserSpace - arena_end}, true, "unmap the memory above the arena");
+  leader.call(SYS_munmap, {0, kArena}, true, "unmap the memory below the arena");
+  leader.call(SYS_munmap, {kArenaEnd, kBytesAboveArena}, true, "unmap the memory above the arena");
   plan_vdso_return(vdso, leader);
   // 2. the target's memory
   VMCKPT_TRY(plan_memory(image.memory(), materials.image, materials.guest_ram,
@@ -320,7 +333,7 @@ Result<Tapes> draft_tapes(const Materials& materials, const Arena& arena, const 
   // 4. its threads, while there is still the right to choose their numbers
   for (int i = 1; i < image.threads_size(); ++i) {
     const pb::Thread& thread = image.threads(i);
-    plan_new_thread(arena, static_cast<size_t>(i), thread, registers_of(thread), leader);
+    plan_new_thread(static_cast<size_t>(i), thread, registers_of(thread), leader);
     TapeDraft& tape = tapes.others.emplace_back();
     VMCKPT_TRY(plan_own_state(image, i, tape));
   }
@@ -418,25 +431,22 @@ Result<Prepared> rebuild(RebuildInputs& inputs, const Birthplace& birthplace, in
   const GuestRam guest_ram(inputs.image);
   Materials materials{inputs.image,  image,      service,            files,     *captured,                 own_maps,
                       executable_fd, kvm_device, inputs.guest_clock, guest_ram, free_helper_numbers(image)};
-  // Tapes hold addresses of the arena, whose size depends on the tapes: draft once to measure, once for good.
+  // Where there is another vdso, the new one lies behind the arena for good.
   const uint64_t vdso_size = vdso_bytes(own_maps);
-  VdsoPlan vdso = VMCKPT_TRY(make_vdso_plan(image.memory(), own_maps, 0, 0));
+  const VdsoPlan vdso = VMCKPT_TRY(make_vdso_plan(image.memory(), own_maps, kVdsoParking, kArenaEnd));
   VMCKPT_TRY(refuse_threads_inside_foreign_vdso(image, vdso));
-  Tapes measured;
-  measured.others.resize(static_cast<size_t>(image.threads_size()) - 1);
-  measured = VMCKPT_TRY(draft_tapes(materials, Arena(measured, vdso_size), vdso));
-  Prepared prepared{Arena(measured, vdso_size), std::move(captured), std::move(restore.terminal_master), {}};
+  const Tapes tapes = VMCKPT_TRY(draft_tapes(materials, vdso));
+  Prepared prepared{Arena(tapes, vdso_size), std::move(captured), std::move(restore.terminal_master), {}};
   Arena& arena = prepared.arena;
   arena.put_at(VMCKPT_TRY(find_free_range(image.memory(), own_maps, arena.bytes() + vdso_size)));
-  vdso = VMCKPT_TRY(make_vdso_plan(image.memory(), own_maps, arena.parking(), arena.address() + arena.bytes()));
-  Tapes tapes = VMCKPT_TRY(draft_tapes(materials, arena, vdso));
   VMCKPT_TRY(arena.map());
-  arena.lay_tape(0, tapes.leader, image.process().pid(), image.threads(0).tid());
+  const LateNumbers late = arena.late_numbers();
+  arena.lay_tape(0, tapes.leader, late, image.process().pid(), image.threads(0).tid());
   for (size_t i = 0; i < tapes.others.size(); ++i) {
-    arena.lay_tape(i + 1, tapes.others[i], image.process().pid(), image.threads(static_cast<int>(i) + 1).tid());
+    arena.lay_tape(i + 1, tapes.others[i], late, image.process().pid(), image.threads(static_cast<int>(i) + 1).tid());
   }
   // For the supervisor these are addresses in another process.
-  RebuildReport report{RemoteAddr(arena.address()), arena.bytes(), RemoteAddr(VMCKPT_TRY(syscall_instruction(vdso)))};
+  RebuildReport report{RemoteAddr(arena.address()), arena.bytes(), RemoteAddr(known_number(VMCKPT_TRY(syscall_instruction(vdso)), late))};
   prepared.report.assign(reinterpret_cast<const char*>(&report), sizeof report);
   for (size_t thread = 0; thread <= tapes.others.size(); ++thread) {
     const RemoteAddr address(arena.tape(thread));

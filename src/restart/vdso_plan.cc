@@ -47,12 +47,8 @@ std::map<std::string, uint64_t> functions_of(const std::string& code) {
 }
 
 // movabs rax, TARGET; jmp rax. The functions take their arguments in rdi, rsi, rdx; rax is free at their entry.
-constexpr size_t kJumpBytes = 12;
-void write_jump(uint8_t* at, uint64_t target) {
-  at[0] = 0x48, at[1] = 0xb8;
-  std::memcpy(at + 2, &target, sizeof target);
-  at[10] = 0xff, at[11] = 0xe0;
-}
+constexpr uint8_t kJump[] = {0x48, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xe0};
+constexpr size_t kJumpTarget = 2;
 
 bool forced_foreign() {
   const char* fault = std::getenv("VMCKPT_FAULT");
@@ -72,7 +68,7 @@ uint64_t vdso_bytes(const std::vector<Vma>& maps) {
 }
 
 Result<VdsoPlan> make_vdso_plan(const pb::AddressSpace& space, const std::vector<Vma>& own_maps, uint64_t parking,
-                                uint64_t final_address) {
+                                uint64_t free_address) {
   VdsoPlan plan;
   plan.parking = parking;
   for (const Vma& vma : own_maps) {
@@ -96,22 +92,23 @@ Result<VdsoPlan> make_vdso_plan(const pb::AddressSpace& space, const std::vector
   plan.same_code = saved_code == nullptr || (same_layout && code == space.vdso_code() && !forced_foreign());
   const uint64_t first = plan.parts.front().start;
   if (plan.same_code && saved_code != nullptr) {
-    plan.final_shift = saved.front()->start() - parking;
+    plan.final_address = saved.front()->start();
     return plan;
   }
-  plan.final_shift = final_address - parking;
+  plan.final_address = free_address;
   if (saved_code == nullptr) return plan;  // the program had unmapped its vdso
   plan.patched_address = saved_code->start();
   plan.patched_code.assign(space.vdso_code().begin(), space.vdso_code().end());
   const auto new_functions = functions_of(code);
   for (const auto& [name, offset] : functions_of(space.vdso_code())) {
     auto found = new_functions.find(name);
-    if (offset + kJumpBytes > plan.patched_code.size()) continue;
+    if (offset + sizeof kJump > plan.patched_code.size()) continue;
     if (found == new_functions.end()) {
       return error(fmt::format("this kernel's vdso has no {}, which the program may call", name),
                    "restart it on the kernel it was checkpointed on");
     }
-    write_jump(plan.patched_code.data() + offset, final_address + (own_code->start - first) + found->second);
+    std::copy(std::begin(kJump), std::end(kJump), plan.patched_code.begin() + static_cast<ptrdiff_t>(offset));
+    plan.jumps.push_back({offset + kJumpTarget, own_code->start - first + found->second});
   }
   return plan;
 }
@@ -128,15 +125,17 @@ void plan_vdso_parking(const VdsoPlan& plan, TapeDraft& tape) {
 void plan_vdso_return(const VdsoPlan& plan, TapeDraft& tape) {
   const uint64_t first = plan.parts.front().start;
   for (const Vma& part : plan.parts) {
-    const uint64_t parked = plan.parking + (part.start - first);
-    tape.call(SYS_mremap, {parked, part.bytes(), part.bytes(), MREMAP_MAYMOVE | MREMAP_FIXED, parked + plan.final_shift}, true,
-              fmt::format("move {} to its old place", part.name));
+    const uint64_t offset = part.start - first;
+    tape.call(SYS_mremap, {plan.parking + offset, part.bytes(), part.bytes(), MREMAP_MAYMOVE | MREMAP_FIXED,
+                           plan.final_address + offset},
+              true, fmt::format("move {} to its old place", part.name));
   }
   if (plan.patched_code.empty()) return;
   tape.call(SYS_mmap, {plan.patched_address, plan.patched_code.size(), PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, ~uint64_t{0}, 0}, true, "make room for the old vdso");
-  tape.call(kOpCopyBytes, {plan.patched_address, tape.data(plan.patched_code.data(), plan.patched_code.size()),
-                           plan.patched_code.size()});
+  const uint64_t code = tape.data(plan.patched_code.data(), plan.patched_code.size());
+  for (const VdsoPlan::Jump& jump : plan.jumps) tape.point(code, jump.at, plan.final_address + jump.to);
+  tape.call(kOpCopyBytes, {plan.patched_address, code, plan.patched_code.size()});
   tape.call(SYS_mprotect, {plan.patched_address, plan.patched_code.size(), PROT_READ | PROT_EXEC}, true,
             "protect the old vdso");
 }
@@ -146,7 +145,7 @@ Result<uint64_t> syscall_instruction(const VdsoPlan& plan) {
   const auto* bytes = reinterpret_cast<const uint8_t*>(code->start);
   for (uint64_t i = 0; i + 1 < code->bytes(); ++i) {
     if (bytes[i] == 0x0f && bytes[i + 1] == 0x05) {
-      return plan.parking + (code->start + i - plan.parts.front().start) + plan.final_shift;
+      return plan.final_address + (code->start + i - plan.parts.front().start);
     }
   }
   return error("this kernel's vdso has no system call instruction");

@@ -20,20 +20,26 @@ struct VdsoPlan {
   std::vector<Vma> parts;     // of the new process, as it starts
   bool same_code = false;     // the image's vdso is this kernel's
   uint64_t parking = 0;       // where the parts wait while everything else is unmapped
-  uint64_t final_shift = 0;   // from the parking place to the final one
+  uint64_t final_address = 0;
   std::vector<uint8_t> patched_code;  // of the old vdso, when same_code is false
   uint64_t patched_address = 0;
+  struct Jump {
+    size_t at = 0;    // where in the patched code its target's address is to stand
+    uint64_t to = 0;  // the new function, as a distance from final_address
+  };
+  std::vector<Jump> jumps;
 };
 
 uint64_t vdso_bytes(const std::vector<Vma>& maps);
-// `final_address`: where the new vdso may lie for good if it cannot take the old one's place (a free range of vdso_bytes).
+// Both addresses may be late numbers. `free_address`: where the new vdso may lie for good if it cannot take the old one's place (a
+// free range of vdso_bytes).
 Result<VdsoPlan> make_vdso_plan(const pb::AddressSpace& space, const std::vector<Vma>& own_maps, uint64_t parking,
-                                uint64_t final_address);
+                                uint64_t free_address);
 void plan_vdso_parking(const VdsoPlan& plan, TapeDraft& tape);
 void plan_vdso_return(const VdsoPlan& plan, TapeDraft& tape);
 
-// Address of a `syscall` instruction in the vdso at its final place: the last call in the new process is made there, when the
-// player has gone.
+// Address of a `syscall` instruction in the vdso at its final place (a late number if that is one): the last call in the new
+// process is made there, when the player has gone.
 Result<uint64_t> syscall_instruction(const VdsoPlan& plan);
 
 }  // namespace vmckpt

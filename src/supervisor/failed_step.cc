@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
+#include "modules/played/operations.h"
 #include "recorder/kvm_calls.h"
 #include "tracer/remote_memory.h"
 #include "tracer/tape_draft.h"

@@ -8,7 +8,7 @@
 
 #include "core/clock.h"
 #include "core/proc.h"
-#include "player/player.h"
+#include "player/tape.h"
 #include "tracer/remote_memory.h"
 #include "tracer/thread_state.h"
 

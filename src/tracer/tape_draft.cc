@@ -32,7 +32,18 @@ uint64_t TapeDraft::data(const void* bytes_to_place, size_t bytes) {
   return argument;
 }
 
-std::vector<uint8_t> TapeDraft::lay_out(uint64_t address, Tape head) const {
+// An image may name any number: one that looks like a late number and is none stays what it is.
+uint64_t known_number(uint64_t value, const LateNumbers& late) {
+  constexpr uint64_t kTagMask = 0xffff'0000'0000'0000, kAdded = 0xff'ffff;
+  if ((value & kTagMask) != late_number(0)) return value;
+  const uint64_t index = (value & ~kTagMask) >> 24;
+  return index < late.size() ? late[index] + (value & kAdded) : value;
+}
+
+std::vector<uint8_t> TapeDraft::lay_out(uint64_t address, Tape head, const LateNumbers& late) const {
+  auto known = [&](uint64_t value) {
+    return (value & kRoomMask) == kRoomTag ? address + room_offset() + (value & ~kRoomMask) : known_number(value, late);
+  };
   std::vector<uint8_t> result(bytes());
   head.magic = kTapeMagic;
   head.calls = static_cast<uint32_t>(calls_.size());
@@ -40,14 +51,12 @@ std::vector<uint8_t> TapeDraft::lay_out(uint64_t address, Tape head) const {
   std::memcpy(result.data(), &head, sizeof head);
   std::vector<TapeCall> calls = calls_;
   for (TapeCall& call : calls) {
-    for (uint64_t& argument : call.args) {
-      if ((argument & kRoomMask) == kRoomTag) argument = address + room_offset() + (argument & ~kRoomMask);
-    }
+    for (uint64_t& argument : call.args) argument = known(argument);
   }
   std::copy_n(reinterpret_cast<const uint8_t*>(calls.data()), calls.size() * sizeof(TapeCall), result.begin() + sizeof(Tape));
   std::copy(room_.begin(), room_.end(), result.begin() + static_cast<ptrdiff_t>(room_offset()));
   for (const Pointer& pointer : pointers_) {
-    uint64_t to = address + room_offset() + (pointer.to & ~kRoomMask);
+    const uint64_t to = known(pointer.to);
     std::memcpy(result.data() + room_offset() + pointer.room_offset, &to, sizeof to);
   }
   return result;
@@ -59,8 +68,8 @@ size_t TapeDraft::bytes_with_texts() const {
   return total;
 }
 
-std::vector<uint8_t> TapeDraft::lay_out_with_texts(uint64_t address, Tape head) const {
-  std::vector<uint8_t> result = lay_out(address, head);
+std::vector<uint8_t> TapeDraft::lay_out_with_texts(uint64_t address, Tape head, const LateNumbers& late) const {
+  std::vector<uint8_t> result = lay_out(address, head, late);
   result.reserve(bytes_with_texts());
   for (size_t i = 0; i < calls_.size(); ++i) {
     const std::string& text = descriptions_[i];

@@ -8,6 +8,7 @@ import textwrap
 
 import pytest
 
+from faults_helpers import fault_in_environment
 from vmckpt_harness import ORDINARY_USER, ROOT, VMCKPT, wait_until
 
 pytestmark = pytest.mark.skipif(not os.access(VMCKPT, os.X_OK), reason=f"{VMCKPT} is not built")
@@ -41,6 +42,52 @@ def test_a_program_that_may_start_no_process_is_copied_while_it_is_stopped(make_
     assert any("could not be forked" in note for note in report["notes"]), report
     target.kill()
     target.restart(report["image"])
+    end(stage, target)
+
+
+# ---- another kernel's vdso ------------------------------------------------------------------------------------------
+
+READS_CLOCKS = textwrap.dedent("""\
+    import ctypes, os, sys, threading, time
+    CLOCK_GETTIME, CLOCK_MONOTONIC = 228, 1
+    libc = ctypes.CDLL(None)
+
+    def asked_of_the_kernel():
+        now = (ctypes.c_long * 2)()
+        libc.syscall(CLOCK_GETTIME, CLOCK_MONOTONIC, now)
+        return now[0] * 1_000_000_000 + now[1]
+
+    def read_clocks():
+        while not os.path.exists(sys.argv[1]):
+            time.sleep(0.01)
+        for _ in range(1000):
+            before, here, after = asked_of_the_kernel(), time.monotonic_ns(), asked_of_the_kernel()
+            right.append(before <= here <= after)
+
+    def where_the_vdso_lies():
+        return [line.split()[0] for line in open("/proc/self/maps") if line.rstrip().endswith("[vdso]")]
+
+    right, old_place = [], where_the_vdso_lies()
+    time.monotonic_ns()
+    threads = [threading.Thread(target=read_clocks) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    print("READY", flush=True)
+    read_clocks()
+    for thread in threads:
+        thread.join()
+    moved = where_the_vdso_lies() != old_place
+    print("PASS" if all(right) and moved else f"FAIL {right.count(False)} wrong, moved: {moved}", flush=True)
+    """)
+
+
+def test_functions_of_another_kernels_vdso_go_on_as_this_kernels(stage):
+    target = stage.launch(["/usr/bin/python3", "-c", READS_CLOCKS, stage.go_file])
+    target.wait_for_line("READY")
+    image = target.checkpoint()
+    target.kill()
+    with fault_in_environment(stage, "foreign-vdso"):  # as if the image were of another kernel
+        target.restart(image)
     end(stage, target)
 
 

@@ -6,6 +6,9 @@
 
 #include <sys/syscall.h>
 
+#include "modules/played/kvm_msrs.h"
+#include "modules/played/operations.h"
+
 namespace vmckpt {
 namespace {
 
@@ -269,7 +272,7 @@ bool FakeKvm::play(TapeDraft& tape) {
     } else if (call.number == kOpMakeDescriptor) {
       call.result = ioctl(fd, call.args[1], call.args[2]);
       placed_at[static_cast<int>(call.args[3])] = static_cast<int>(call.result);
-    } else if (call.number == kOpSetMsrs) {  // player.cc, set_msrs
+    } else if (call.number == kOpSetMsrs) {  // modules/played/kvm_msrs.cc
       FakeVcpu& vcpu = vcpus.at(fd);
       auto& list = at<kvm_msrs>(call.args[1]);
       for (uint32_t n = 0; n < list.nmsrs && call.result == 0; ++n) {

@@ -1,0 +1,1 @@
+../../../recorder/kvm_ledger.h

@@ -1,0 +1,1 @@
+../../../recorder/ram_ledger.h
