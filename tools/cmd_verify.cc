@@ -3,6 +3,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "core/printable.h"
 #include "command_line.h"
 #include "commands.h"
 #include "image/reader.h"
@@ -32,7 +33,7 @@ int cmd_verify(int argc, char** argv) {
   const std::string path = values["IMAGE"].as<std::string>();
   Result<PageIndex::Size> verified = verify(path);
   if (values.count("json") != 0) {
-    nlohmann::ordered_json answer = {{"image", path}, {"ok", verified.ok()}};
+    nlohmann::ordered_json answer = {{"image", printable(path)}, {"ok", verified.ok()}};
     if (verified) {
       answer["runs"] = verified->records;
       answer["page_bytes"] = verified->bytes;
@@ -43,7 +44,7 @@ int cmd_verify(int argc, char** argv) {
     return verified ? kExitOk : kExitFailed;
   }
   if (!verified) return fail(kVerb, verified.error());
-  std::printf("%s is whole: %llu runs of pages, %llu bytes checked\n", path.c_str(),
+  std::printf("%s is whole: %llu runs of pages, %llu bytes checked\n", printable(path).c_str(),
               static_cast<unsigned long long>(verified->records), static_cast<unsigned long long>(verified->bytes));
   return kExitOk;
 }

@@ -351,8 +351,12 @@ Result<void> check_memory(const pb::AddressSpace& memory) {
   if (memory.auxv().size() > kMaxAuxvBytes || memory.auxv().size() % 16 != 0) {
     return error(fmt::format("the auxiliary vector has {} bytes", memory.auxv().size()));
   }
-  if (memory.vdso_code().size() > kMaxVdsoBytes) {
-    return error(fmt::format("the vdso has {} bytes", memory.vdso_code().size()));
+  uint64_t vdso_bytes = 0;  // that are free for it at restart
+  for (const auto& mapping : memory.mappings()) {
+    if (mapping.kind() == pb::Mapping::VDSO && mapping.name() == "[vdso]") vdso_bytes = mapping.end() - mapping.start();
+  }
+  if (memory.vdso_code().size() > std::min<uint64_t>(vdso_bytes, kMaxVdsoBytes)) {
+    return error(fmt::format("the vdso has {} bytes, its mapping {}", memory.vdso_code().size(), vdso_bytes));
   }
   return {};
 }
@@ -430,6 +434,17 @@ Result<void> check_references(const Message& message, const IdsByKind& ids, cons
   return {};
 }
 
+// Who an object or a record of KVM belongs to is its module's to check. Here: that reading the image takes no more than its size.
+Result<void> check_kvm(const pb::Kvm& kvm) {
+  constexpr int kMaxKvmObjects = 16384;  // four times KVM_MAX_VCPUS
+  if (kvm.objects_size() > kMaxKvmObjects) return error(fmt::format("there are {} KVM objects", kvm.objects_size()));
+  std::set<uint32_t> ids;
+  for (const pb::KvmObject& object : kvm.objects()) {
+    if (!ids.insert(object.id()).second) return error(fmt::format("the KVM object id {} is there twice", object.id()));
+  }
+  return {};
+}
+
 // Numbers and the references between descriptors; what else each kind of object needs is its module's to check.
 Result<void> check_descriptors(const pb::DescriptorTable& table, const CapturedById& captured) {
   IdsByKind ids;
@@ -500,6 +515,7 @@ Result<void> check_metadata(const pb::Image& image) {
   VMCKPT_TRY(check_process(image.process()));
   VMCKPT_TRY(check_threads(image));
   VMCKPT_TRY(check_memory(image.memory()));
+  VMCKPT_TRY(check_kvm(image.kvm()));
   for (const pb::PageStore& store : image.page_stores()) {
     if (store.base_image_id().size() != kIdBytes) {
       return error(fmt::format("a page store is no image: its id has {} bytes instead of {}", store.base_image_id().size(),

@@ -93,6 +93,15 @@ class SinkThreads {
     finished_ = false;
   }
 
+  // An exception would end the supervisor here; in a thread that serves a checkpoint it only ends that.
+  Result<uint64_t> put_into_sink(const Load& load) {
+    try {
+      return sink_.put(load.piece, load.content.get());
+    } catch (const std::exception& problem) {
+      return error(fmt::format("write pages into the image: {}", problem.what()), "free memory and try again");
+    }
+  }
+
   void run() {
     std::unique_lock lock(mutex_);
     for (;;) {
@@ -101,7 +110,7 @@ class SinkThreads {
       auto load = std::move(full_.front());
       full_.pop_front();
       lock.unlock();
-      auto written = sink_.put(load->piece, load->content.get());
+      auto written = put_into_sink(*load);
       if (written.ok()) progress_.bytes_saved += *written;
       lock.lock();
       if (!written.ok() && result_.ok()) result_ = written.error();

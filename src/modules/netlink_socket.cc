@@ -9,8 +9,12 @@
 // that the kernel has not sent yet, and word of an overrun. So a socket that has any is refused; the program soon reads it. News of
 // what happens while the program is away is not heard, as after an overrun, and noted.
 //
-// Restored: the same address, which libraries compare answers with; where another socket of the host has it, the restart is refused.
+// Restored: the same address, which libraries compare answers with. Where another socket of the host has it, one that the kernel had chosen
+// becomes another one, noted; one that the program had chosen fails the preflight. That a socket was connected to the kernel itself (which
+// keeps other programs' messages away) is not to be seen, and lost.
 // Sources: netlink(7), rtnetlink(7), net/netlink/af_netlink.c (netlink_native_seq_show for /proc/net/netlink).
+#include <algorithm>
+
 #include <linux/netlink.h>
 #include <poll.h>
 #include <sys/socket.h>
@@ -25,14 +29,29 @@ namespace {
 
 constexpr int kSupported[] = {NETLINK_ROUTE, NETLINK_SOCK_DIAG, NETLINK_KOBJECT_UEVENT};
 constexpr uint32_t kMaxGroups = 4096;
+// An address that nobody asks for is the process's number, or where that is taken one from here on (netlink_autobind).
+constexpr uint32_t kFirstRover = 0x80000000;
 
 // NETLINK_GET_STRICT_CHK is Linux 4.20's. The kernel answers each with an int.
 constexpr int kOptions[] = {NETLINK_PKTINFO, NETLINK_BROADCAST_ERROR, NETLINK_NO_ENOBUFS, NETLINK_LISTEN_ALL_NSID,
                             NETLINK_CAP_ACK, NETLINK_EXT_ACK,         NETLINK_GET_STRICT_CHK};
 
-bool recognise(const TargetFile& file) {
-  return file.socket_domain == AF_NETLINK &&
-         std::find(std::begin(kSupported), std::end(kSupported), file.socket_protocol) != std::end(kSupported);
+bool is_supported(int protocol) { return std::find(std::begin(kSupported), std::end(kSupported), protocol) != std::end(kSupported); }
+
+bool recognise(const TargetFile& file) { return file.socket_domain == AF_NETLINK && is_supported(file.socket_protocol); }
+
+// What save() below could have written: restart has rights that the program may not have had.
+bool is_well_formed(const pb::NetlinkSocket& socket) {
+  if (!is_supported(socket.protocol()) || (socket.type() != SOCK_RAW && socket.type() != SOCK_DGRAM)) return false;
+  uint32_t before = 0;
+  for (uint32_t group : socket.groups()) {
+    if (group <= before || group > kMaxGroups) return false;
+    before = group;
+  }
+  return std::all_of(socket.netlink_options().begin(), socket.netlink_options().end(), [](const pb::SocketOption& option) {
+    const bool known = std::find(std::begin(kOptions), std::end(kOptions), option.name()) != std::end(kOptions);
+    return option.level() == SOL_NETLINK && known && option.value().size() == sizeof(int);
+  });
 }
 
 // Nothing here takes anything away: poll tells, where recv would clear the error.
@@ -66,7 +85,8 @@ Result<void> save_groups(const TargetFile& file, int fd, pb::NetlinkSocket* sock
     return errno_error("ask for the groups of " + file.describe());
   }
   if (bytes > sizeof words) return error(file.describe() + " may be in more groups than vmckpt knows", "please report this");
-  for (uint32_t group = 1; group <= bytes * 8; ++group) {
+  // All words: kernels before 6.4 fill more of them than they say (net/netlink/af_netlink.c, NETLINK_LIST_MEMBERSHIPS).
+  for (uint32_t group = 1; group <= kMaxGroups; ++group) {
     if ((words[(group - 1) / 32] >> ((group - 1) % 32) & 1) != 0) socket->add_groups(group);
   }
   return {};
@@ -80,6 +100,7 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
   socklen_t bytes = sizeof own;
   if (::getsockname(fd, reinterpret_cast<sockaddr*>(&own), &bytes) != 0) return errno_error("ask for the address of " + file.describe());
   socket->set_port(own.nl_pid);
+  socket->set_port_of_the_kernel(own.nl_pid == static_cast<uint32_t>(context.save.world.pid_in_target()) || own.nl_pid >= kFirstRover);
   VMCKPT_TRY(refuse_unread(context, file, fd, own.nl_pid != 0));
   bytes = sizeof peer;
   if (::getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &bytes) == 0) {
@@ -102,15 +123,21 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
   return save_socket_options(context, file, fd, socket->mutable_options());
 }
 
-// Empty: the address and the groups of `file` are had by `fd` now.
-Result<void> take_place(const pb::OpenFile& file, int fd) {
+// Address and groups. `moved`: it has another address than it had.
+Result<void> take_place(const pb::OpenFile& file, int fd, bool& moved) {
   const pb::NetlinkSocket& socket = file.GetExtension(pb::netlink_socket);
   const std::string what = describe(file);
   if (socket.port() != 0) {
     sockaddr_nl own{};
     own.nl_family = AF_NETLINK;
     own.nl_pid = socket.port();
-    if (::bind(fd, reinterpret_cast<const sockaddr*>(&own), sizeof own) != 0) {
+    int bound = ::bind(fd, reinterpret_cast<const sockaddr*>(&own), sizeof own);
+    if (bound != 0 && errno == EADDRINUSE && socket.port_of_the_kernel()) {
+      own.nl_pid = 0;  // the kernel's choice again
+      bound = ::bind(fd, reinterpret_cast<const sockaddr*>(&own), sizeof own);
+      moved = true;
+    }
+    if (bound != 0) {
       return errno_error(fmt::format("give {} its netlink address {} again", what, socket.port()),
                          "end the program that has it now (/proc/net/netlink shows its sockets)");
     }
@@ -126,6 +153,7 @@ Result<void> take_place(const pb::OpenFile& file, int fd) {
 
 Result<Fd> make(const pb::OpenFile& file) {
   const pb::NetlinkSocket& socket = file.GetExtension(pb::netlink_socket);
+  if (!is_well_formed(socket)) return error(describe(file) + " is no netlink socket that vmckpt saves");
   Fd fd(::socket(AF_NETLINK, socket.type() | SOCK_CLOEXEC, socket.protocol()));
   if (!fd) return errno_error(fmt::format("make a netlink socket of protocol {} for {}", socket.protocol(), describe(file)));
   return fd;
@@ -135,7 +163,8 @@ void check(CheckContext& context) {
   for (const pb::OpenFile& file : context.table.files()) {
     if (!file.HasExtension(pb::netlink_socket)) continue;
     auto fd = make(file);
-    auto placed = fd.ok() ? take_place(file, fd->get()) : Result<void>(fd.error());
+    bool moved = false;  // said at the restart
+    auto placed = fd.ok() ? take_place(file, fd->get(), moved) : Result<void>(fd.error());
     if (!placed.ok()) context.problem(placed.error());
   }
 }
@@ -153,7 +182,9 @@ Result<void> restore(RestoreContext& context) {
       if (::setsockopt(fd.get(), option.level(), option.name(), option.value().data(), static_cast<socklen_t>(option.value().size())) == 0) continue;
       context.note(fmt::format("{}: netlink option {} cannot be set here: {}", describe(file), option.name(), std::strerror(errno)));
     }
-    VMCKPT_TRY(take_place(file, fd.get()));
+    bool moved = false;
+    VMCKPT_TRY(take_place(file, fd.get(), moved));
+    if (moved) context.note(describe(file) + ": another socket has its netlink address, so it has got another one");
     if (socket.peer_port() != 0 || socket.peer_groups() != 0) {
       sockaddr_nl peer{};
       peer.nl_family = AF_NETLINK;

@@ -78,10 +78,13 @@ void check_mapped_files(const pb::AddressSpace& space, const FileAccess& access,
 }  // namespace
 
 Result<void> preflight(const ImageReader& image, CpuCheck cpu_check, GuestClock guest_clock, FilePolicy files, std::vector<std::string>& notes) {
+  // Alone: what the other checks try on this host (opening files, binding addresses) they are told by the image.
+  if (auto trusted = check_image_trusted(image.fd(), image.path()); !trusted.ok()) {
+    return error(fmt::format("{} cannot be restarted here\n  - {}", image.path(), trusted.error().message()));
+  }
   const pb::Image& metadata = image.metadata();
   const FileAccess access(metadata.threads(0).credentials(), files);
   std::vector<Error> problems;
-  keep_problem(check_image_trusted(image.fd(), image.path()), problems);
   keep_problem(check_process_numbers(), problems);
   const std::set<std::string> put_back = paths_put_back(metadata.memory(), access);
   Preflight state{metadata, access, put_back, cpu_check, guest_clock, problems, notes};

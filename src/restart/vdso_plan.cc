@@ -102,7 +102,7 @@ Result<VdsoPlan> make_vdso_plan(const pb::AddressSpace& space, const std::vector
   const auto new_functions = functions_of(code);
   for (const auto& [name, offset] : functions_of(space.vdso_code())) {
     auto found = new_functions.find(name);
-    if (offset + sizeof kJump > plan.patched_code.size()) continue;
+    if (offset > plan.patched_code.size() || plan.patched_code.size() - offset < sizeof kJump) continue;
     if (found == new_functions.end()) {
       return error(fmt::format("this kernel's vdso has no {}, which the program may call", name),
                    "restart it on the kernel it was checkpointed on");

@@ -405,4 +405,6 @@ def test_an_ordinary_users_image_never_runs_with_roots_rights(make_stage):
     outcome = stage.vmckpt("restart", image, "--detach", "-n", "refused", user=ROOT, env=environment)
     assert outcome.status == 1
     assert "belongs to user" in outcome.stderr
+    # Nothing else was looked into: checks open files and bind addresses as the image says.
+    assert len(outcome.stderr.splitlines()) == 2, outcome.stderr
     assert processes_marked(stage.mark) == set()

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <functional>
 #include <random>
+#include <set>
 
 #include <fcntl.h>
 #include <linux/filter.h>
@@ -21,9 +22,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <google/protobuf/descriptor.h>
 #include <xxhash.h>
 
 #include "image/reader.h"
+#include "image/schema.pb.h"
 #include "image/tiny_image.h"
 #include "image/trust.h"
 #include "image/validate.h"
@@ -724,6 +727,51 @@ TEST_CASE("a file that appears while the image is written is not replaced either
     ::unlink(path.c_str());
   }
   CHECK(scratch.entries() == 0);
+}
+
+namespace {
+
+// Whether check_references() can follow what this message's fields, and those of the messages within, say of themselves.
+void expect_references_that_can_be_followed(const google::protobuf::Descriptor& message, std::set<std::string>& seen) {
+  using google::protobuf::FieldDescriptor;
+  if (!seen.insert(message.full_name()).second) return;
+  std::vector<const FieldDescriptor*> fields;
+  google::protobuf::DescriptorPool::generated_pool()->FindAllExtensions(&message, &fields);
+  for (int i = 0; i < message.field_count(); ++i) fields.push_back(message.field(i));
+  auto is_id = [](const FieldDescriptor* field) {
+    return field != nullptr && !field->is_repeated() &&
+           (field->cpp_type() == FieldDescriptor::CPPTYPE_UINT32 || field->cpp_type() == FieldDescriptor::CPPTYPE_UINT64);
+  };
+  for (const FieldDescriptor* field : fields) {
+    INFO(field->full_name());
+    if (field->options().GetExtension(pb::refers_to) != pb::NOTHING) CHECK(is_id(field));
+    if (field->options().GetExtension(pb::defines) != pb::NOTHING) {
+      CHECK((field->is_repeated() && field->message_type() != nullptr && is_id(field->message_type()->FindFieldByName("id"))));
+    }
+    if (field->message_type() != nullptr) expect_references_that_can_be_followed(*field->message_type(), seen);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("what the schema calls an id is a number that the image's checks can read") {
+  std::set<std::string> seen;
+  expect_references_that_can_be_followed(*pb::Image::descriptor(), seen);
+  CHECK(seen.count("vmckpt.pb.UnixSocket") == 1);
+}
+
+TEST_CASE("two KVM objects of one id are refused: each would be shown with all that belongs to the other") {
+  pb::Image image = test::tiny_metadata();
+  image.mutable_kvm()->add_objects()->set_id(3);
+  REQUIRE(check_metadata(image).ok());
+  image.mutable_kvm()->add_objects()->set_id(3);
+  CHECK_THAT(check_metadata(image).error().message(), Contains("the KVM object id 3 is there twice"));
+}
+
+TEST_CASE("a vdso that is longer than its mapping is refused: restart puts it where that was") {
+  pb::Image image = test::tiny_metadata();
+  image.mutable_memory()->set_vdso_code(std::string(1 << 16, 'x'));
+  CHECK_THAT(check_metadata(image).error().message(), Contains("the vdso has 65536 bytes, its mapping "));
 }
 
 TEST_CASE("a writer that is given up leaves nothing behind") {

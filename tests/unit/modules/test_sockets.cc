@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "modules/descriptor_round_trip.h"
+#include "modules/netlink_socket.pb.h"
 
 using namespace vmckpt;
 using namespace vmckpt::test;
@@ -572,6 +573,59 @@ TEST_CASE("a netlink socket keeps its address; a restart is refused where anothe
     char answer[1 << 15];
     EXPECT(::recv(6, answer, sizeof answer, 0) > 0);
   }) == "");
+}
+
+TEST_CASE("a netlink address that the kernel had chosen becomes another one where it is taken, with a note") {
+  RoundTrip trip([] {
+    put_at(::socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE), 6);
+    sockaddr_nl own{};
+    own.nl_family = AF_NETLINK;
+    EXPECT(::bind(6, reinterpret_cast<sockaddr*>(&own), sizeof own) == 0);
+  });
+  trip.compare_generations = false;
+  REQUIRE(message_of(trip.save()) == "");
+  const auto taken = static_cast<uint32_t>(trip.pid());
+  CHECK(trip.check().empty());
+  CHECK(trip.restore([taken] {
+    sockaddr_nl own{};
+    socklen_t bytes = sizeof own;
+    EXPECT(::getsockname(6, reinterpret_cast<sockaddr*>(&own), &bytes) == 0);
+    EXPECT(own.nl_pid != 0 && own.nl_pid != taken);
+    ask_for_interfaces(6);
+    char answer[1 << 15];
+    EXPECT(::recv(6, answer, sizeof answer, 0) > 0);
+  }) == "");
+}
+
+TEST_CASE("a netlink socket that no checkpoint could have saved is not made") {
+  RoundTrip trip([] { put_at(::socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE), 6); });
+  REQUIRE(message_of(trip.save()) == "");
+  trip.kill_target();
+  REQUIRE(trip.check().empty());
+  pb::OpenFile* file = nullptr;
+  for (pb::OpenFile& each : *trip.table.mutable_files()) {
+    if (each.HasExtension(pb::netlink_socket)) file = &each;
+  }
+  REQUIRE(file != nullptr);
+  pb::NetlinkSocket* socket = file->MutableExtension(pb::netlink_socket);
+  const pb::NetlinkSocket sound = *socket;
+  auto expect_refusal = [&] {
+    const std::vector<Error> problems = trip.check();
+    REQUIRE(problems.size() == 1);
+    CHECK(problems[0].message().find("is no netlink socket that vmckpt saves") != std::string::npos);
+    *socket = sound;
+  };
+  socket->set_protocol(NETLINK_AUDIT);
+  expect_refusal();
+  socket->set_type(SOCK_STREAM);
+  expect_refusal();
+  for (uint32_t group : {5u, 5u}) socket->add_groups(group);
+  expect_refusal();
+  pb::SocketOption* option = socket->add_netlink_options();
+  option->set_level(SOL_SOCKET);
+  option->set_name(SO_MARK);
+  option->set_value("mark");
+  expect_refusal();
 }
 
 TEST_CASE("a netlink socket with an answer that the program has not read is refused") {
