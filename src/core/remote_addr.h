@@ -1,6 +1,6 @@
 // An address in another process. A type of its own, so that it cannot be taken for a pointer here, for a file's offset or for a
-// count of bytes. Registers, arguments of tapes, the recorder's tables and images hold plain numbers: whoever takes an address out of
-// them, or puts one in, says so.
+// count of bytes. Registers, arguments of tapes, the recorder's tables and images hold plain numbers: whoever takes an address
+// out of them, or puts one in, says so.
 #pragma once
 
 #include <compare>

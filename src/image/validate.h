@@ -33,8 +33,8 @@ Result<void> check_metadata(const pb::Image& image);
 // vmckpt can read.
 Result<void> check_records_belong(const pb::Image& image, const std::vector<PageRecord>& records);
 
-// Whether a string or bytes field of the metadata is text (a name, path or argument) rather than binary data. Restart hands these to
-// the kernel as C strings: a NUL would silently cut them.
+// Whether a string or bytes field of the metadata is text (a name, path or argument) rather than binary data. Restart hands
+// these to the kernel as C strings: a NUL would silently cut them.
 bool is_text_field(const google::protobuf::FieldDescriptor& field);
 
 // The extension that says what kind of object an open file is; null when there is none, or more than one.

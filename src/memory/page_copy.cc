@@ -17,8 +17,8 @@ struct Load {
   std::unique_ptr<uint8_t[]> content = std::make_unique_for_overwrite<uint8_t[]>(kMaxRecordBytes);
 };
 
-// Gives loads to the sink, in threads of its own, so that reading and writing overlap. One load is not worth a thread: small files
-// are copied while the target stands still.
+// Gives loads to the sink, in threads of its own, so that reading and writing overlap. One load is not worth a thread: small
+// files are copied while the target stands still.
 class SinkThreads {
  public:
   SinkThreads(PageSink& sink, DumpProgress& progress)

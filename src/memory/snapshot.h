@@ -32,8 +32,8 @@ class Snapshot {
   void give_up(std::string why);
   // For play_tapes(): takes the copy as soon as it is there.
   TakeCopy taker();
-  // After the tape was played: lets the copy, which has just been made, run to its waiting place. Where limits of processes or memory
-  // did not let the kernel make one, there is none, and why_none().
+  // After the tape was played: lets the copy, which has just been made, run to its waiting place. Where limits of processes or
+  // memory did not let the kernel make one, there is none, and why_none().
   Result<void> settle(const TapeDraft& leader);
   // A range that fork left out would be lost silently: this looks. May come after the target has gone on.
   Result<void> check(const AddressSpaceSave& space) const;

@@ -145,7 +145,8 @@ void check_aio(const pb::AddressSpace& space, std::vector<Error>& problems) {
   for (const pb::AioRing& ring : space.aio_rings()) {
     wanted += wanted_for(ring.slots());
     if (ring.slots() >= least) continue;
-    problems.push_back(refuse(RemoteAddr(ring.address()), fmt::format("has {} slots; this kernel makes none below {}, for its processors", ring.slots(), least),
+    const std::string what = fmt::format("has {} slots; this kernel makes none below {}, for its processors", ring.slots(), least);
+    problems.push_back(refuse(RemoteAddr(ring.address()), what,
                               "restart it on a machine with fewer processors"));
   }
   auto used = read_whole_file("/proc/sys/fs/aio-nr"), most = read_whole_file("/proc/sys/fs/aio-max-nr");

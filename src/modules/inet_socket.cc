@@ -149,8 +149,9 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
 }
 
 bool is_connection(const TargetFile& file) {
-  return file.saved->HasExtension(pb::inet_socket) && file.saved->GetExtension(pb::inet_socket).type() == SOCK_STREAM &&
-         file.saved->GetExtension(pb::inet_socket).peer() == pb::PEER_OUTSIDE && !file.saved->GetExtension(pb::inet_socket).peer_address().empty();
+  const pb::InetSocket& socket = inet_state(*file.saved);
+  return file.saved->HasExtension(pb::inet_socket) && socket.type() == SOCK_STREAM && socket.peer() == pb::PEER_OUTSIDE &&
+         !socket.peer_address().empty();
 }
 
 // "0: 0100007F:0001 0200007F:0000 01 ... inode ...": a raw socket without a port tells its peer only here.
@@ -185,7 +186,7 @@ Result<void> save_what_diag_tells(SaveContext& context) {
   bool datagrams = false;
   for (const TargetFile& file : context.files) {
     if (!file.saved->HasExtension(pb::inet_socket)) continue;
-    const pb::InetSocket& socket = file.saved->GetExtension(pb::inet_socket);
+    const pb::InetSocket& socket = inet_state(*file.saved);
     datagrams |= socket.type() != SOCK_STREAM;
     if (socket.type() == SOCK_RAW && socket.peer_address().empty()) raw_families.insert(socket.family());
     bool udp = socket.type() == SOCK_DGRAM && !socket.peer_address().empty() &&
@@ -211,7 +212,7 @@ Result<void> save_what_diag_tells(SaveContext& context) {
   if (!datagrams) return {};
   const std::vector<MulticastGroup> groups = list_multicast_groups(context.pid());
   for (const TargetFile& file : context.files) {
-    if (!file.saved->HasExtension(pb::inet_socket) || file.saved->GetExtension(pb::inet_socket).type() == SOCK_STREAM) continue;
+    if (!file.saved->HasExtension(pb::inet_socket) || inet_state(*file.saved).type() == SOCK_STREAM) continue;
     save_memberships(groups, file.duplicate.get(), file.saved->MutableExtension(pb::inet_socket));
   }
   return {};
@@ -222,7 +223,7 @@ const TargetFile* find_listener_with_room(SaveContext& context, const pb::InetSo
                                           std::map<int, uint32_t>* waiting) {
   for (const TargetFile& file : context.files) {
     if (!file.saved->HasExtension(pb::inet_socket)) continue;
-    const pb::InetSocket& listener = file.saved->GetExtension(pb::inet_socket);
+    const pb::InetSocket& listener = inet_state(*file.saved);
     if (!listener.listening() || port_of(listener.local_address()) != port_of(client.peer_address())) continue;
     std::string address = address_text(listener.local_address());
     bool there = address == "0.0.0.0" || address == "::" || address == address_text(client.peer_address());
@@ -251,8 +252,8 @@ Result<void> save_waiting_connections(SaveContext& context) {
     socket->set_peer_id(static_cast<uint32_t>(listener->id()));
   }
   for (const TargetFile& file : context.files) {
-    if (!file.saved->HasExtension(pb::inet_socket) || !file.saved->GetExtension(pb::inet_socket).listening()) continue;
-    uint32_t lost = file.saved->GetExtension(pb::inet_socket).pending_connections() - waiting[file.id()];
+    if (!file.saved->HasExtension(pb::inet_socket) || !inet_state(*file.saved).listening()) continue;
+    uint32_t lost = inet_state(*file.saved).pending_connections() - waiting[file.id()];
     if (lost == 0) continue;
     context.note(fmt::format("{} has {} connections that the program has not accepted; a restart closes them",
                              file.describe(), lost));
@@ -279,7 +280,7 @@ Result<void> save_links(SaveContext& context) {
   std::map<std::pair<std::string, std::string>, const TargetFile*> ends;  // by own and other address
   for (const TargetFile& file : context.files) {
     if (!is_connection(file)) continue;
-    const pb::InetSocket& socket = file.saved->GetExtension(pb::inet_socket);
+    const pb::InetSocket& socket = inet_state(*file.saved);
     ends[{endpoint_text(socket.local_address()), endpoint_text(socket.peer_address())}] = &file;
   }
   for (const auto& [addresses, file] : ends) {
@@ -298,7 +299,7 @@ Result<void> save_links(SaveContext& context) {
   VMCKPT_TRY(save_waiting_connections(context));
   VMCKPT_TRY(save_what_diag_tells(context));
   for (const TargetFile& file : context.files) {
-    if (!file.saved->HasExtension(pb::inet_socket) || file.saved->GetExtension(pb::inet_socket).peer() != pb::PEER_OUTSIDE) continue;
+    if (!file.saved->HasExtension(pb::inet_socket) || inet_state(*file.saved).peer() != pb::PEER_OUTSIDE) continue;
     note_outside(context, file, file.saved->MutableExtension(pb::inet_socket));
   }
   return {};
@@ -313,7 +314,7 @@ bool may_end_connections() {
 
 // Binds a socket of the same kind for a moment.
 void check_address(CheckContext& context, const pb::OpenFile& file) {
-  const pb::InetSocket& socket = file.GetExtension(pb::inet_socket);
+  const pb::InetSocket& socket = inet_state(file);
   Fd probe(::socket(socket.family(), socket.type() | SOCK_CLOEXEC, socket.protocol()));
   if (!probe) {
     context.problem(errno_error(fmt::format("a socket like {} cannot be made", describe(file)),
@@ -345,15 +346,15 @@ void check_address(CheckContext& context, const pb::OpenFile& file) {
 
 void check(CheckContext& context) {
   for (const pb::OpenFile& file : context.table.files()) {
-    if (!file.HasExtension(pb::inet_socket) || file.GetExtension(pb::inet_socket).peer() != pb::PEER_NONE) continue;
-    if (!file.GetExtension(pb::inet_socket).local_address().empty() || file.GetExtension(pb::inet_socket).type() == SOCK_RAW) check_address(context, file);
+    if (!file.HasExtension(pb::inet_socket) || inet_state(file).peer() != pb::PEER_NONE) continue;
+    if (!inet_state(file).local_address().empty() || inet_state(file).type() == SOCK_RAW) check_address(context, file);
   }
 }
 
 }  // namespace
 
 Result<void> prepare_bind(const pb::OpenFile& file, int fd) {
-  const SocketOptions& options = file.GetExtension(pb::inet_socket).options();
+  const SocketOptions& options = inet_state(file).options();
   constexpr std::pair<int, int> kDecisive[] = {{IPPROTO_IPV6, IPV6_V6ONLY},
                                                {SOL_SOCKET, SO_REUSEPORT},
                                                {IPPROTO_IP, IP_FREEBIND},
@@ -362,17 +363,17 @@ Result<void> prepare_bind(const pb::OpenFile& file, int fd) {
     int value = saved_option(options, level, name);
     if (value != 0) VMCKPT_TRY(set_option(fd, level, name, value, describe(file)));
   }
-  if (file.GetExtension(pb::inet_socket).not_local()) {
+  if (inet_state(file).not_local()) {
     VMCKPT_TRY(set_option(fd, IPPROTO_IP, IP_FREEBIND, 1, describe(file)));
-    if (file.GetExtension(pb::inet_socket).family() == AF_INET6) VMCKPT_TRY(set_option(fd, IPPROTO_IPV6, IPV6_FREEBIND, 1, describe(file)));
+    if (inet_state(file).family() == AF_INET6) VMCKPT_TRY(set_option(fd, IPPROTO_IPV6, IPV6_FREEBIND, 1, describe(file)));
   }
   // Connections of the program that has just ended may linger at this port; a listener in use still forbids it.
-  bool reuse = file.GetExtension(pb::inet_socket).type() == SOCK_STREAM || saved_option(options, SOL_SOCKET, SO_REUSEADDR) != 0;
+  bool reuse = inet_state(file).type() == SOCK_STREAM || saved_option(options, SOL_SOCKET, SO_REUSEADDR) != 0;
   return reuse ? set_option(fd, SOL_SOCKET, SO_REUSEADDR, 1, describe(file)) : Result<void>();
 }
 
 Error lingering_error(const pb::OpenFile& file) {
-  const std::string& address = file.GetExtension(pb::inet_socket).local_address();
+  const std::string& address = inet_state(file).local_address();
   uint32_t left_ms = 0;
   for (const InetDiagEntry& entry : list_lingering(address)) left_ms = std::max(left_ms, entry.expires_ms);
   return error(fmt::format("address {} ({}) is held by connections of the program that has ended (TIME_WAIT), since it does "

@@ -13,6 +13,8 @@ constexpr uint32_t kPeerHasFinished = 1;  // bits of InetSocket.shutdown
 constexpr uint32_t kNoMoreSending = 2;
 constexpr uint32_t kNoMoreReading = 4;
 
+inline const pb::InetSocket& inet_state(const pb::OpenFile& file) { return file.GetExtension(pb::inet_socket); }
+
 unsigned port_of(const std::string& address);
 std::string with_port(const std::string& address, unsigned port);
 bool same_endpoint(const std::string& a, const std::string& b);  // IPv4 and IPv4-in-IPv6 compare equal

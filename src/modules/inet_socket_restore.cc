@@ -78,7 +78,7 @@ std::string name_of(int fd) {
 }
 
 Result<Fd> make_socket(RestoreContext& context, const pb::OpenFile& file) {
-  const pb::InetSocket& socket = file.GetExtension(pb::inet_socket);
+  const pb::InetSocket& socket = inet_state(file);
   Fd fd(::socket(socket.family(), socket.type() | SOCK_CLOEXEC, socket.protocol()));
   if (!fd) return errno_error("make the socket of " + describe(file));
   restore_socket_options(context, file, socket.options(), fd.get(), OptionStage::kBeforeBind);
@@ -141,7 +141,7 @@ struct Connection {
 Result<Connection> connect_pair(RestoreContext& context, const pb::OpenFile& file, int accepted_family, const std::string& client_address,
                                 const std::string& accepted_address, size_t client_room, size_t accepted_room) {
   Fd listener = VMCKPT_TRY(make_listener(accepted_family, accepted_address, accepted_room));
-  std::string destination = in_family(file.GetExtension(pb::inet_socket).family(), name_of(listener.get()));
+  std::string destination = in_family(inet_state(file).family(), name_of(listener.get()));
   for (const std::string& address : {client_address, std::string()}) {
     Connection connection;
     connection.client = VMCKPT_TRY(make_socket(context, file));
@@ -183,11 +183,11 @@ size_t wait_for_bytes(int fd, size_t bytes) {
 }
 
 void finish_options(RestoreContext& context, const pb::OpenFile& file, int fd) {
-  const SocketOptions& options = file.GetExtension(pb::inet_socket).options();
+  const SocketOptions& options = inet_state(file).options();
   // Was set to bind beside lingering connections. Raw sockets have it from the beginning.
   int reuse = saved_option(options, SOL_SOCKET, SO_REUSEADDR);
-  if (file.GetExtension(pb::inet_socket).type() != SOCK_RAW) ::setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &reuse, sizeof reuse);
-  if (file.GetExtension(pb::inet_socket).not_local()) {
+  if (inet_state(file).type() != SOCK_RAW) ::setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &reuse, sizeof reuse);
+  if (inet_state(file).not_local()) {
     int free = saved_option(options, IPPROTO_IP, IP_FREEBIND) | saved_option(options, IPPROTO_IPV6, IPV6_FREEBIND);
     ::setsockopt(fd, IPPROTO_IP, IP_FREEBIND, &free, sizeof free);
   }
@@ -204,15 +204,15 @@ const pb::OpenFile* find_file(const RestoreContext& context, uint32_t id) {
 // The end whose port the program listens at was made by accept.
 bool was_accepted(const RestoreContext& context, const pb::InetSocket& socket) {
   for (const pb::OpenFile& file : context.table.files()) {
-    if (file.GetExtension(pb::inet_socket).listening() &&
-        port_of(file.GetExtension(pb::inet_socket).local_address()) == port_of(socket.local_address()))
+    if (inet_state(file).listening() &&
+        port_of(inet_state(file).local_address()) == port_of(socket.local_address()))
       return true;
   }
   return false;
 }
 
 Result<void> put_unread_back(const pb::OpenFile& file, int other_end) {
-  const std::string& unread = file.GetExtension(pb::inet_socket).unread();
+  const std::string& unread = inet_state(file).unread();
   size_t sent = VMCKPT_TRY(send_all(other_end, unread));
   if (sent == unread.size()) return {};
   return error(fmt::format("only {} of {} unread bytes could be put back into {}", sent, unread.size(), describe(file)),
@@ -220,14 +220,14 @@ Result<void> put_unread_back(const pb::OpenFile& file, int other_end) {
 }
 
 Result<void> restore_inside(RestoreContext& context, const pb::OpenFile& file) {
-  const pb::OpenFile* peer = find_file(context, file.GetExtension(pb::inet_socket).peer_id());
-  if (peer == nullptr || peer->GetExtension(pb::inet_socket).peer() != pb::PEER_INSIDE || peer->GetExtension(pb::inet_socket).peer_id() != file.id()) {
+  const pb::OpenFile* peer = find_file(context, inet_state(file).peer_id());
+  if (peer == nullptr || inet_state(*peer).peer() != pb::PEER_INSIDE || inet_state(*peer).peer_id() != file.id()) {
     return error(describe(file) + " is connected to a descriptor that is not connected to it");
   }
-  bool accepted_is_file = was_accepted(context, file.GetExtension(pb::inet_socket));
+  bool accepted_is_file = was_accepted(context, inet_state(file));
   const pb::OpenFile& client = accepted_is_file ? *peer : file;
   const pb::OpenFile& accepted = accepted_is_file ? file : *peer;
-  const pb::InetSocket &client_socket = client.GetExtension(pb::inet_socket), &accepted_socket = accepted.GetExtension(pb::inet_socket);
+  const pb::InetSocket &client_socket = inet_state(client), &accepted_socket = inet_state(accepted);
   Connection connection =
       VMCKPT_TRY(connect_pair(context, client, accepted_socket.family(), client_socket.local_address(), accepted_socket.local_address(),
                               client_socket.unread().size(), accepted_socket.unread().size()));
@@ -261,7 +261,7 @@ void reset_connection(Fd fd) {
 
 // A connection whose other end is gone. Ends in the state that the program had seen last, made final by a reset.
 Result<void> restore_lost(RestoreContext& context, const pb::OpenFile& file) {
-  const pb::InetSocket& socket = file.GetExtension(pb::inet_socket);
+  const pb::InetSocket& socket = inet_state(file);
   Connection connection = VMCKPT_TRY(connect_pair(context, file, socket.family(), {}, {}, socket.unread().size(), 0));
   int fd = connection.client.get(), other = connection.accepted.get();
   VMCKPT_TRY(send_all(other, socket.unread()));
@@ -282,7 +282,7 @@ Result<void> restore_lost(RestoreContext& context, const pb::OpenFile& file) {
 }
 
 Result<void> bind_again(RestoreContext& context, const pb::OpenFile& file, int fd) {
-  const pb::InetSocket& socket = file.GetExtension(pb::inet_socket);
+  const pb::InetSocket& socket = inet_state(file);
   VMCKPT_TRY(prepare_bind(file, fd));
   if (bind_to(fd, socket.local_address()) == 0) return {};
   if (errno == EADDRINUSE && socket.type() == SOCK_STREAM) {
@@ -302,7 +302,7 @@ Result<void> bind_again(RestoreContext& context, const pb::OpenFile& file, int f
 }
 
 Result<void> restore_unconnected(RestoreContext& context, const pb::OpenFile& file) {
-  const pb::InetSocket& socket = file.GetExtension(pb::inet_socket);
+  const pb::InetSocket& socket = inet_state(file);
   Fd fd = VMCKPT_TRY(make_socket(context, file));
   restore_socket_options(context, file, socket.options(), fd.get(), OptionStage::kRoute);
   if (!socket.local_address().empty()) VMCKPT_TRY(bind_again(context, file, fd.get()));
@@ -321,13 +321,13 @@ Result<void> restore_unconnected(RestoreContext& context, const pb::OpenFile& fi
 void bind_client(const pb::OpenFile& file, int fd) {
   int reuse = 1;
   ::setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &reuse, sizeof reuse);
-  const std::string& address = file.GetExtension(pb::inet_socket).local_address();
+  const std::string& address = inet_state(file).local_address();
   if (!address.empty()) (void)(bind_to(fd, address) == 0 || bind_to(fd, with_port(address, 0)) == 0);
 }
 
 // A connection to a listener inside, which the program has not accepted yet.
 Result<void> restore_waiting(RestoreContext& context, const pb::OpenFile& file) {
-  const pb::InetSocket& socket = file.GetExtension(pb::inet_socket);
+  const pb::InetSocket& socket = inet_state(file);
   for (bool old_port : {true, false}) {
     Fd fd = VMCKPT_TRY(make_socket(context, file));
     if (old_port) bind_client(file, fd.get());
@@ -347,7 +347,7 @@ Result<void> restore_waiting(RestoreContext& context, const pb::OpenFile& file) 
 // One that was not connected yet when the checkpoint was taken. It tries again; a failure that is known at once is told the
 // program as a reset.
 Result<void> restore_connecting(RestoreContext& context, const pb::OpenFile& file) {
-  const pb::InetSocket& socket = file.GetExtension(pb::inet_socket);
+  const pb::InetSocket& socket = inet_state(file);
   Fd fd = VMCKPT_TRY(make_socket(context, file));
   restore_socket_options(context, file, socket.options(), fd.get(), OptionStage::kRoute);
   bind_client(file, fd.get());
@@ -365,11 +365,11 @@ bool is_connecting(const pb::InetSocket& socket) {
 std::vector<const pb::OpenFile*> list_waiting(const RestoreContext& context) {
   std::vector<const pb::OpenFile*> waiting;
   for (const pb::OpenFile& file : context.table.files()) {
-    if (file.HasExtension(pb::inet_socket) && file.GetExtension(pb::inet_socket).pending()) waiting.push_back(&file);
+    if (file.HasExtension(pb::inet_socket) && inet_state(file).pending()) waiting.push_back(&file);
   }
   // Their order in the listener's queue is not known; that in which they were made is most likely the same.
   std::sort(waiting.begin(), waiting.end(),
-            [](const auto* a, const auto* b) { return a->GetExtension(pb::inet_socket).inode() < b->GetExtension(pb::inet_socket).inode(); });
+            [](const auto* a, const auto* b) { return inet_state(*a).inode() < inet_state(*b).inode(); });
   return waiting;
 }
 
@@ -378,8 +378,8 @@ std::vector<const pb::OpenFile*> list_waiting(const RestoreContext& context) {
 Result<void> restore_inet_sockets(RestoreContext& context) {
   for (const pb::OpenFile& file : context.table.files()) {
     if (!file.HasExtension(pb::inet_socket) || context.has(file.id())) continue;
-    if (file.GetExtension(pb::inet_socket).pending() || is_connecting(file.GetExtension(pb::inet_socket))) continue;
-    switch (file.GetExtension(pb::inet_socket).peer()) {
+    if (inet_state(file).pending() || is_connecting(inet_state(file))) continue;
+    switch (inet_state(file).peer()) {
       case pb::PEER_INSIDE: VMCKPT_TRY(restore_inside(context, file)); break;
       case pb::PEER_STDIO:
         VMCKPT_TRY(context.put(file, VMCKPT_TRY(attach_stdio(context, file, static_cast<int>(file.id())))));
@@ -390,18 +390,19 @@ Result<void> restore_inet_sockets(RestoreContext& context) {
     }
   }
   for (const pb::OpenFile& file : context.table.files()) {
-    if (!file.HasExtension(pb::inet_socket) || context.has(file.id()) || file.GetExtension(pb::inet_socket).pending() || is_connecting(file.GetExtension(pb::inet_socket)))
+    if (!file.HasExtension(pb::inet_socket) || context.has(file.id())) continue;
+    if (inet_state(file).pending() || is_connecting(inet_state(file)))
       continue;
     VMCKPT_TRY(restore_unconnected(context, file));
   }
   for (const pb::OpenFile* file : list_waiting(context)) VMCKPT_TRY(restore_waiting(context, *file));
   for (const pb::OpenFile& file : context.table.files()) {
-    if (file.HasExtension(pb::inet_socket) && is_connecting(file.GetExtension(pb::inet_socket))) VMCKPT_TRY(restore_connecting(context, file));
+    if (file.HasExtension(pb::inet_socket) && is_connecting(inet_state(file))) VMCKPT_TRY(restore_connecting(context, file));
   }
   // Only now: until the last bind, all sockets of a port must allow sharing it.
   for (const pb::OpenFile& file : context.table.files()) {
-    if (!file.HasExtension(pb::inet_socket) || file.GetExtension(pb::inet_socket).peer() == pb::PEER_STDIO) continue;
-    const pb::InetSocket& socket = file.GetExtension(pb::inet_socket);
+    if (!file.HasExtension(pb::inet_socket) || inet_state(file).peer() == pb::PEER_STDIO) continue;
+    const pb::InetSocket& socket = inet_state(file);
     int fd = context.fd(file.id());
     if (socket.peer() != pb::PEER_NONE && !is_connecting(socket)) {
       restore_socket_options(context, file, socket.options(), fd, OptionStage::kRoute);

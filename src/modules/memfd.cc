@@ -17,6 +17,8 @@
 namespace vmckpt {
 namespace {
 
+const pb::CapturedDescriptor& captured_of(const pb::OpenFile& file) { return file.GetExtension(pb::captured); }
+
 constexpr uint32_t kTmpfileBit = O_TMPFILE & ~O_DIRECTORY;
 
 bool recognise(const TargetFile& file) {
@@ -35,7 +37,7 @@ std::set<uint64_t> find_watched(const pb::DescriptorTable& table) {
   }
   std::set<uint64_t> watched;
   for (const pb::OpenFile& file : table.files()) {
-    if (file.HasExtension(pb::captured) && ids.count(file.id()) != 0) watched.insert(file.GetExtension(pb::captured).captured_id());
+    if (file.HasExtension(pb::captured) && ids.count(file.id()) != 0) watched.insert(captured_of(file).captured_id());
   }
   return watched;
 }
@@ -44,7 +46,7 @@ Result<void> restore(RestoreContext& context) {
   std::set<uint64_t> given = find_watched(context.table);  // and captured files whose own descriptor the target has
   for (const pb::OpenFile& file : context.table.files()) {
     if (!file.HasExtension(pb::captured)) continue;
-    int whole = context.restore.captured.fd(file.GetExtension(pb::captured).captured_id());
+    int whole = context.restore.captured.fd(captured_of(file).captured_id());
     if (whole < 0)
       return error(fmt::format("{}: the image has no content for it", describe(file)), "use another image");
     uint32_t dropped = kTmpfileBit | O_DIRECTORY | O_CREAT | O_EXCL | O_TRUNC | O_NOFOLLOW | O_ASYNC | O_DIRECT;
@@ -53,7 +55,7 @@ Result<void> restore(RestoreContext& context) {
     // writer cannot be executed (ETXTBSY; i_writecount in fs/open.c). So the first that may be memfd_create's own is.
     const bool may_be_first = !is_place && (file.status_flags() & (O_ACCMODE | O_APPEND)) == O_RDWR;
     Fd fd;
-    if (may_be_first && given.insert(file.GetExtension(pb::captured).captured_id()).second) {
+    if (may_be_first && given.insert(captured_of(file).captured_id()).second) {
       fd = Fd(::fcntl(whole, F_DUPFD_CLOEXEC, context.restore.first_service_fd));
       if (!fd) return errno_error(fmt::format("{}: duplicate its descriptor", describe(file)));
       if (::fcntl(fd.get(), F_SETFL, file.status_flags() & ~dropped) != 0 || ::lseek(fd.get(), 0, SEEK_SET) < 0) {
@@ -62,17 +64,17 @@ Result<void> restore(RestoreContext& context) {
     } else {
       fd = VMCKPT_TRY(reopen(whole, static_cast<int>(file.status_flags() & ~dropped)));
     }
-    if (!is_place && file.GetExtension(pb::captured).position() != 0 && ::lseek(fd.get(), file.GetExtension(pb::captured).position(), SEEK_SET) < 0) {
-      return errno_error(fmt::format("{}: go to position {}", describe(file), file.GetExtension(pb::captured).position()));
+    if (!is_place && captured_of(file).position() != 0 && ::lseek(fd.get(), captured_of(file).position(), SEEK_SET) < 0) {
+      return errno_error(fmt::format("{}: go to position {}", describe(file), captured_of(file).position()));
     }
     VMCKPT_TRY(context.put(file, std::move(fd)));
   }
   // Only now: the permissions may forbid opening the file as its descriptors were.
   for (const pb::OpenFile& file : context.table.files()) {
     if (!file.HasExtension(pb::captured)) continue;
-    const int whole = context.restore.captured.fd(file.GetExtension(pb::captured).captured_id());
-    if (::fchmod(whole, file.GetExtension(pb::captured).permissions()) == 0) continue;
-    return errno_error(fmt::format("{}: set its permissions to {:#o}", describe(file), file.GetExtension(pb::captured).permissions()));
+    const int whole = context.restore.captured.fd(captured_of(file).captured_id());
+    if (::fchmod(whole, captured_of(file).permissions()) == 0) continue;
+    return errno_error(fmt::format("{}: set its permissions to {:#o}", describe(file), captured_of(file).permissions()));
   }
   return {};
 }

@@ -123,7 +123,7 @@ void save_memberships(const std::vector<MulticastGroup>& groups, int fd, pb::Ine
 }
 
 void restore_memberships(RestoreContext& context, const pb::OpenFile& file, int fd) {
-  const pb::InetSocket& socket = file.GetExtension(pb::inet_socket);
+  const pb::InetSocket& socket = inet_state(file);
   for (const pb::MulticastMembership& membership : socket.memberships()) {
     unsigned interface = ::if_nametoindex(membership.interface().c_str());
     if (interface != 0 && join(fd, level_of(socket.family()), interface, membership) == 0) continue;

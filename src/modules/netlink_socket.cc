@@ -1,18 +1,18 @@
-// Netlink sockets: connections to the kernel, by which programs ask about networks (NETLINK_ROUTE), sockets (NETLINK_SOCK_DIAG) and hear
-// of devices (NETLINK_KOBJECT_UEVENT).
+// Netlink sockets: connections to the kernel, by which programs ask about networks (NETLINK_ROUTE), sockets (NETLINK_SOCK_DIAG)
+// and hear of devices (NETLINK_KOBJECT_UEVENT).
 //
-// Made by socket, bind (of itself at the first send), connect; groups are joined by bind and NETLINK_ADD_MEMBERSHIP. Saved: address,
-// peer, groups, options. With these protocols the kernel keeps nothing else about a socket; others, where it does (netfilter's queues,
-// an audit daemon, frames that were registered for through NETLINK_GENERIC), are refused.
+// Made by socket, bind (of itself at the first send), connect; groups are joined by bind and NETLINK_ADD_MEMBERSHIP. Saved:
+// address, peer, groups, options. With these protocols the kernel keeps nothing else about a socket; others, where it does
+// (netfilter's queues, an audit daemon, frames that were registered for through NETLINK_GENERIC), are refused.
 //
-// What lies in the socket unread came from the kernel, and nobody else can put it back: neither answers nor news, a rest of an answer
-// that the kernel has not sent yet, and word of an overrun. So a socket that has any is refused; the program soon reads it. News of
-// what happens while the program is away is not heard, as after an overrun, and noted.
+// What lies in the socket unread came from the kernel, and nobody else can put it back: neither answers nor news, a rest of an
+// answer that the kernel has not sent yet, and word of an overrun. So a socket that has any is refused; the program soon reads
+// it. News of what happens while the program is away is not heard, as after an overrun, and noted.
 //
-// Restored: the same address, which libraries compare answers with. Where another socket of the host has it, one that the kernel had chosen
-// becomes another one, noted; one that the program had chosen fails the preflight. That a socket was connected to the kernel itself (which
-// keeps other programs' messages away) is not to be seen, and lost.
-// Sources: netlink(7), rtnetlink(7), net/netlink/af_netlink.c (netlink_native_seq_show for /proc/net/netlink).
+// Restored: the same address, which libraries compare answers with. Where another socket of the host has it, one that the
+// kernel had chosen becomes another one, noted; one that the program had chosen fails the preflight. That a socket was
+// connected to the kernel itself (which keeps other programs' messages away) is not to be seen, and lost. Sources: netlink(7),
+// rtnetlink(7), net/netlink/af_netlink.c (netlink_native_seq_show for /proc/net/netlink).
 #include <algorithm>
 
 #include <linux/netlink.h>
@@ -36,7 +36,9 @@ constexpr uint32_t kFirstRover = 0x80000000;
 constexpr int kOptions[] = {NETLINK_PKTINFO, NETLINK_BROADCAST_ERROR, NETLINK_NO_ENOBUFS, NETLINK_LISTEN_ALL_NSID,
                             NETLINK_CAP_ACK, NETLINK_EXT_ACK,         NETLINK_GET_STRICT_CHK};
 
-bool is_supported(int protocol) { return std::find(std::begin(kSupported), std::end(kSupported), protocol) != std::end(kSupported); }
+bool is_supported(int protocol) {
+  return std::find(std::begin(kSupported), std::end(kSupported), protocol) != std::end(kSupported);
+}
 
 bool recognise(const TargetFile& file) { return file.socket_domain == AF_NETLINK && is_supported(file.socket_protocol); }
 
@@ -98,9 +100,12 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
   socket->set_protocol(file.socket_protocol);
   sockaddr_nl own{}, peer{};
   socklen_t bytes = sizeof own;
-  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&own), &bytes) != 0) return errno_error("ask for the address of " + file.describe());
+  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&own), &bytes) != 0) {
+    return errno_error("ask for the address of " + file.describe());
+  }
   socket->set_port(own.nl_pid);
-  socket->set_port_of_the_kernel(own.nl_pid == static_cast<uint32_t>(context.save.world.pid_in_target()) || own.nl_pid >= kFirstRover);
+  const auto own_number = static_cast<uint32_t>(context.save.world.pid_in_target());
+  socket->set_port_of_the_kernel(own.nl_pid == own_number || own.nl_pid >= kFirstRover);
   VMCKPT_TRY(refuse_unread(context, file, fd, own.nl_pid != 0));
   bytes = sizeof peer;
   if (::getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &bytes) == 0) {
@@ -117,8 +122,7 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
     option->set_value(&value, sizeof value);
   }
   if (socket->groups_size() != 0) {
-    context.note(fmt::format("{} hears of changes of networks or devices; a restarted program does not hear of those in the meantime",
-                             file.describe()));
+    context.note(file.describe() + " hears of changes of networks or devices; a restarted program does not hear of those in the meantime");
   }
   return save_socket_options(context, file, fd, socket->mutable_options());
 }
@@ -179,8 +183,9 @@ Result<void> restore(RestoreContext& context) {
       restore_socket_options(context, file, socket.options(), fd.get(), stage);
     }
     for (const pb::SocketOption& option : socket.netlink_options()) {
-      if (::setsockopt(fd.get(), option.level(), option.name(), option.value().data(), static_cast<socklen_t>(option.value().size())) == 0) continue;
-      context.note(fmt::format("{}: netlink option {} cannot be set here: {}", describe(file), option.name(), std::strerror(errno)));
+      if (::setsockopt(fd.get(), option.level(), option.name(), option.value().data(), sizeof(int)) == 0) continue;
+      context.note(fmt::format("{}: netlink option {} cannot be set here: {}", describe(file), option.name(),
+                               std::strerror(errno)));
     }
     bool moved = false;
     VMCKPT_TRY(take_place(file, fd.get(), moved));

@@ -1,5 +1,5 @@
-// Everything that a process and its threads have, but for memory (memory/) and open files (descriptor_kinds.inc), in the order in which it
-// is saved, asked for, checked and restored.
+// Everything that a process and its threads have, but for memory (memory/) and open files (descriptor_kinds.inc), in the order
+// in which it is saved, asked for, checked and restored.
 #include "modules/module.h"
 
 namespace vmckpt {

@@ -292,8 +292,8 @@ void plan_seccomp(const pb::Thread& thread, TapeDraft& tape) {
   }
 }
 
-// A filter needs no_new_privs or CAP_SYS_ADMIN. With the first it comes last of all; without it, it was installed with privileges that
-// the credentials may not have any more, and comes before them.
+// A filter needs no_new_privs or CAP_SYS_ADMIN. With the first it comes last of all; without it, it was installed with
+// privileges that the credentials may not have any more, and comes before them.
 Result<void> plan_before_credentials(ThreadPlan& plan) {
   if (!plan.thread.credentials().no_new_privileges()) plan_seccomp(plan.thread, plan.tape);
   return {};

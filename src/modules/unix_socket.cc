@@ -223,7 +223,7 @@ Result<void> save_links(SaveContext& context) {
     if (!file.saved->HasExtension(pb::unix_socket)) continue;
     if (sockets.empty()) diag = VMCKPT_TRY(UnixDiag::open());
     sockets.emplace_back(&file, VMCKPT_TRY(diag.ask(file.status.st_ino)));
-    if (file.saved->GetExtension(pb::unix_socket).listening()) listeners.push_back({&file, sockets.back().second});
+    if (unix_state(*file.saved).listening()) listeners.push_back({&file, sockets.back().second});
   }
   for (const auto& [file, facts] : sockets) {
     pb::UnixSocket* socket = file->saved->MutableExtension(pb::unix_socket);
@@ -242,7 +242,7 @@ Result<void> save_links(SaveContext& context) {
 }
 
 void check_path(CheckContext& context, const pb::OpenFile& file) {
-  const pb::UnixSocket& socket = file.GetExtension(pb::unix_socket);
+  const pb::UnixSocket& socket = unix_state(file);
   const std::string& path = file_path_of(socket);
   struct stat there;
   if (!socket.path_exists()) return;  // only a name: what is there now is somebody else's
@@ -269,7 +269,7 @@ void check_path(CheckContext& context, const pb::OpenFile& file) {
 }
 
 void check_abstract(CheckContext& context, const pb::OpenFile& file) {
-  const pb::UnixSocket& socket = file.GetExtension(pb::unix_socket);
+  const pb::UnixSocket& socket = unix_state(file);
   Fd probe(::socket(AF_UNIX, socket.type() | SOCK_CLOEXEC, 0));
   const std::string& address = socket.local_address();
   if (!probe || ::bind(probe.get(), reinterpret_cast<const sockaddr*>(address.data()),
@@ -283,8 +283,8 @@ void check_abstract(CheckContext& context, const pb::OpenFile& file) {
 
 void check(CheckContext& context) {
   for (const pb::OpenFile& file : context.table.files()) {
-    if (!file.HasExtension(pb::unix_socket) || !is_bound_anew(file.GetExtension(pb::unix_socket))) continue;
-    if (file.GetExtension(pb::unix_socket).bound_path().empty()) check_abstract(context, file);
+    if (!file.HasExtension(pb::unix_socket) || !is_bound_anew(unix_state(file))) continue;
+    if (unix_state(file).bound_path().empty()) check_abstract(context, file);
     else check_path(context, file);
   }
 }

@@ -12,6 +12,8 @@
 
 namespace vmckpt {
 
+inline const pb::UnixSocket& unix_state(const pb::OpenFile& file) { return file.GetExtension(pb::unix_socket); }
+
 constexpr unsigned long kSiocOutq = SIOCOUTQ;
 // SIOCUNIXFILE: linux/un.h does not go together with sys/un.h.
 constexpr unsigned long kSiocUnixFile = SIOCPROTOPRIVATE + 0;

@@ -97,7 +97,7 @@ class UnixRestore {
 
   Result<void> run() {
     for (const pb::OpenFile* file : files_) {
-      if (is_bound_anew(file->GetExtension(pb::unix_socket))) VMCKPT_TRY(make_bound(*file));
+      if (is_bound_anew(unix_state(*file))) VMCKPT_TRY(make_bound(*file));
     }
     for (const pb::OpenFile* file : files_) VMCKPT_TRY(make_connection(*file));
     VMCKPT_TRY(make_waiting_connections());
@@ -117,9 +117,9 @@ class UnixRestore {
   }
 
   Result<Fd> make_socket(const pb::OpenFile& file) {
-    Fd fd(::socket(AF_UNIX, file.GetExtension(pb::unix_socket).type() | SOCK_CLOEXEC, 0));
+    Fd fd(::socket(AF_UNIX, unix_state(file).type() | SOCK_CLOEXEC, 0));
     if (!fd) return errno_error("make the socket of " + describe(file));
-    restore_socket_options(context_, file, file.GetExtension(pb::unix_socket).options(), fd.get(), OptionStage::kBeforeBind);
+    restore_socket_options(context_, file, unix_state(file).options(), fd.get(), OptionStage::kBeforeBind);
     return fd;
   }
 
@@ -186,7 +186,7 @@ class UnixRestore {
 
   // The name without a file, or with the file at another place.
   Result<void> bind_name_alone(const pb::OpenFile& file, int fd) {
-    const pb::UnixSocket& socket = file.GetExtension(pb::unix_socket);
+    const pb::UnixSocket& socket = unix_state(file);
     std::string within;
     if (socket.path_exists()) within = file_path_of(socket).substr(0, file_path_of(socket).rfind('/') + 1);
     auto folder = PrivateFolder::make(within);
@@ -213,7 +213,7 @@ class UnixRestore {
 
   // Only on the very file that has just been made: whoever may change its folder could have put another one there.
   void restore_owner(const pb::OpenFile& file, const std::string& path) {
-    const pb::UnixSocket& socket = file.GetExtension(pb::unix_socket);
+    const pb::UnixSocket& socket = unix_state(file);
     struct stat there;
     const Fd& place = places_[file.id()].file;
     if (!place || ::fstat(place.get(), &there) != 0) return;
@@ -228,7 +228,7 @@ class UnixRestore {
   }
 
   Result<void> bind_name(const pb::OpenFile& file, int fd) {
-    const pb::UnixSocket& socket = file.GetExtension(pb::unix_socket);
+    const pb::UnixSocket& socket = unix_state(file);
     const std::string& path = file_path_of(socket);
     if (socket.bound_path().empty()) return with_address(file, socket.local_address(), path, fd, ::bind, "bind the socket to");
     if (!socket.path_exists()) return bind_name_alone(file, fd);
@@ -260,7 +260,7 @@ class UnixRestore {
   }
 
   Result<void> make_bound(const pb::OpenFile& file) {
-    const pb::UnixSocket& socket = file.GetExtension(pb::unix_socket);
+    const pb::UnixSocket& socket = unix_state(file);
     Fd fd = VMCKPT_TRY(make_socket(file));
     VMCKPT_TRY(bind_name(file, fd.get()));
     if (socket.listening() && listen_as_maker(socket, fd.get(), std::max(socket.backlog(), 1u)) != 0) {
@@ -272,7 +272,7 @@ class UnixRestore {
   // The listener inside that the accepted end of this pair has its name from.
   const pb::OpenFile* find_listener(const pb::UnixSocket& accepted) const {
     for (const pb::OpenFile* file : files_) {
-      const pb::UnixSocket& socket = file->GetExtension(pb::unix_socket);
+      const pb::UnixSocket& socket = unix_state(*file);
       if (socket.listening() && !socket.local_address().empty() && socket.local_address() == accepted.local_address() &&
           socket.type() == accepted.type()) {
         return file;
@@ -285,7 +285,7 @@ class UnixRestore {
   // caller's rights reach this socket and no other.
   Result<std::string> address_of(const pb::OpenFile& file) {
     auto place = places_.find(file.id());
-    if (place == places_.end()) return file.GetExtension(pb::unix_socket).local_address();
+    if (place == places_.end()) return unix_state(file).local_address();
     const auto& [path, bound] = place->second;
     if (bound) return PathAddress(fmt::format("/proc/self/fd/{}", bound.get())).bytes();
     if (!path.empty()) {
@@ -329,19 +329,19 @@ class UnixRestore {
   Result<void> make_by_accept(const pb::OpenFile& client, const pb::OpenFile& accepted, int listener,
                               const std::string& listener_address) {
     Fd client_fd = VMCKPT_TRY(make_socket(client));
-    if (!client.GetExtension(pb::unix_socket).local_address().empty()) VMCKPT_TRY(bind_name(client, client_fd.get()));
+    if (!unix_state(client).local_address().empty()) VMCKPT_TRY(bind_name(client, client_fd.get()));
     // What one end has shut down the other one feels, unless it was shut down before it was connected.
-    uint32_t shut = client.GetExtension(pb::unix_socket).shutdown(), felt = accepted.GetExtension(pb::unix_socket).shutdown();
+    uint32_t shut = unix_state(client).shutdown(), felt = unix_state(accepted).shutdown();
     if ((shut & kNoMoreReading) != 0 && (felt & kNoMoreWriting) == 0) ::shutdown(client_fd.get(), SHUT_RD);
     if ((shut & kNoMoreWriting) != 0 && (felt & kNoMoreReading) == 0) ::shutdown(client_fd.get(), SHUT_WR);
     auto connect_as_maker = [&]() -> Result<void> {
-      MakerIds as(accepted.GetExtension(pb::unix_socket));
+      MakerIds as(unix_state(accepted));
       return connect_at(client, client_fd.get(), listener_address);
     };
     // The maker may have lost the right to connect since.
     if (!connect_as_maker().ok()) VMCKPT_TRY(connect_at(client, client_fd.get(), listener_address));
     Fd accepted_fd = VMCKPT_TRY(accept_own(accepted, listener));
-    restore_socket_options(context_, accepted, accepted.GetExtension(pb::unix_socket).options(), accepted_fd.get(),
+    restore_socket_options(context_, accepted, unix_state(accepted).options(), accepted_fd.get(),
                            OptionStage::kBeforeBind);
     VMCKPT_TRY(context_.put(client, std::move(client_fd)));
     return context_.put(accepted, std::move(accepted_fd));
@@ -349,8 +349,8 @@ class UnixRestore {
 
   // Ends whose listener is gone have their names from another one that exists for this connection only.
   Result<void> make_by_own_listener(const pb::OpenFile& client, const pb::OpenFile& accepted) {
-    const std::string& name = accepted.GetExtension(pb::unix_socket).local_address();
-    Fd listener(::socket(AF_UNIX, accepted.GetExtension(pb::unix_socket).type() | SOCK_CLOEXEC, 0));
+    const std::string& name = unix_state(accepted).local_address();
+    Fd listener(::socket(AF_UNIX, unix_state(accepted).type() | SOCK_CLOEXEC, 0));
     if (!listener) return errno_error("make a socket");
     std::string address = name;
     std::optional<PrivateFolder> folder;
@@ -366,20 +366,20 @@ class UnixRestore {
 
   Result<std::pair<Fd, Fd>> make_pair_like(const pb::OpenFile& file) {
     int ends[2];
-    MakerIds as(file.GetExtension(pb::unix_socket));
-    if (::socketpair(AF_UNIX, file.GetExtension(pb::unix_socket).type() | SOCK_CLOEXEC, 0, ends) != 0) {
+    MakerIds as(unix_state(file));
+    if (::socketpair(AF_UNIX, unix_state(file).type() | SOCK_CLOEXEC, 0, ends) != 0) {
       return errno_error("make the socket pair of " + describe(file));
     }
     return std::pair<Fd, Fd>(Fd(ends[0]), Fd(ends[1]));
   }
 
   bool is_mutual(const pb::OpenFile& file, const pb::OpenFile* peer) const {
-    return peer != nullptr && peer->id() != file.id() && peer->GetExtension(pb::unix_socket).peer() == pb::PEER_INSIDE &&
-           peer->GetExtension(pb::unix_socket).peer_id() == file.id() && !peer->GetExtension(pb::unix_socket).pending();
+    return peer != nullptr && peer->id() != file.id() && unix_state(*peer).peer() == pb::PEER_INSIDE &&
+           unix_state(*peer).peer_id() == file.id() && !unix_state(*peer).pending();
   }
 
   Result<void> make_connection(const pb::OpenFile& file) {
-    const pb::UnixSocket& socket = file.GetExtension(pb::unix_socket);
+    const pb::UnixSocket& socket = unix_state(file);
     if (context_.has(file.id()) || socket.peer() != pb::PEER_INSIDE || socket.pending()) return {};
     const pb::OpenFile* peer = find(socket.peer_id());
     if (!is_mutual(file, peer)) {
@@ -387,16 +387,16 @@ class UnixRestore {
       return error(fmt::format("{} is connected to descriptor {}, which is not connected to it", describe(file),
                                socket.peer_id()));
     }
-    bool named = !socket.local_address().empty() || !peer->GetExtension(pb::unix_socket).local_address().empty();
+    bool named = !socket.local_address().empty() || !unix_state(*peer).local_address().empty();
     if (socket.type() == SOCK_DGRAM && named) return {};  // connected by name later
     if (socket.type() != SOCK_DGRAM) {
       if (const pb::OpenFile* listener = find_listener(socket)) return make_by_accept(*peer, file, *listener);
-      if (const pb::OpenFile* listener = find_listener(peer->GetExtension(pb::unix_socket)))
+      if (const pb::OpenFile* listener = find_listener(unix_state(*peer)))
         return make_by_accept(file, *peer, *listener);
       if (named) {
         // The accepted end came last, and has a name in any case.
-        bool peer_accepted = socket.local_address().empty() || (!peer->GetExtension(pb::unix_socket).local_address().empty() &&
-                                                                peer->GetExtension(pb::unix_socket).inode() > socket.inode());
+        bool peer_accepted = socket.local_address().empty() || (!unix_state(*peer).local_address().empty() &&
+                                                                unix_state(*peer).inode() > socket.inode());
         auto made = peer_accepted ? make_by_own_listener(file, *peer) : make_by_own_listener(*peer, file);
         if (made.ok()) return {};
         context_.note(fmt::format("{} and {} are connected without their names ({})", describe(file), describe(*peer),
@@ -405,7 +405,7 @@ class UnixRestore {
     }
     auto [first, second] = VMCKPT_TRY(make_pair_like(file));
     restore_socket_options(context_, file, socket.options(), first.get(), OptionStage::kBeforeBind);
-    restore_socket_options(context_, *peer, peer->GetExtension(pb::unix_socket).options(), second.get(), OptionStage::kBeforeBind);
+    restore_socket_options(context_, *peer, unix_state(*peer).options(), second.get(), OptionStage::kBeforeBind);
     VMCKPT_TRY(context_.put(file, std::move(first)));
     return context_.put(*peer, std::move(second));
   }
@@ -413,16 +413,16 @@ class UnixRestore {
   Result<void> make_waiting_connections() {
     std::vector<const pb::OpenFile*> waiting;
     for (const pb::OpenFile* file : files_) {
-      if (file->GetExtension(pb::unix_socket).pending()) waiting.push_back(file);
+      if (unix_state(*file).pending()) waiting.push_back(file);
     }
     std::sort(waiting.begin(), waiting.end(), [](const auto* a, const auto* b) {
-      return a->GetExtension(pb::unix_socket).pending_order() < b->GetExtension(pb::unix_socket).pending_order();
+      return unix_state(*a).pending_order() < unix_state(*b).pending_order();
     });
     for (const pb::OpenFile* file : waiting) {
-      const pb::OpenFile* listener = find(file->GetExtension(pb::unix_socket).peer_id());
+      const pb::OpenFile* listener = find(unix_state(*file).peer_id());
       if (listener == nullptr) return error(describe(*file) + " waits at a listener that the image does not have");
       Fd fd = VMCKPT_TRY(make_socket(*file));
-      if (!file->GetExtension(pb::unix_socket).local_address().empty()) VMCKPT_TRY(bind_name(*file, fd.get()));
+      if (!unix_state(*file).local_address().empty()) VMCKPT_TRY(bind_name(*file, fd.get()));
       VMCKPT_TRY(connect_to(*file, fd.get(), *listener));
       VMCKPT_TRY(context_.put(*file, std::move(fd)));
     }
@@ -430,7 +430,7 @@ class UnixRestore {
   }
 
   Result<void> make_end(const pb::OpenFile& file) {
-    const pb::UnixSocket& socket = file.GetExtension(pb::unix_socket);
+    const pb::UnixSocket& socket = unix_state(file);
     if (context_.has(file.id())) return {};
     if (socket.peer() == pb::PEER_STDIO) {
       return context_.put(file, VMCKPT_TRY(attach_stdio(context_, file, static_cast<int>(file.id()))));
@@ -447,7 +447,7 @@ class UnixRestore {
   }
 
   Result<void> connect_datagrams(const pb::OpenFile& file) {
-    const pb::UnixSocket& socket = file.GetExtension(pb::unix_socket);
+    const pb::UnixSocket& socket = unix_state(file);
     bool connected = socket.peer() == pb::PEER_INSIDE || socket.peer() == pb::PEER_OUTSIDE;
     if (socket.type() != SOCK_DGRAM || !connected) return {};
     if (socket.peer_address().empty()) {
@@ -470,11 +470,11 @@ class UnixRestore {
 
   // Who may send to `file`: the socket it is connected to, or for a named one anybody.
   int sender_for(const pb::OpenFile& file, const pb::SocketMessage& message, Fd* temporary) {
-    const pb::UnixSocket& socket = file.GetExtension(pb::unix_socket);
+    const pb::UnixSocket& socket = unix_state(file);
     if (auto closing = closing_.find(file.id()); closing != closing_.end()) return closing->second.get();
     if (socket.peer() == pb::PEER_INSIDE && !socket.pending()) return context_.fd(socket.peer_id());
     for (const pb::OpenFile* other : files_) {
-      if (!message.sender().empty() && other->GetExtension(pb::unix_socket).local_address() == message.sender())
+      if (!message.sender().empty() && unix_state(*other).local_address() == message.sender())
         return context_.fd(other->id());
     }
     *temporary = Fd(::socket(AF_UNIX, socket.type() | SOCK_CLOEXEC, 0));
@@ -482,7 +482,7 @@ class UnixRestore {
   }
 
   Result<void> fill(const pb::OpenFile& file) {
-    const pb::UnixSocket& socket = file.GetExtension(pb::unix_socket);
+    const pb::UnixSocket& socket = unix_state(file);
     if (socket.peer() == pb::PEER_STDIO) return {};
     bool lost_sender = false;
     for (const pb::SocketMessage& message : socket.queue()) {
@@ -513,7 +513,7 @@ class UnixRestore {
   }
 
   Result<void> finish(const pb::OpenFile& file) {
-    const pb::UnixSocket& socket = file.GetExtension(pb::unix_socket);
+    const pb::UnixSocket& socket = unix_state(file);
     if (socket.peer() == pb::PEER_STDIO) return {};
     int fd = context_.fd(file.id());
     closing_.erase(file.id());

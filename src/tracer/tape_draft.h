@@ -52,8 +52,8 @@ class TapeDraft {
   Result<void> read_back(const std::vector<uint8_t>& bytes);
 
  private:
-  // Arguments that name room carry this tag until the tape is laid out (late numbers: 0x7ad1); no user-space address or size looks
-  // like it.
+  // Arguments that name room carry this tag until the tape is laid out (late numbers: 0x7ad1); no user-space address or size
+  // looks like it.
   static constexpr uint64_t kRoomTag = 0x7ad0'0000'0000'0000;
   static constexpr uint64_t kRoomMask = 0xffff'0000'0000'0000;
   size_t room_offset() const { return sizeof(Tape) + calls_.size() * sizeof(TapeCall); }

@@ -1,5 +1,5 @@
-// A task that this process traces: whoever has the Tracee owns it, from the attaching to the end. All requests of ptrace that make a
-// task stop or go on, and all waiting for such tasks, are made here (tests/unit/check_ptrace.py).
+// A task that this process traces: whoever has the Tracee owns it, from the attaching to the end. All requests of ptrace that
+// make a task stop or go on, and all waiting for such tasks, are made here (tests/unit/check_ptrace.py).
 //
 // Requests say what went wrong as the kernel does, in errno: what it means, and whether it matters, the owner knows.
 #pragma once
@@ -47,7 +47,8 @@ class Tracee : public StoppedThread {
 
   // Detaches it. Tried again, because nothing worse could happen than that a thread stays stopped.
   bool let_go(int signal);
-  // Puts registers and mask back if they were disturbed, also when a tape that failed half way has left the thread running, and lets go.
+  // Puts registers and mask back if they were disturbed, also when a tape that failed half way has left the thread running, and
+  // lets go.
   void release();
   // The first half of that.
   void put_back();
@@ -80,8 +81,8 @@ class Tracee : public StoppedThread {
   bool runs_ = false;
 };
 
-// Threads that have attached themselves belong to the owner of their process. Like waitpid(-1, status, WNOHANG): a stop or an end of
-// any of them; and on it goes.
+// Threads that have attached themselves belong to the owner of their process. Like waitpid(-1, status, WNOHANG): a stop or an
+// end of any of them; and on it goes.
 pid_t take_any_stop(int* wait_status);
 bool let_go_on(pid_t tid);
 

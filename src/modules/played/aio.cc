@@ -24,8 +24,9 @@ PLAYER_CODE int64_t submit_requests(AioRingOrder* order, uint32_t count, bool ta
 
 }  // namespace
 
-// The kernel counts a ring's positions and slots by itself, so it is brought to where it was by requests that end at once: as many
-// as the program had taken events for (modulo the ring), and as many as wait to be taken. Then these get their old content.
+// The kernel counts a ring's positions and slots by itself, so it is brought to where it was by requests that end at once: as
+// many as the program had taken events for (modulo the ring), and as many as wait to be taken. Then these get their old
+// content.
 PLAYER_CODE int64_t make_aio_ring(TapeCall* call) {
   constexpr uint64_t kMayMoveToFixed = 3;  // MREMAP_MAYMOVE | MREMAP_FIXED
   auto* order = reinterpret_cast<AioRingOrder*>(call->args[0]);
