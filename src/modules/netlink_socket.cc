@@ -14,6 +14,7 @@
 // connected to the kernel itself (which keeps other programs' messages away) is not to be seen, and lost. Sources: netlink(7),
 // rtnetlink(7), net/netlink/af_netlink.c (netlink_native_seq_show for /proc/net/netlink).
 #include <algorithm>
+#include <map>
 
 #include <linux/netlink.h>
 #include <poll.h>
@@ -56,27 +57,18 @@ bool is_well_formed(const pb::NetlinkSocket& socket) {
   });
 }
 
+Error unread(const TargetFile& file, const char* what) {
+  return error(fmt::format("{} is a netlink socket with {}, which only the kernel can send", file.describe(), what),
+               "checkpoint again when the program has read it");
+}
+
 // Nothing here takes anything away: poll tells, where recv would clear the error.
-Result<void> refuse_unread(SaveContext& context, const TargetFile& file, int fd, bool is_bound) {
-  auto refuse = [&](const char* what) {
-    return error(fmt::format("{} is a netlink socket with {}, which only the kernel can send", file.describe(), what),
-                 "checkpoint again when the program has read it");
-  };
+Result<void> refuse_unread(const TargetFile& file, int fd) {
   pollfd poll{fd, POLLIN, 0};
   if (::poll(&poll, 1, 0) < 0) return errno_error("look into " + file.describe());
-  if ((poll.revents & POLLERR) != 0) return refuse("an error that the program has not seen");
-  if ((poll.revents & POLLIN) != 0) return refuse("unread messages");
-  if (!is_bound) return {};  // it has never asked for anything, and is in no list
-  // sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode
-  const std::string path = fmt::format("/proc/{}/net/netlink", context.pid());
-  const std::string text = VMCKPT_TRY(read_whole_file(path));
-  for (std::string_view line : split_lines(text)) {
-    const auto words = split_words(line);
-    if (words.size() < 10 || static_cast<uint64_t>(parse_number(words[9])) != file.status.st_ino) continue;
-    if (words[6] != "0") return refuse("the rest of an answer under way");
-    return {};
-  }
-  return error(fmt::format("{} is not in {}", file.describe(), path), "let the program close it before the checkpoint");
+  if ((poll.revents & POLLERR) != 0) return unread(file, "an error that the program has not seen");
+  if ((poll.revents & POLLIN) != 0) return unread(file, "unread messages");
+  return {};
 }
 
 // One bit for each group, in words of 32.
@@ -106,7 +98,7 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
   socket->set_port(own.nl_pid);
   const auto own_number = static_cast<uint32_t>(context.save.world.pid_in_target());
   socket->set_port_of_the_kernel(own.nl_pid == own_number || own.nl_pid >= kFirstRover);
-  VMCKPT_TRY(refuse_unread(context, file, fd, own.nl_pid != 0));
+  VMCKPT_TRY(refuse_unread(file, fd));
   bytes = sizeof peer;
   if (::getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &bytes) == 0) {
     socket->set_peer_port(peer.nl_pid);
@@ -125,6 +117,30 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
     context.note(file.describe() + " hears of changes of networks or devices; a restarted program does not hear of those in the meantime");
   }
   return save_socket_options(context, file, fd, socket->mutable_options());
+}
+
+// The kernel's list of all sockets is read once. One that was never bound has never asked for anything, and is not in it.
+Result<void> refuse_answers_under_way(SaveContext& context) {
+  std::map<uint64_t, bool> under_way;  // by inode
+  std::string path;
+  for (const TargetFile& file : context.files) {
+    if (file.saved->GetExtension(pb::netlink_socket).port() == 0) continue;
+    if (path.empty()) {
+      path = fmt::format("/proc/{}/net/netlink", context.pid());
+      const std::string text = VMCKPT_TRY(read_whole_file(path));
+      for (std::string_view line : split_lines(text)) {
+        // sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode
+        const auto words = split_words(line);
+        if (words.size() >= 10) under_way[static_cast<uint64_t>(parse_number(words[9]))] = words[6] != "0";
+      }
+    }
+    const auto socket = under_way.find(file.status.st_ino);
+    if (socket == under_way.end()) {
+      return error(fmt::format("{} is not in {}", file.describe(), path), "let the program close it before the checkpoint");
+    }
+    if (socket->second) return unread(file, "the rest of an answer under way");
+  }
+  return {};
 }
 
 // Address and groups. `moved`: it has another address than it had.
@@ -206,6 +222,6 @@ Result<void> restore(RestoreContext& context) {
 
 }  // namespace
 
-const DescriptorModule kNetlinkSocketModule{"netlink socket", recognise, save, nullptr, check, restore};
+const DescriptorModule kNetlinkSocketModule{"netlink socket", recognise, save, refuse_answers_under_way, check, restore};
 
 }  // namespace vmckpt

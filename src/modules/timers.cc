@@ -87,7 +87,24 @@ struct TimerAnswers {
   std::vector<Posix> posix;
 };
 
-void save_timers(const TimerAnswers& questions, const TapeDraft& tape, pb::Process* process);
+void save_timers(const TimerAnswers& questions, const TapeDraft& tape, pb::Process* process) {
+  for (uint32_t which : {ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF}) {
+    const auto& value = tape.as<itimerval>(questions.interval_answers[which]);
+    if (to_us(value.it_value) == 0 && to_us(value.it_interval) == 0) continue;
+    pb::IntervalTimer* timer = process->add_interval_timers();
+    timer->set_which(which);
+    timer->set_value_us(to_us(value.it_value));
+    timer->set_interval_us(to_us(value.it_interval));
+  }
+  for (const auto& question : questions.posix) {
+    const auto& value = tape.as<itimerspec>(question.answer);
+    pb::PosixTimer* timer = process->add_posix_timers();
+    *timer = question.timer;
+    timer->set_value_ns(to_ns(value.it_value));
+    timer->set_interval_ns(to_ns(value.it_interval));
+    timer->set_overrun(static_cast<int32_t>(std::max<int64_t>(0, tape.result(question.overrun_call))));
+  }
+}
 
 Result<void> ask(Questions& asked) {
   const StoppedWorld& world = asked.world;
@@ -117,25 +134,6 @@ Result<void> ask(Questions& asked) {
     save_timers(questions, tapes.front(), image.mutable_process());
   });
   return {};
-}
-
-void save_timers(const TimerAnswers& questions, const TapeDraft& tape, pb::Process* process) {
-  for (uint32_t which : {ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF}) {
-    const auto& value = tape.as<itimerval>(questions.interval_answers[which]);
-    if (to_us(value.it_value) == 0 && to_us(value.it_interval) == 0) continue;
-    pb::IntervalTimer* timer = process->add_interval_timers();
-    timer->set_which(which);
-    timer->set_value_us(to_us(value.it_value));
-    timer->set_interval_us(to_us(value.it_interval));
-  }
-  for (const auto& question : questions.posix) {
-    const auto& value = tape.as<itimerspec>(question.answer);
-    pb::PosixTimer* timer = process->add_posix_timers();
-    *timer = question.timer;
-    timer->set_value_ns(to_ns(value.it_value));
-    timer->set_interval_ns(to_ns(value.it_interval));
-    timer->set_overrun(static_cast<int32_t>(std::max<int64_t>(0, tape.result(question.overrun_call))));
-  }
 }
 
 Result<void> check_timers(const pb::Process& process) {

@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "player/code.h"
 #include "recorder/ledger.h"
 
 namespace vmckpt {
@@ -18,16 +19,10 @@ class LedgerUpdate {
   ~LedgerUpdate() { __atomic_sub_fetch(&g_ledger.writers, 1, __ATOMIC_ACQ_REL); }
 };
 
+// As the player makes it: past libc, the kernel's answer as it is.
 inline long raw_call(long number, long a0 = 0, long a1 = 0, long a2 = 0, long a3 = 0, long a4 = 0, long a5 = 0) {
-  long result;
-  register long r10 asm("r10") = a3;
-  register long r8 asm("r8") = a4;
-  register long r9 asm("r9") = a5;
-  asm volatile("syscall"
-               : "=a"(result)
-               : "a"(number), "D"(a0), "S"(a1), "d"(a2), "r"(r10), "r"(r8), "r"(r9)
-               : "rcx", "r11", "memory");
-  return result;
+  auto plain = [](long argument) { return static_cast<uint64_t>(argument); };
+  return system_call(number, plain(a0), plain(a1), plain(a2), plain(a3), plain(a4), plain(a5));
 }
 
 // As libc gives it to programs.

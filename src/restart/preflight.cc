@@ -14,8 +14,10 @@
 namespace vmckpt {
 namespace {
 
-void keep_problem(Result<void> result, std::vector<Error>& problems) {
-  if (!result.ok()) problems.push_back(result.error());
+Error refusal(const ImageReader& image, const std::vector<Error>& problems) {
+  std::string text = fmt::format("{} cannot be restarted here", image.path());
+  for (const Error& problem : problems) text += "\n  - " + problem.message();
+  return error(text);
 }
 
 // Up to where the file is mapped privately, as far as it went.
@@ -79,15 +81,13 @@ void check_mapped_files(const pb::AddressSpace& space, const FileAccess& access,
 
 Result<void> preflight(const ImageReader& image, CpuCheck cpu_check, GuestClock guest_clock, FilePolicy files, std::vector<std::string>& notes) {
   // Alone: what the other checks try on this host (opening files, binding addresses) they are told by the image.
-  if (auto trusted = check_image_trusted(image.fd(), image.path()); !trusted.ok()) {
-    return error(fmt::format("{} cannot be restarted here\n  - {}", image.path(), trusted.error().message()));
-  }
+  if (auto trusted = check_image_trusted(image.fd(), image.path()); !trusted.ok()) return refusal(image, {trusted.error()});
   const pb::Image& metadata = image.metadata();
   const FileAccess access(metadata.threads(0).credentials(), files);
   std::vector<Error> problems;
-  keep_problem(check_process_numbers(), problems);
   const std::set<std::string> put_back = paths_put_back(metadata.memory(), access);
   Preflight state{metadata, access, put_back, cpu_check, guest_clock, problems, notes};
+  state.keep(check_process_numbers());
   for (const StateModule* module : state_modules()) {
     if (module->check != nullptr) module->check(state);
   }
@@ -97,9 +97,7 @@ Result<void> preflight(const ImageReader& image, CpuCheck cpu_check, GuestClock 
     problems.push_back(error("the program has guard regions (MADV_GUARD_INSTALL), which this kernel lacks", "restart it on Linux 6.13 or newer"));
   }
   if (problems.empty()) return {};
-  std::string text = fmt::format("{} cannot be restarted here", image.path());
-  for (const Error& problem : problems) text += "\n  - " + problem.message();
-  return error(text);
+  return refusal(image, problems);
 }
 
 }  // namespace vmckpt
