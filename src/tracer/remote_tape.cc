@@ -19,8 +19,6 @@ constexpr uint64_t kFrameAlign = 64;
 constexpr int64_t kPlayTimeoutUs = 30'000'000;
 constexpr int64_t kBreakOffUs = 2'000'000;  // for the others, when one thread has failed
 
-// What an instruction can bring upon itself.
-constexpr int kFaultSignals[] = {SIGSEGV, SIGBUS, SIGILL, SIGSYS, SIGTRAP, SIGFPE};
 // Compiled code relies on these being clear: single step, direction, nested task, alignment check.
 constexpr uint64_t kStrangeFlags = 0x100 | 0x400 | 0x4000 | 0x40000;
 
@@ -37,21 +35,6 @@ int choose_end_signal(pid_t pid) {
     if (!(caught & (uint64_t{1} << (signal - 1)))) return signal;
   }
   return SIGURG;
-}
-
-// Faults that the thread had brought upon itself before it stopped, whose signals it has not got yet: they are not the tape's.
-uint64_t pending_faults(pid_t tid) {
-  constexpr size_t kAtOnce = 32;
-  uint64_t pending = 0;
-  siginfo_t queued[kAtOnce];
-  for (__ptrace_peeksiginfo_args from{0, 0, kAtOnce};; from.off += kAtOnce) {
-    const long got = ::ptrace(PTRACE_PEEKSIGINFO, tid, &from, queued);
-    for (long i = 0; i < got; ++i) {
-      if (std::find(std::begin(kFaultSignals), std::end(kFaultSignals), queued[i].si_signo) == std::end(kFaultSignals)) continue;
-      pending |= signal_bit(queued[i].si_signo);
-    }
-    if (got < static_cast<long>(kAtOnce)) return pending;
-  }
 }
 
 }  // namespace
@@ -94,7 +77,8 @@ class TapePlay {
     // A fault whose signal is blocked costs the program its handler (force_sig_info_to_task in the kernel's signal.c).
     uint64_t mask = ~signal_bit(end_signal);
     for (int signal : kFaultSignals) mask &= ~signal_bit(signal) | thread_->signal_mask;
-    mask |= pending_faults(thread_->tid);
+    // Faults that it had brought upon itself before it stopped, whose signals it has not got yet, are not the tape's.
+    mask |= thread_->queued_faults(Tracee::Sender::kAnyone);
     if (!thread_->set_signal_mask(mask)) return failed("block signals of");
     if (!thread_->go_on()) return failed("continue");
     started_ = true;
@@ -151,7 +135,7 @@ class TapePlay {
   // The thread has not come to its end, and never will: its registers are put back while it stands in this stop, and the signal
   // stays here.
   Result<void> refuse_fault(int signal) {
-    if (std::find(std::begin(kFaultSignals), std::end(kFaultSignals), signal) == std::end(kFaultSignals)) return {};
+    if (!is_fault(signal)) return {};
     siginfo_t info{};
     if (!thread_->get_signal(&info)) return failed("ask for the signal of");
     if (info.si_code <= 0) return {};  // sent by a process

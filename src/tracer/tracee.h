@@ -14,6 +14,10 @@
 
 namespace vmckpt {
 
+// What an instruction can bring upon itself.
+inline constexpr int kFaultSignals[] = {SIGSEGV, SIGBUS, SIGILL, SIGSYS, SIGTRAP, SIGFPE};
+bool is_fault(int signal);
+
 class Tracee : public StoppedThread {
  public:
   // What the destructor does.
@@ -44,6 +48,9 @@ class Tracee : public StoppedThread {
   bool set_signal_mask(uint64_t mask);
   bool get_signal(siginfo_t* signal) const;  // that it stands before
   bool get_event_message(unsigned long* message) const;
+  enum class Sender { kAnyone, kKernel };
+  // Mask of the fault signals in its own queue.
+  uint64_t queued_faults(Sender sender) const;
 
   // Detaches it. Tried again, because nothing worse could happen than that a thread stays stopped.
   bool let_go(int signal);
@@ -75,6 +82,7 @@ class Tracee : public StoppedThread {
 
  private:
   void kill_and_reap();
+  void discard_faults();
 
   AtEnd at_end_ = AtEnd::kRunsOn;
   bool is_owned_ = false;

@@ -86,6 +86,25 @@ TEST_CASE("a task whose registers were disturbed has its own again when its owne
   }
 }
 
+TEST_CASE("a fault of a disturbed task does not reach the program, even if the interrupt comes first") {
+  Counter counter;
+  for (int round = 0; round < 200; ++round) {
+    {
+      Tracee tracee(counter.pid);
+      stop(tracee);
+      REQUIRE(read_thread_state(tracee).ok());
+      tracee.disturbed = true;
+      user_regs_struct elsewhere = tracee.regs;
+      elsewhere.rip = 0;
+      REQUIRE(tracee.set_registers(elsewhere));
+      REQUIRE(tracee.go_on());
+      for (volatile int wait = round * 50; wait > 0;) wait = wait - 1;  // from before the fault to after it
+    }
+    REQUIRE(process_exists(counter.pid));
+  }
+  CHECK(counter.counts());
+}
+
 TEST_CASE("a task has one owner: who has given it away does nothing to it") {
   Counter counter;
   Tracee owner;
