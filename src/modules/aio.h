@@ -30,7 +30,7 @@
 namespace vmckpt {
 
 // Until no request is in flight. The target is stopped meanwhile.
-Result<void> wait_for_aio(const StoppedWorld& world, const Ledger& ledger, int64_t timeout_us);
+Result<void> wait_for_aio(const StoppedWorld& world, const Ledger& ledger, const Waiting& waiting);
 
 // For the rings among the mappings that were saved. `counted`: launch's filter is in force.
 Result<void> save_aio(const StoppedWorld& world, const Ledger& ledger, bool counted, pb::AddressSpace* saved);

@@ -444,6 +444,46 @@ Result<void> plan_kvm(const pb::Image& image, int device, int first_service_fd, 
 
 namespace {
 
+Result<void> prepare(StateSave& state) {
+  const RemoteAddr kvm_ledger(state.ledger->kvm);
+  state.memory_options.is_vmm = VMCKPT_TRY(count_kvm_objects(state.pid, kvm_ledger)) != 0;
+  if (!state.memory_options.is_vmm) return {};
+  if (!state.kvm_host) state.kvm_host = VMCKPT_TRY(KvmHost::ask());
+  // The target may just be writing them: what is missed now is found out later.
+  if (auto early_notes = read_kvm_notes(state.pid, kvm_ledger); early_notes.ok()) {
+    prepare_kvm(**early_notes, *state.kvm_host);
+    state.has_split_irqchip = has_split_irqchip(**early_notes);
+  }
+  return {};
+}
+
+Result<void> quiesce(StateSave& state) {
+  const RemoteAddr kvm_ledger(state.ledger->kvm);
+  if (kvm_ledger) state.interrupted.set_kvm_run_code(VMCKPT_TRY(find_kvm_run_code(state.pid, kvm_ledger)));
+  if (state.memory_options.is_vmm) state.gate.emplace(VMCKPT_TRY(VcpuGate::close(state.pid, kvm_ledger)));
+  return {};
+}
+
+std::vector<RunMapping> run_mappings_of(const pb::AddressSpace& memory) {
+  std::vector<RunMapping> mappings;
+  for (const pb::Mapping& mapping : memory.mappings()) {
+    if (mapping.kind() == pb::Mapping::VCPU_RUN) mappings.push_back({RemoteAddr(mapping.start()), mapping.name()});
+  }
+  return mappings;
+}
+
+Result<void> save(StateSave& state) {
+  if (!state.memory_options.is_vmm) return {};
+  state.kvm_notes = VMCKPT_TRY(read_kvm_notes(state.pid, RemoteAddr(state.ledger->kvm)));
+  find_runs(run_mappings_of(state.image.memory()), state.kvm_notes->objects);
+  return save_kvm(*state.world, *state.ledger, *state.kvm_notes, *state.kvm_host, state.image);
+}
+
+Result<void> connect(StateSave& state) {
+  if (!state.kvm_notes) return {};
+  return link_kvm_events(*state.kvm_notes, state.image.descriptors(), state.image.mutable_kvm());
+}
+
 void check(Preflight& preflight) {
   check_kvm(preflight.image, preflight.cpu_check, preflight.guest_clock, preflight.problems, preflight.notes);
 }
@@ -454,6 +494,12 @@ Result<void> plan(ProcessPlan& process) {
 
 }  // namespace
 
-extern const StateModule kVirtualMachinesModule{.name = "virtual machines", .check = check, .plan = plan};
+extern const StateModule kVirtualMachinesModule{.name = "virtual machines",
+                                                .prepare = prepare,
+                                                .quiesce = quiesce,
+                                                .save = save,
+                                                .connect = connect,
+                                                .check = check,
+                                                .plan = plan};
 
 }  // namespace vmckpt

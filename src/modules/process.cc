@@ -324,7 +324,7 @@ void plan_limits(const pb::Process& process, const pb::Credentials& credentials,
   }
 }
 
-Result<void> save(StateSave& save) { return save_process(save.world, save.image.mutable_process()); }
+Result<void> save(StateSave& save) { return save_process(*save.world, save.image.mutable_process()); }
 
 Result<void> ask(Questions& questions) {
   const ProcessAnswers answers = ask_process(questions.image.threads(0), questions.leader());

@@ -81,7 +81,7 @@ void plan_pending_signals(const pb::Process& process, TapeDraft& tape) {
 }
 
 Result<void> save(StateSave& save) {
-  return save_pending_signals(save.world.pid(), true, save.image.mutable_process()->mutable_pending());
+  return save_pending_signals(save.pid, true, save.image.mutable_process()->mutable_pending());
 }
 
 Result<void> ask(Questions& questions) {

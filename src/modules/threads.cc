@@ -287,9 +287,9 @@ Result<void> plan_thread(const pb::Thread& thread, const pb::Process& process, T
 
 // Everything but what the tapes answer; before tapes are played, since the filters decide whether they may be.
 Result<void> save(StateSave& save) {
-  for (StoppedThread& thread : save.world.threads()) {
-    abort_rseq_section(thread, save.world.pid(), save.ledger);
-    VMCKPT_TRY(save_thread(save.world, thread, save.ledger, save.launch_filter, save.image.add_threads()));
+  for (StoppedThread& thread : save.world->threads()) {
+    abort_rseq_section(thread, save.pid, *save.ledger);
+    VMCKPT_TRY(save_thread(*save.world, thread, *save.ledger, save.launch_filter, save.image.add_threads()));
   }
   return {};
 }

@@ -166,7 +166,7 @@ class TapePlay {
 
 namespace {
 
-Result<void> wait_for_end(TapePlay& play, int end_signal, const TakeCopy& take_copy, int64_t deadline_us) {
+Result<void> wait_for_end(TapePlay& play, int end_signal, const TakeCopy& take_copy, const Waiting& waiting) {
   Tracee& thread = play.thread();
   for (int round = 0;; ++round) {
     int status = 0;
@@ -175,16 +175,18 @@ Result<void> wait_for_end(TapePlay& play, int end_signal, const TakeCopy& take_c
     if (got == thread.tid) {
       if (VMCKPT_TRY(play.handle_stop(status, end_signal, take_copy))) return {};
       round = 0;
-    } else if (monotonic_us() > deadline_us) {
+    } else if (waiting.is_over()) {
       return error(fmt::format("thread {} does not come back{}", thread.tid, describe_wait(thread.tid)));
     } else {
+      constexpr int kUsualRounds = 8;  // some milliseconds
+      if (round > kUsualRounds) (void)waiting.check();
       wait_for_child_signal(round);
     }
   }
 }
 
 Result<void> play_batch(StoppedWorld& world, const Ledger& ledger, std::vector<TapePlay>& batch, int end_signal,
-                        const TakeCopy& take_copy) {
+                        const TakeCopy& take_copy, Meanwhile* meanwhile) {
   if (batch.empty()) return {};
   // Only now, so that nothing the target forked by itself before it stood still is attached.
   if (take_copy && !world.threads().front().set_options(PTRACE_O_TRACEFORK | PTRACE_O_TRACESYSGOOD)) {
@@ -198,13 +200,13 @@ Result<void> play_batch(StoppedWorld& world, const Ledger& ledger, std::vector<T
   }
   // Whatever happens to one of them, the others come to their ends: the leader may just have made the snapshot, which must not
   // be left alone, and it has advice to put back.
-  int64_t deadline_us = monotonic_us() + (outcome.ok() ? kPlayTimeoutUs : kBreakOffUs);
+  Waiting waiting(monotonic_us() + (outcome.ok() ? kPlayTimeoutUs : kBreakOffUs), meanwhile);
   for (TapePlay& play : batch) {
     if (!play.started()) continue;
-    auto ended = wait_for_end(play, end_signal, take_copy, deadline_us);
+    auto ended = wait_for_end(play, end_signal, take_copy, waiting);
     if (ended.ok() || !outcome.ok()) continue;
     outcome = ended;
-    deadline_us = std::min(deadline_us, monotonic_us() + kBreakOffUs);
+    waiting = waiting.no_longer_than(kBreakOffUs);
   }
   VMCKPT_TRY(std::move(outcome));
   for (TapePlay& play : batch) VMCKPT_TRY(play.read_back(world.pid()));
@@ -214,7 +216,7 @@ Result<void> play_batch(StoppedWorld& world, const Ledger& ledger, std::vector<T
 }  // namespace
 
 Result<void> play_tapes(StoppedWorld& world, const Ledger& ledger, const std::vector<ThreadTape>& tapes,
-                        const TakeCopy& take_copy) {
+                        const TakeCopy& take_copy, Meanwhile* meanwhile) {
   const int end_signal = choose_end_signal(world.pid());
   const RemoteAddr arena(ledger.arena);
   const RemoteAddr arena_end = arena + uint64_t{ledger.arena_slots} * ledger.arena_slot_bytes;
@@ -224,7 +226,7 @@ Result<void> play_tapes(StoppedWorld& world, const Ledger& ledger, const std::ve
     TapePlay play(item, next);
     if (play.end() > arena_end) {
       if (batch.empty()) return error(fmt::format("the tape for thread {} is too long", item.thread->tid));
-      VMCKPT_TRY(play_batch(world, ledger, batch, end_signal, take_copy));
+      VMCKPT_TRY(play_batch(world, ledger, batch, end_signal, take_copy, meanwhile));
       batch.clear();
       next = arena;
       play = TapePlay(item, next);
@@ -232,7 +234,7 @@ Result<void> play_tapes(StoppedWorld& world, const Ledger& ledger, const std::ve
     next = play.end();
     batch.push_back(play);
   }
-  return play_batch(world, ledger, batch, end_signal, take_copy);
+  return play_batch(world, ledger, batch, end_signal, take_copy, meanwhile);
 }
 
 }  // namespace vmckpt

@@ -105,7 +105,7 @@ void Tracee::discard_faults() {
     if (::ptrace(PTRACE_GETSIGMASK, tid, sizeof mask, &mask) != 0) return;
     if ((queued_faults(Sender::kKernel) & ~mask) == 0) return;
     if (!go_on()) return;  // to where the signal is taken: no instruction comes before it
-    auto status = wait_for_stop(monotonic_us() + kPatienceUs);
+    auto status = wait_for_stop(Waiting::up_to(kPatienceUs));
     if (!status.ok() || !WIFSTOPPED(*status)) return;
   }
 }
@@ -115,7 +115,7 @@ void Tracee::put_back() {
     if (write_thread_state(*this).ok()) return;
     if (tries == 0) continue;
     interrupt();
-    auto status = wait_for_stop(monotonic_us() + kPatienceUs);
+    auto status = wait_for_stop(Waiting::up_to(kPatienceUs));
     if (status.ok() && !WIFSTOPPED(*status)) return;  // it has been killed
     discard_faults();
   }
@@ -129,7 +129,7 @@ void Tracee::release() {
     put_back();
   } else if (runs_) {  // only what stands can be detached
     interrupt();
-    auto status = wait_for_stop(monotonic_us() + kPatienceUs);
+    auto status = wait_for_stop(Waiting::up_to(kPatienceUs));
     if (status.ok() && WIFSTOPPED(*status) && *status >> 16 == 0) signal = WSTOPSIG(*status);  // one that was being delivered
   }
   let_go(signal);
@@ -151,16 +151,18 @@ pid_t Tracee::take_stop(int* wait_status) {
   return tid;
 }
 
-Result<int> Tracee::wait_for_stop(int64_t deadline_us) {
+Result<int> Tracee::wait_for_stop(const Waiting& waiting) {
   for (int round = 0;; ++round) {
     int status = 0;
     pid_t got = take_stop(&status);
     if (got == tid) return status;
     if (got < 0 && errno != EINTR) return errno_error(fmt::format("wait for thread {}", tid));
-    if (monotonic_us() > deadline_us) {
+    if (waiting.is_over()) {
       return error(fmt::format("thread {} does not stop{}", tid, describe_wait(tid)),
                    "it is probably waiting for a device or a network file system; try again later");
     }
+    constexpr int kUsualRounds = 8;  // some milliseconds
+    if (round > kUsualRounds) VMCKPT_TRY(waiting.check());
     wait_for_child_signal(round);
   }
 }

@@ -10,6 +10,7 @@
 #include <signal.h>
 
 #include "core/result.h"
+#include "core/waiting.h"
 #include "tracer/stopped_thread.h"
 
 namespace vmckpt {
@@ -66,7 +67,7 @@ class Tracee : public StoppedThread {
   // how the target has ended.
   pid_t take_stop(int* wait_status);
   // Waits for it to stop under ptrace: microseconds as a rule, for ever when it is in an uninterruptible sleep.
-  Result<int> wait_for_stop(int64_t deadline_us);
+  Result<int> wait_for_stop(const Waiting& waiting);
   // Waits for as long as it takes.
   bool wait(int* wait_status);
 

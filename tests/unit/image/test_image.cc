@@ -134,7 +134,7 @@ Result<std::string> write_tiny(const ImageDestination& destination, ImageIdentit
   VMCKPT_TRY(test::write_tiny_pages(writer));
   pb::Image metadata = test::tiny_metadata();
   metadata.mutable_target()->set_target_id(identity.target_id.data(), identity.target_id.size());
-  return writer.commit(metadata);
+  return test::finish(writer, metadata);
 }
 
 // From now on open() says what file systems without unnamed files say.
@@ -234,12 +234,39 @@ TEST_CASE("records added in any order are sorted in the image") {
     writer->add_record(plain_record(0, test::kTinyHeapStart + number * kImagePageBytes, page.size(), offset, hash));
   }
   CHECK(writer->page_bytes_written() == 2 * kImagePageBytes);
-  REQUIRE(writer->commit(test::tiny_metadata()).ok());
+  REQUIRE(test::finish(*writer, test::tiny_metadata()).ok());
   CHECK(writer->file_bytes() >= 3 * kImagePageBytes);
   auto reader = ImageReader::open(scratch / "a.ckpt");
   REQUIRE(reader.ok());
   CHECK(reader->pages().records()[0].address < reader->pages().records()[1].address);
   CHECK(reader->verify_pages().ok());
+}
+
+TEST_CASE("a sealed image is whole and has no name until it is published") {
+  Scratch scratch;
+  const std::string path = scratch / "a.ckpt";
+  {
+    auto writer = ImageWriter::create({.path = path}, test::tiny_identity());
+    REQUIRE(writer.ok());
+    CHECK_THAT(writer->publish().error().message(), Contains("is not sealed"));
+    REQUIRE(test::write_tiny_pages(*writer).ok());
+    REQUIRE(writer->seal(test::tiny_metadata()).ok());
+    CHECK_THAT(writer->seal(test::tiny_metadata()).error().message(), Contains("is sealed already"));
+    CHECK_FALSE(std::filesystem::exists(path));
+    Scratch elsewhere;
+    std::filesystem::copy_file("/proc/self/fd/" + std::to_string(writer->fd()), elsewhere / "copy.ckpt");
+    auto reader = ImageReader::open(elsewhere / "copy.ckpt");
+    REQUIRE(reader.ok());
+    CHECK(reader->verify_pages().ok());
+  }
+  CHECK(std::filesystem::is_empty(scratch / "."));  // one that is not published leaves nothing
+  auto writer = ImageWriter::create({.path = path}, test::tiny_identity());
+  REQUIRE(writer.ok());
+  REQUIRE(test::write_tiny_pages(*writer).ok());
+  REQUIRE(writer->seal(test::tiny_metadata()).ok());
+  CHECK(writer->publish().value() == path);
+  CHECK(ImageReader::open(path).ok());
+  CHECK_THAT(writer->publish().error().message(), Contains("is published already"));
 }
 
 TEST_CASE("pages that were not written are holes, cost no disk and read as zeros") {
@@ -251,7 +278,7 @@ TEST_CASE("pages that were not written are holes, cost no disk and read as zeros
   std::string zeros(kImagePageBytes, '\0');
   writer->add_record(
       plain_record(0, test::kTinyHeapStart, zeros.size(), offset + kHoleBytes / 2, XXH3_64bits(zeros.data(), zeros.size())));
-  REQUIRE(writer->commit(test::tiny_metadata()).ok());
+  REQUIRE(test::finish(*writer, test::tiny_metadata()).ok());
   CHECK(writer->page_bytes_written() == 0);
   CHECK(writer->file_bytes() < kHoleBytes / 8);
   auto reader = ImageReader::open(scratch / "a.ckpt");
@@ -530,7 +557,7 @@ TEST_CASE("pages are read as data, as zeros, and where nothing is as zeros too")
     record.address = test::kTinyHeapStart + static_cast<uint64_t>(page) * kImagePageBytes;
     writer->add_record(without_content(record, kind));
   }
-  REQUIRE(writer->commit(metadata).ok());
+  REQUIRE(test::finish(*writer, metadata).ok());
   auto reader = ImageReader::open(scratch / "a.ckpt");
   REQUIRE(reader.ok());
   const PageIndex& pages = reader->pages();
@@ -722,7 +749,7 @@ TEST_CASE("a file that appears while the image is written is not replaced either
     auto writer = ImageWriter::create({.path = path, .replace = replace}, test::tiny_identity());
     REQUIRE(writer.ok());
     put_file(path, "a letter");
-    CHECK_FALSE(writer->commit(test::tiny_metadata()).ok());
+    CHECK_FALSE(test::finish(*writer, test::tiny_metadata()).ok());
     CHECK(said_by(read_whole_file(path)) == "a letter");
     ::unlink(path.c_str());
   }
@@ -783,7 +810,7 @@ TEST_CASE("a writer that is given up leaves nothing behind") {
     ImageWriter moved = std::move(*writer);
     pb::Image no_threads = test::tiny_metadata();
     no_threads.clear_threads();
-    CHECK_THAT(moved.commit(no_threads).error().message(), Contains("there is no thread"));
+    CHECK_THAT(moved.seal(no_threads).error().message(), Contains("there is no thread"));
   }
   CHECK(scratch.entries() == 0);
 }
@@ -868,7 +895,7 @@ TEST_CASE("where the file system has no unnamed files a temporary name serves, a
     const fs::directory_entry only = *fs::directory_iterator(scratch.path());
     bool hidden = only.path().filename().string().rfind(".a.ckpt.tmp-", 0) == 0;
     bool private_to_owner = (only.status().permissions() & fs::perms(077)) == fs::perms::none;
-    return hidden && private_to_owner && !writer->commit(pb::Image()).ok();
+    return hidden && private_to_owner && !test::finish(*writer, pb::Image()).ok();
   }));
   CHECK(scratch.entries() == 0);
   CHECK(in_child([&] {

@@ -150,7 +150,7 @@ Result<void> RoundTrip::save_process(pid_t pid, pb::DescriptorTable* into, Notes
   CapturedFiles captured(writer, uint64_t{1} << 30);
   {
     InterruptedCalls interrupted;
-    StoppedWorld world = VMCKPT_TRY(freeze(pid, kFreezeTimeoutUs, interrupted));
+    StoppedWorld world = VMCKPT_TRY(freeze(pid, Waiting::up_to(kFreezeTimeoutUs), interrupted));
     DescriptorSave save{world, *ledger, captured, *found};
     VMCKPT_TRY(save_descriptors(save, into));
   }
@@ -159,7 +159,7 @@ Result<void> RoundTrip::save_process(pid_t pid, pb::DescriptorTable* into, Notes
   metadata.mutable_memory()->mutable_mappings()->RemoveLast();  // the one of the captured file
   for (const auto& [id, file] : captured.files()) *metadata.mutable_memory()->add_captured() = file;
   *metadata.mutable_descriptors() = *into;
-  image_ = VMCKPT_TRY(writer.commit(metadata));
+  image_ = VMCKPT_TRY(test::finish(writer, metadata));
   return {};
 }
 

@@ -47,7 +47,7 @@ struct Counter {
 void stop(Tracee& tracee) {
   REQUIRE(tracee.seize(PTRACE_O_TRACESYSGOOD));
   REQUIRE(tracee.interrupt());
-  REQUIRE(tracee.wait_for_stop(monotonic_us() + 20'000'000).ok());
+  REQUIRE(tracee.wait_for_stop(Waiting::up_to(20'000'000)).ok());
 }
 
 }  // namespace
