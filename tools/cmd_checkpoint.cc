@@ -77,7 +77,8 @@ int cmd_checkpoint(int argc, char** argv) {
   po::options_description options("options");
   options.add_options()
       ("output,o", po::value<std::string>(), "the image's file (default: IMAGE_DIR/NAME-N.ckpt)")
-      ("stop", "keep the target stopped until the image is there, then end it")
+      ("stop", "stop the target, and leave it stopped when the image is there (kill -CONT lets it go on)")
+      ("kill", "stop the target, and end it when the image is there")
       ("self-contained", "embed the mapped files' pages: restart then needs no program or library files")
       ("shared-files", po::value<std::string>()->default_value("memory"),
        "which files mapped shared for writing are saved with their content: memory (on tmpfs, or a VMM's RAM), all, none")
@@ -90,7 +91,11 @@ int cmd_checkpoint(int argc, char** argv) {
   pb::ControlRequest request;
   pb::CheckpointOrder* order = request.mutable_checkpoint();
   if (values.count("output")) order->set_output(std::filesystem::absolute(values["output"].as<std::string>()).lexically_normal().string());
-  order->set_stop(values.count("stop") != 0);
+  if (values.count("stop") && values.count("kill")) {
+    std::fprintf(stderr, "vmckpt: checkpoint: --stop and --kill exclude each other; see vmckpt checkpoint --help\n");
+    return kExitUsage;
+  }
+  order->set_afterwards(values.count("kill") ? pb::IS_KILLED : values.count("stop") ? pb::STAYS_STOPPED : pb::RUNS);
   order->set_self_contained(values.count("self-contained") != 0);
   const std::string shared_files = values["shared-files"].as<std::string>();
   if (shared_files != "memory" && shared_files != "all" && shared_files != "none") {

@@ -104,7 +104,7 @@ struct Checkpoint::Work {
   std::vector<std::string> notes;
   std::optional<CapturedFiles> captured;
   std::optional<StateSave> state;
-  std::optional<StoppedWorld> world;  // with `stop`, or where the target may not fork, to the end
+  std::optional<StoppedWorld> world;  // if it does not run on, or where the target may not fork, to the end
   Snapshot snapshot;
   std::optional<Questions> questions;
   pid_t source = 0;  // whose memory is written
@@ -212,7 +212,7 @@ Result<void> Checkpoint::prepare(const Waiting& waiting) {
   const std::string maps = VMCKPT_TRY(read_whole_file(fmt::format("/proc/{}/maps", pid)));
   target_.ledger_address = VMCKPT_TRY(find_ledger(pid, maps, target_.ledger_address));
   save_target(target_, destination, work.image.mutable_target());
-  work.captured.emplace(work.writer, request_.stop ? ~uint64_t{0} : request_.shared_limit_bytes);
+  work.captured.emplace(work.writer, copies_stopped_target() ? ~uint64_t{0} : request_.shared_limit_bytes);
   work.state.emplace(StateSave{pid, target_.launch_filter, target_.backing, {request_.self_contained, request_.shared_files}, target_.kvm,
                                target_.interrupted, work.image, *work.captured, work.notes});
   work.state->ledger = VMCKPT_TRY(read_ledger(pid, target_.ledger_address));
@@ -242,8 +242,8 @@ Result<void> Checkpoint::snapshot(const Waiting&) {
   Work& work = *work_;
   StoppedWorld& world = *work.world;
   auto saved_beside = std::async(std::launch::async, [&] { return work.for_each_module(&StateModule::save_beside); });
-  work.questions.emplace(VMCKPT_TRY(ask(world, work.state->space, work.image, request_.stop ? nullptr : &work.snapshot)));
-  if (!VMCKPT_TRY(may_fork(work.image, *work.questions)) && !request_.stop) {
+  work.questions.emplace(VMCKPT_TRY(ask(world, work.state->space, work.image, copies_stopped_target() ? nullptr : &work.snapshot)));
+  if (!VMCKPT_TRY(may_fork(work.image, *work.questions)) && !copies_stopped_target()) {
     work.snapshot.give_up("the target's seccomp filter forbids forking");
     work.questions.emplace(VMCKPT_TRY(ask(world, work.state->space, work.image, nullptr)));
   }
@@ -313,10 +313,16 @@ Result<void> Checkpoint::publish(const Waiting&) {
   return {};
 }
 
-void Checkpoint::kill_target() {
+void Checkpoint::end_pause() {
   if (!work_->world) return;
-  ::kill(work_->world->pid(), SIGKILL);
-  work_->world->abandon();
+  const pid_t pid = work_->world->pid();
+  if (request_.afterwards == Afterwards::kKilled) {
+    ::kill(pid, SIGKILL);
+    work_->world->abandon();
+  } else if (request_.afterwards == Afterwards::kStopped) {
+    // The first thread that is let go of takes it before its next instruction, and it is all threads' then.
+    ::kill(pid, SIGSTOP);
+  }
 }
 
 Result<CheckpointResult> checkpoint_target(Target& target, const CheckpointRequest& request) {

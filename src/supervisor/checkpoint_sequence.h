@@ -33,9 +33,16 @@
 
 namespace vmckpt {
 
+// What becomes of the target when its image is there.
+enum class Afterwards {
+  kRuns,     // it has been running since the snapshot
+  kStopped,  // it stands still until then, and is left as SIGSTOP would leave it
+  kKilled,   // it stands still until then, and is ended
+};
+
 struct CheckpointRequest {
   std::string output;  // absolute path, or empty: IMAGE_DIR/NAME-N.ckpt
-  bool stop = false;   // the target stays stopped until the image has its name and is then ended
+  Afterwards afterwards = Afterwards::kRuns;
   bool self_contained = false;
   SharedFileContent shared_files = SharedFileContent::kMemory;
   uint64_t shared_limit_bytes = uint64_t{1} << 30;
@@ -48,7 +55,7 @@ using Phases = std::vector<std::pair<std::string, int64_t>>;  // name, microseco
 struct CheckpointResult {
   std::string image;
   uint64_t image_number = 0;  // N of NAME-N.ckpt; 0: of another name
-  int64_t pause_us = 0;  // first thread stopped to last one resumed; with `stop` to the end
+  int64_t pause_us = 0;  // first thread stopped to last one resumed; of one that does not run on: to the end
   int64_t total_us = 0;
   uint64_t image_bytes = 0;         // on disk
   uint64_t memory_bytes_saved = 0;  // page data in the image
@@ -80,8 +87,8 @@ class Checkpoint {
   const DumpProgress& progress() const { return progress_; }
   uint64_t bytes_to_look_at() const { return bytes_to_look_at_; }
   pid_t snapshot_pid() const;
-  // With `stop`, when it is complete: ends the stopped target instead of letting it run on. In the thread that traces.
-  void kill_target();
+  // When it is complete, in the thread that traces: does to the target what was asked for.
+  void end_pause();
   const CheckpointResult& result() const { return result_; }
 
  private:
@@ -107,6 +114,7 @@ class Checkpoint {
   Result<void> publish(const Waiting& waiting);
 
   Result<pid_t> wait_for_only_process(const Waiting& waiting);
+  bool copies_stopped_target() const { return request_.afterwards != Afterwards::kRuns; }
   Result<void> check_wanted();
   int64_t limit_us(Limit limit) const;
 

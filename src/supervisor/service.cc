@@ -47,7 +47,7 @@ struct Client {
 // The checkpoint under way. Phases that do not touch the target have a thread, while the service goes on.
 struct Running {
   std::unique_ptr<Checkpoint> checkpoint;
-  bool stop = false;
+  Afterwards afterwards = Afterwards::kRuns;
   Client* client = nullptr;  // null when it has gone
   std::thread thread;
   std::optional<Result<void>> phase_result;  // set by that thread
@@ -64,13 +64,22 @@ struct LastReply {
   Client* client;
 };
 
-class Service {
- public:
-  Service(Target& target, ControlListener& listener, TerminalControl& terminal, bool detached, Fd terminal_master)
-      : target_(target), listener_(listener), terminal_(terminal), detached_(detached),
-        target_terminal_(std::move(terminal_master), target.log) {}
+}  // namespace
 
-  int run() {
+class Service::Loop {
+ public:
+  Loop(Target& target, ControlListener& listener, TerminalControl& terminal, bool detached)
+      : target_(target), listener_(listener), terminal_(terminal), detached_(detached) {}
+
+  Result<void> look_after_clients() {
+    wait_for_events(0);
+    if (!is_to_end_) return {};
+    return error(fmt::format("ended by vmckpt kill before target \"{}\" ran; nothing is left of it", target_.name));
+  }
+
+  int run(Fd terminal_master) {
+    target_is_there_ = true;
+    target_terminal_.emplace(std::move(terminal_master), target_.log);
     sigset_t mask;
     sigemptyset(&mask);
     for (int signal : kServiceSignals) sigaddset(&mask, signal);
@@ -87,7 +96,7 @@ class Service {
     }
     end_namespace();
     terminal_.take_back(WIFSIGNALED(wait_status_));
-    while (target_terminal_.exists() && !show_to_attached(target_terminal_.take_shown())) {}
+    while (target_terminal_->exists() && !show_to_attached(target_terminal_->take_shown())) {}
     remember();
     listener_.close();
     if (last_reply_) (void)send_reply(last_reply_->client->fd.get(), last_reply_->reply);
@@ -148,8 +157,8 @@ class Service {
   void wait_for_events(int timeout_ms) {
     const bool accepting = monotonic_us() >= accept_again_us_;
     std::vector<pollfd> polls = {{signals_.get(), POLLIN, 0}, {accepting ? listener_.fd() : -1, POLLIN, 0},
-                                 {phase_ended_.get(), POLLIN, 0}, {target_terminal_.fd(), POLLIN, 0}};
-    if (target_terminal_.has_input_left()) polls[3].events |= POLLOUT;
+                                 {phase_ended_.get(), POLLIN, 0}, {target_terminal_ ? target_terminal_->fd() : -1, POLLIN, 0}};
+    if (target_terminal_ && target_terminal_->has_input_left()) polls[3].events |= POLLOUT;
     std::vector<Client*> polled;
     for (Client& client : clients_) {
       polls.push_back({client.fd.get(), POLLIN, 0});
@@ -160,12 +169,12 @@ class Service {
     if (ready <= 0) return;
     if (polls[0].revents) take_signals();
     if (polls[2].revents) take_phase_result();
-    if (polls[3].revents & POLLOUT) target_terminal_.pass_on_typed();
+    if (polls[3].revents & POLLOUT) target_terminal_->pass_on_typed();
     for (size_t i = 0; i < polled.size(); ++i) {
       if (polls[4 + i].revents) serve_client(*polled[i]);
     }
     // Behind the clients that were polled: one that does not read is dropped here.
-    if (polls[3].revents & ~POLLOUT) (void)show_to_attached(target_terminal_.take_shown());
+    if (polls[3].revents & ~POLLOUT) (void)show_to_attached(target_terminal_->take_shown());
     if (accepting && polls[1].revents) accept_client();
   }
 
@@ -189,15 +198,16 @@ class Service {
   }
 
   void attach(Client& client, const pb::AttachOrder& order) {
-    if (!target_terminal_.exists()) {
+    if (!target_is_there_) return reply_error(&client, fmt::format("target \"{}\" is still being restarted; try again", target_.name));
+    if (!target_terminal_->exists()) {
       return reply_error(&client, fmt::format("target \"{}\" has no terminal of its own; launch or restart it with --detach --terminal{}",
                                               target_.name, target_.log.empty() ? "" : ", or read its log with vmckpt logs"));
     }
     client.attached = true;
     pb::ControlReply reply;
-    reply.set_shown(target_terminal_.recently_shown());
+    reply.set_shown(target_terminal_->recently_shown());
     (void)send_reply(client.fd.get(), reply);
-    target_terminal_.resize(order.size().rows(), order.size().columns());
+    target_terminal_->resize(order.size().rows(), order.size().columns());
   }
 
   // All processes of the target, when its first has ended what that left behind.
@@ -212,6 +222,10 @@ class Service {
 
   // SIGKILL is for all, so that nothing is left over; others are for the program, which knows its children.
   void send_signal(int signal) {
+    if (!target_is_there_) {
+      is_to_end_ = true;
+      return;
+    }
     for (pid_t pid : processes()) {
       if (signal != SIGKILL && !target_ended_ && pid != target_.pid) continue;
       ::kill(pid, signal);
@@ -260,9 +274,9 @@ class Service {
     } else if (request.has_attach()) {
       attach(client, request.attach());
     } else if (request.has_resize()) {
-      if (client.attached) target_terminal_.resize(request.resize().rows(), request.resize().columns());
+      if (client.attached) target_terminal_->resize(request.resize().rows(), request.resize().columns());
     } else if (request.kind_case() == pb::ControlRequest::kTyped) {
-      if (client.attached) target_terminal_.type(request.typed());
+      if (client.attached) target_terminal_->type(request.typed());
     } else {
       reply_error(&client, "this supervisor does not know that request; it is of another version");
     }
@@ -295,14 +309,14 @@ class Service {
     status.set_processes(static_cast<uint32_t>(all.size()));
     auto fields = read_status(remaining);
     bool stopped = fields.ok() && status_field(*fields, "State").starts_with("T");
-    status.set_state(running_ ? "checkpointing" : remaining == 0 ? "ended" : stopped ? "stopped" : "running");
+    status.set_state(!target_is_there_ ? "restarting" : running_ ? "checkpointing" : remaining == 0 ? "ended" : stopped ? "stopped" : "running");
     status.set_generation(target_.generation);
     status.set_image_dir(target_.image_dir);
     for (const std::string& word : target_.command) status.add_command(word);
     status.set_checkpoints(checkpoints_);
     status.set_last_image(last_image_);
     status.set_log(target_.log);
-    status.set_has_terminal(target_terminal_.exists());
+    status.set_has_terminal(target_terminal_ && target_terminal_->exists());
     return status;
   }
 
@@ -321,7 +335,9 @@ class Service {
     if (has_gone(next.client)) return;  // the target need not stand still for nobody
     CheckpointRequest request;
     request.output = next.order.output();
-    request.stop = next.order.stop();
+    request.afterwards = next.order.afterwards() == pb::IS_KILLED       ? Afterwards::kKilled
+                         : next.order.afterwards() == pb::STAYS_STOPPED ? Afterwards::kStopped
+                                                                        : Afterwards::kRuns;
     request.self_contained = next.order.self_contained();
     request.shared_files = next.order.shared_files() == pb::ALL    ? SharedFileContent::kAll
                            : next.order.shared_files() == pb::NONE ? SharedFileContent::kNone
@@ -330,7 +346,7 @@ class Service {
     if (next.order.freeze_timeout_us() != 0) request.freeze_timeout_us = next.order.freeze_timeout_us();
     request.timeout_us = next.order.timeout_us();
     running_ = std::make_unique<Running>();
-    running_->stop = request.stop;
+    running_->afterwards = request.afterwards;
     running_->client = next.client;
     running_->checkpoint = std::make_unique<Checkpoint>(target_, std::move(request), [this] { wait_for_events(0); });
     progress_due_us_ = monotonic_us() + kProgressIntervalMs * 1000;
@@ -387,7 +403,7 @@ class Service {
     pb::ControlReply reply;
     if (outcome.ok()) {
       const CheckpointResult& result = done->checkpoint->result();
-      if (done->stop) done->checkpoint->kill_target();
+      done->checkpoint->end_pause();
       ++checkpoints_;
       last_image_ = result.image;
       target_.images_numbered = std::max(target_.images_numbered, result.image_number);
@@ -396,7 +412,7 @@ class Service {
     done->checkpoint.reset();  // lets go of the snapshot, or of a target that was stopped in vain
     if (done->client == nullptr) return;
     if (!outcome.ok()) return reply_error(done->client, outcome.error().message());
-    if (done->stop) {
+    if (done->afterwards == Afterwards::kKilled) {
       last_reply_ = LastReply{std::move(reply), done->client};
       return;
     }
@@ -440,7 +456,9 @@ class Service {
   ControlListener& listener_;
   TerminalControl& terminal_;
   const bool detached_;
-  TargetTerminal target_terminal_;
+  std::optional<TargetTerminal> target_terminal_;  // once the target is there
+  bool target_is_there_ = false;
+  bool is_to_end_ = false;  // before it was there
   Fd signals_, phase_ended_;
   std::list<Client> clients_;
   std::list<Order> orders_;
@@ -454,8 +472,6 @@ class Service {
   int64_t accept_again_us_ = 0;
 };
 
-}  // namespace
-
 sigset_t prepare_service() {
   ::prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
   sigset_t mask, before;
@@ -465,9 +481,14 @@ sigset_t prepare_service() {
   return before;
 }
 
-int serve(Target& target, ControlListener& listener, TerminalControl& terminal, bool detached, Fd terminal_master) {
-  return Service(target, listener, terminal, detached, std::move(terminal_master)).run();
-}
+Service::Service(Target& target, ControlListener& listener, TerminalControl& terminal, bool detached)
+    : loop_(std::make_unique<Loop>(target, listener, terminal, detached)) {}
+
+Service::~Service() = default;
+
+Result<void> Service::look_after_clients() { return loop_->look_after_clients(); }
+
+int Service::serve(Fd terminal_master) { return loop_->run(std::move(terminal_master)); }
 
 int exit_status_of(int wait_status) {
   return WIFSIGNALED(wait_status) ? 128 + WTERMSIG(wait_status) : WEXITSTATUS(wait_status);

@@ -553,7 +553,7 @@ def test_an_output_name_is_relative_to_where_checkpoint_is_run(stage):
 def test_checkpoint_stop_ends_the_target_when_its_image_is_whole(stage):
     target = begin(stage)
     pid = target.pid
-    image = target.checkpoint("--stop")
+    image = target.checkpoint("--kill")
     assert not process_is_alive(pid)
     assert target.wait_for_end() != 0
     stage.vmckpt_ok("verify", image)
