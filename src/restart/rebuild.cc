@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <exception>
 #include <map>
 #include <memory>
 #include <vector>
@@ -480,7 +481,14 @@ void rebuild_and_play(RebuildInputs& inputs, const Birthplace& birthplace) {
   char go = 0;
   if (::recv(birthplace.channel, &go, 1, 0) != 1) ::_exit(1);
   int channel = birthplace.channel;
-  auto prepared = rebuild(inputs, birthplace, &channel);
+  // Nothing may get past this function: what is behind it on the stack is the supervisor's.
+  auto prepared = [&]() -> Result<Prepared> {
+    try {
+      return rebuild(inputs, birthplace, &channel);
+    } catch (const std::exception& problem) {
+      return error(fmt::format("rebuild the process: {}", problem.what()));
+    }
+  }();
   if (!prepared.ok()) {
     std::string text = prepared.error().message();
     send_message(channel, ChannelMessage::kError, text.data(), text.size());

@@ -741,6 +741,47 @@ def test_a_file_that_is_no_image_is_called_that(own_stage, content):
     expect_error(own_stage.vmckpt("inspect", file), "foreign")
 
 
+def with_metadata(image, metadata):
+    """A copy with other metadata, all checksums right."""
+    def replace(data):
+        (offset, length), (index, index_bytes) = [entry[2:4] for entry in sections_of(image)]
+        records = bytes(data[index:index + index_bytes])
+        del data[offset:]
+        data += metadata + bytes(-len(metadata) % 8)
+        struct.pack_into("<IIQQQ", data, SECTION_TABLE_OFFSET, 1, 0, offset, len(metadata), xxh3(metadata))
+        struct.pack_into("<IIQQQ", data, SECTION_TABLE_OFFSET + SECTION_BYTES, 2, 0, len(data), index_bytes, xxh3(records))
+        data += records
+        struct.pack_into("<Q", data, SECTION_TABLE_OFFSET - 16, len(data))
+        struct.pack_into("<Q", data, HEADER_BYTES - 8, xxh3(bytes(data[:HEADER_BYTES - 8])))
+
+    return damaged_copy(image, replace)
+
+
+def test_metadata_that_would_fill_the_memory_when_it_is_decoded_is_refused_with_a_sentence(own_stage, image):
+    empty_thread = b"\x22\x00"
+    hostile = with_metadata(image, empty_thread * 4_000_000)
+    expect_unusable(own_stage, hostile, "MiB of memory when it is decoded")
+    expect_error(own_stage.vmckpt("inspect", hostile), "MiB of memory when it is decoded")
+
+
+@pytest.mark.parametrize("words", [["verify"], ["inspect"], ["inspect", "--json"]], ids=" ".join)
+def test_want_of_memory_is_told_with_a_sentence(own_stage, image, words):
+    """However little there is: each megabyte more lets it come a step further."""
+    metadata = image.read_bytes()[sections_of(image)[0][2]:][:sections_of(image)[0][3]]
+    note = b"\x3a\xe8\x07" + b"n" * 1000
+    large = with_metadata(image, metadata + note * 20_000)
+    refused = 0
+    for mebibytes in range(24, 400, 8):
+        outcome = own_stage.run(["prlimit", f"--as={mebibytes << 20}", VMCKPT, *words, large])
+        assert not re.search("terminate called|Sanitizer|core dumped", outcome.stderr), outcome
+        if outcome.status == 1 and "memory" in outcome.stderr:
+            refused += 1
+            assert len(outcome.stderr.splitlines()) == 1, outcome
+        if outcome.status == 0:
+            break
+    assert refused, outcome
+
+
 def test_random_damage_never_makes_a_command_crash(own_stage, image):
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")  # shown when the test fails
