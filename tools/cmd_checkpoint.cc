@@ -8,6 +8,7 @@
 #include "command_line.h"
 #include "commands.h"
 #include "core/printable.h"
+#include "json_text.h"
 #include "supervisor/control_socket.h"
 
 namespace vmckpt {
@@ -29,7 +30,7 @@ std::string to_json(const pb::CheckpointDone& done) {
   json["memory_bytes_saved"] = done.memory_bytes_saved();
   json["phases_us"] = phases;
   json["notes"] = std::vector<std::string>(done.notes().begin(), done.notes().end());
-  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  return json_text(json);
 }
 
 void show_progress(const pb::Progress& progress) {

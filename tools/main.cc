@@ -9,6 +9,7 @@
 
 #include "command_line.h"
 #include "commands.h"
+#include "core/printable.h"
 
 namespace {
 
@@ -40,7 +41,7 @@ void print_usage(FILE* to) {
 }
 
 int no_such_verb(const char* name) {
-  std::fprintf(stderr, "vmckpt: there is no verb \"%s\"\n", name);
+  std::fprintf(stderr, "vmckpt: there is no verb \"%s\"\n", vmckpt::printable(name).c_str());
   print_usage(stderr);
   return 2;
 }

@@ -190,6 +190,35 @@ def test_list_and_messages_show_no_control_characters_of_a_targets_arguments(sta
     stage.vmckpt_ok("kill", "it")
 
 
+def test_what_an_image_says_steers_no_terminal(stage):
+    """A folder and a file of such names, an argument, a variable: shown by inspect, in a refusal, and as JSON of the same content."""
+    steering = "\033[2J\x9b\n  - \u202egnp"
+    folder = stage.work / f"{steering} Übung"
+    folder.mkdir()
+    file = folder / "file"
+    file.write_text("content")
+    if os.getuid() == 0 and stage.user.uid != 0:
+        shutil.chown(folder, stage.user.uid)
+        shutil.chown(file, stage.user.uid)
+    stage.vmckpt_ok("launch", "--detach", "-n", "it", "-d", stage.images, "--", "env", f"NAME={steering}", "sh", "-c",
+                    'exec 5<"$0"; exec sleep 1000', file)
+    (running,) = stage.list()
+    wait_until(lambda: pathlib.Path(f"/proc/{running['pid']}/comm").read_text() == "sleep\n", "it sleeps")
+    image = stage.vmckpt_ok("checkpoint", "it", "--json").json["image"]
+    (listed,) = [entry for entry in stage.list() if entry["name"] == "it"]
+    assert steering in listed["command"][-1]
+    stage.vmckpt_ok("kill", "it")
+    outcomes = [stage.vmckpt_ok("list"), stage.vmckpt_ok("list", "--json", "--all"), stage.vmckpt_ok("inspect", image),
+                stage.vmckpt_ok("inspect", image, "--json")]
+    assert "Übung" in outcomes[2].stdout and json.loads(outcomes[3].stdout)
+    file.unlink()
+    refused = stage.vmckpt("restart", image, "--detach", "-n", "again")
+    expect_error(refused, "Übung", "\\x1b[2J")
+    assert refused.stderr.count("\n  - ") <= 1, refused
+    for outcome in [*outcomes, refused, stage.vmckpt("verify", folder), stage.vmckpt(steering), stage.vmckpt("list", f"--{steering}")]:
+        assert not any(character in outcome.stdout + outcome.stderr for character in "\033\x9b\u202e"), outcome
+
+
 def test_a_runtime_folder_that_is_missing_or_somebody_elses_is_not_used(stage):
     """su and sudo leave XDG_RUNTIME_DIR as it was."""
     environment = {key: value for key, value in stage.environment.items() if key != "VMCKPT_RUNTIME_DIR"}
