@@ -8,6 +8,7 @@
 #include "command_line.h"
 #include "commands.h"
 #include "core/printable.h"
+#include "json_text.h"
 #include "supervisor/control_socket.h"
 
 namespace vmckpt {
@@ -32,7 +33,7 @@ std::string to_json(const pb::CheckpointDone& done) {
   json["phases_us"] = phases;
   json["modules_us"] = modules;
   json["notes"] = std::vector<std::string>(done.notes().begin(), done.notes().end());
-  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  return json_text(json);
 }
 
 void show_progress(const pb::Progress& progress) {

@@ -10,6 +10,7 @@
 #include "commands.h"
 #include "core/clock.h"
 #include "core/printable.h"
+#include "json_text.h"
 #include "supervisor/control_socket.h"
 #include "supervisor/detach.h"
 #include "supervisor/detached_stdio.h"
@@ -35,7 +36,7 @@ std::string to_json(const RestartResult& result) {
   json["generation"] = result.target.generation;
   json["phases_us"] = phases;
   json["notes"] = result.notes;
-  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+  return json_text(json) + "\n";
 }
 
 }  // namespace

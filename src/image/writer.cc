@@ -14,6 +14,7 @@
 #include <xxhash.h>
 
 #include "image/reader.h"
+#include "image/decode.h"
 #include "image/validate.h"
 
 namespace vmckpt {
@@ -216,16 +217,13 @@ Result<void> ImageWriter::seal(const pb::Image& metadata) {
   std::string encoded;
   {
     google::protobuf::LogSilencer quiet;
-    pb::Image decoded;
-    // Decoding again finds what encoding lets through: text fields that are not UTF-8.
-    if (!metadata.SerializeToString(&encoded) || !decoded.ParseFromString(encoded)) {
-      return error(fmt::format("image {} would not be restartable: its metadata cannot be encoded", named));
-    }
+    if (!metadata.SerializeToString(&encoded)) VMCKPT_TRY(fits(error("its metadata cannot be encoded")));
   }
+  // Decoding again finds what encoding lets through: text fields that are not UTF-8, and more than a reader takes.
+  if (auto decoded = decode_metadata(encoded); !decoded.ok()) VMCKPT_TRY(fits(decoded.error()));
   const uint64_t index_bytes = records_.size() * sizeof(PageRecord);
-  if (encoded.size() > kMaxMetadataBytes || index_bytes > kMaxPageIndexBytes) {
-    return error(fmt::format("image {} would be too large: {} bytes of metadata, {} of page index", named,
-                             encoded.size(), index_bytes));
+  if (index_bytes > kMaxPageIndexBytes) {
+    return error(fmt::format("image {} would be too large: {} bytes of page index", named, index_bytes));
   }
 
   // 2. Everything but the header, on disk.

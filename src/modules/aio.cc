@@ -168,7 +168,7 @@ void plan_aio(const pb::AddressSpace& space, int image_fd, TapeDraft& tape) {
     order.request.aio_lio_opcode = IOCB_CMD_PREAD;
     order.request.aio_fildes = static_cast<uint32_t>(image_fd);
     order.request.aio_buf = ring.address();
-    const uint64_t argument = tape.data_of(order);
+    const TapeWord argument = tape.data_of(order);
     for (size_t i = 0; i < kAioBatch; ++i) {
       tape.point(argument, offsetof(AioRingOrder, requests) + i * sizeof(uint64_t), argument + offsetof(AioRingOrder, request));
     }

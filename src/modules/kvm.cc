@@ -340,7 +340,7 @@ void plan_object(const pb::KvmObject& object, const RestoredDescriptors& descrip
 }
 
 // The bitmaps lie behind the structure (recorder/kvm_calls.h).
-void point_to_bitmaps(const std::string& payload, uint64_t argument, TapeDraft& tape) {
+void point_to_bitmaps(const std::string& payload, const TapeWord& argument, TapeDraft& tape) {
   const auto& filter = *reinterpret_cast<const kvm_msr_filter*>(payload.data());
   uint64_t next = sizeof filter;
   for (const kvm_msr_filter_range& range : filter.ranges) {
@@ -360,24 +360,25 @@ void plan_record(const pb::KvmRecord& record, const RestoredDescriptors& descrip
   } else if (record.request() == KVM_IOEVENTFD) {
     reinterpret_cast<kvm_ioeventfd*>(payload.data())->fd = record.events(0);
   }
-  const uint64_t argument = record.has_payload() ? tape.data(payload.data(), payload.size()) : record.argument();
+  const TapeWord argument = record.has_payload() ? tape.data(payload.data(), payload.size()) : TapeWord(record.argument());
   if (record.request() == KVM_X86_SET_MSR_FILTER) point_to_bitmaps(payload, argument, tape);
   tape.call(SYS_ioctl, {number(descriptors.fd(record.object())), record.request(), argument}, true,
             fmt::format("{} again", kvm_call_name(record.request())));
 }
 
 // The offsets are taken from one reading of the host's TSC, as late as can be. Returns where each vCPU's will lie.
-std::map<uint32_t, uint64_t> plan_tsc_offsets(const pb::Kvm& kvm, const GuestTime& time, TapeDraft& tape) {
+std::map<uint32_t, TapeWord> plan_tsc_offsets(const pb::Kvm& kvm, const GuestTime& time, TapeDraft& tape) {
   std::vector<uint64_t> words;
-  std::map<uint32_t, uint64_t> places;
+  std::vector<uint32_t> vcpus;
+  std::map<uint32_t, TapeWord> places;
   for (const pb::KvmObject& object : kvm.objects()) {
     if (!object.has_vcpu() || !time.tsc_of(object).by_offset) continue;
-    places[object.id()] = words.size() * sizeof(uint64_t);
+    vcpus.push_back(object.id());
     words.push_back(time.tsc_of(object).goes_on_at);
   }
   if (words.empty()) return places;
-  const uint64_t room = tape.data(words.data(), words.size() * sizeof(uint64_t));
-  for (auto& [vcpu, place] : places) place += room;
+  const TapeWord room = tape.data(words.data(), words.size() * sizeof(uint64_t));
+  for (size_t i = 0; i < vcpus.size(); ++i) places[vcpus[i]] = room + i * sizeof(uint64_t);
   tape.call(kOpSubtractTsc, {room, words.size()}, true, "take TSC offsets from the host's TSC");
   return places;
 }
@@ -415,7 +416,8 @@ Result<void> plan_kvm(const pb::Image& image, int device, int first_service_fd, 
   for (const pb::KvmObject& object : kvm.objects()) {
     if (!object.has_vcpu()) continue;
     auto offset = tsc_offsets.find(object.id());
-    plan_vcpu_state(object.vcpu(), payload_of(kvm, object.id(), KVM_SET_CPUID2), time.tsc_of(object), offset == tsc_offsets.end() ? 0 : offset->second, descriptors.fd(object.id()), tape);
+    plan_vcpu_state(object.vcpu(), payload_of(kvm, object.id(), KVM_SET_CPUID2), time.tsc_of(object),
+                    offset == tsc_offsets.end() ? TapeWord() : offset->second, descriptors.fd(object.id()), tape);
   }
   // 3. what runs by itself as late as possible, before any vCPU runs
   for (const pb::KvmObject& object : kvm.objects()) {

@@ -122,10 +122,10 @@ void plan_tiles(const pb::Thread& thread, TapeDraft& tape) {
 }
 
 struct ThreadAnswers {
-  uint64_t alternate_stack;
-  uint64_t clear_child_tid;
+  TapeWord alternate_stack;
+  TapeWord clear_child_tid;
   size_t clear_child_tid_call;
-  uint64_t parent_death_signal;
+  TapeWord parent_death_signal;
   size_t timer_slack_call, securebits_call, mce_kill_call;
   std::optional<size_t> cpuid_call;  // unless a seccomp filter forbids to ask
 };

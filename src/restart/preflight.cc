@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <set>
 
+#include "core/printable.h"
 #include "image/trust.h"
 #include "memory/address_space.h"
 #include "memory/file_owner.h"
@@ -16,7 +17,7 @@ namespace {
 
 Error refusal(const ImageReader& image, const std::vector<Error>& problems) {
   std::string text = fmt::format("{} cannot be restarted here", image.path());
-  for (const Error& problem : problems) text += "\n  - " + problem.message();
+  for (const Error& problem : problems) text.append(kListItem) += problem.message();
   return error(text);
 }
 

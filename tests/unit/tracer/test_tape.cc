@@ -124,7 +124,7 @@ TEST_CASE("a stopped thread answers a tape's questions and goes on where it was"
     REQUIRE(world.ok());
     TapeDraft tape;
     size_t call = tape.call(SYS_getpid);
-    uint64_t room = tape.room(64);
+    const TapeWord room = tape.room(64);
     size_t name = tape.call(SYS_prctl, {16 /* PR_GET_NAME */, room, 0, 0, 0});
     REQUIRE(play_tapes(*world, counter.ledger, {{&world->threads()[0], &tape}}).ok());
     CHECK(tape.result(call) == counter.pid);
@@ -212,9 +212,9 @@ void expect_harmless(Counter& counter, TapeDraft& tape, const char* signal) {
   CHECK(caught_signals(counter.pid) == caught);
 }
 
-TapeDraft tape_of(int64_t number, std::vector<uint64_t> args = {}) {
+TapeDraft tape_of(int64_t number, const std::vector<TapeWord>& args = {}) {
   TapeDraft tape;
-  tape.call(number, std::move(args));
+  tape.call(number, args);
   return tape;
 }
 
