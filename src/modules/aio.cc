@@ -10,6 +10,7 @@
 #include "core/clock.h"
 #include "core/fd.h"
 #include "core/proc.h"
+#include "image/one_process.h"
 #include "modules/module.h"
 #include "modules/played/aio.h"
 #include "modules/played/operations.h"
@@ -177,10 +178,10 @@ void plan_aio(const pb::AddressSpace& space, int image_fd, TapeDraft& tape) {
   }
 }
 
-void check(Preflight& preflight) { check_aio(preflight.image.memory(), preflight.problems); }
+void check(Preflight& preflight) { check_aio(one_process(preflight.image).memory, preflight.problems); }
 
 Result<void> plan(ProcessPlan& process) {
-  plan_aio(process.image.memory(), process.image_fd, process.tape);
+  plan_aio(one_process(process.image).memory, process.image_fd, process.tape);
   return {};
 }
 

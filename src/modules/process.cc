@@ -18,6 +18,7 @@
 
 #include "core/fd.h"
 #include "core/proc.h"
+#include "image/one_process.h"
 #include "memory/address_space.h"
 #include "modules/credentials.h"
 #include "modules/module.h"
@@ -46,27 +47,27 @@ std::string directory_link(pid_t pid, const char* which) {
 }
 
 // A removed one comes back as a removed one: relative paths lead nowhere there.
-Result<void> save_working_directory(pid_t pid, pb::Process* process) {
+Result<void> save_working_directory(pid_t pid, pb::FileSystemContext* fs) {
   const Fd fd = VMCKPT_TRY(open_file(fmt::format("/proc/{}/cwd", pid), O_PATH | O_DIRECTORY));
-  process->set_working_directory(directory_link(pid, "cwd"));
-  *process->mutable_working_directory_origin() = inode_of(fd.get());
+  fs->set_working_directory(directory_link(pid, "cwd"));
+  *fs->mutable_working_directory_origin() = inode_of(fd.get());
   struct stat now {}, there {};
   if (::fstat(fd.get(), &now) != 0) return errno_error(fmt::format("look at the working directory of process {}", pid));
-  const std::string path = fmt::format("/proc/{}/root{}", pid, process->working_directory());
+  const std::string path = fmt::format("/proc/{}/root{}", pid, fs->working_directory());
   const bool leads_there = ::stat(path.c_str(), &there) == 0 && there.st_ino == now.st_ino && there.st_dev == now.st_dev;
-  process->set_working_directory_removed(process->working_directory().ends_with(" (deleted)") && !leads_there);
+  fs->set_working_directory_removed(fs->working_directory().ends_with(" (deleted)") && !leads_there);
   return {};
 }
 
 // With the target's rights; the caller's are lent only for the very folder in which it already was.
-Result<void> enter_working_directory(const pb::Process& process, const FileAccess& access) {
-  const pb::Inode& then = process.working_directory_origin();
-  Fd fd = VMCKPT_TRY(process.working_directory_removed()
+Result<void> enter_working_directory(const pb::FileSystemContext& fs, const FileAccess& access) {
+  const pb::Inode& then = fs.working_directory_origin();
+  Fd fd = VMCKPT_TRY(fs.working_directory_removed()
                          ? access.make_removed_directory(O_PATH)
-                         : access.locate(process.working_directory(), O_DIRECTORY, then));
+                         : access.locate(fs.working_directory(), O_DIRECTORY, then));
   if (access.as_target([&] { return ::fchdir(fd.get()); }) == 0) return {};
   if (errno == EACCES && is_same_inode(then, inode_of(fd.get())) && ::fchdir(fd.get()) == 0) return {};
-  return errno_error("enter the working directory " + process.working_directory());
+  return errno_error("enter the working directory " + fs.working_directory());
 }
 
 // linux/membarrier.h; the first since Linux 6.3.
@@ -217,7 +218,7 @@ void save_process_answers(const ProcessAnswers& questions, const TapeDraft& tape
   }
 }
 
-Result<void> save_process(const StoppedWorld& world, pb::Process* process) {
+Result<void> save_process(const StoppedWorld& world, pb::Process* process, pb::FileSystemContext* fs) {
   const pid_t pid = world.pid();
   StatusFields status = VMCKPT_TRY(read_status(pid));
   std::vector<std::string> stat = VMCKPT_TRY(read_stat(pid));
@@ -235,9 +236,9 @@ Result<void> save_process(const StoppedWorld& world, pb::Process* process) {
     for (const std::string& text : split_nul(*environment)) process->add_environment(text);
   }
   process->set_executable(directory_link(pid, "exe"));
-  VMCKPT_TRY(save_working_directory(pid, process));
-  process->set_root_directory(directory_link(pid, "root"));
-  process->set_umask(static_cast<uint32_t>(std::strtoul(std::string(status_field(status, "Umask")).c_str(), nullptr, 8)));
+  VMCKPT_TRY(save_working_directory(pid, fs));
+  fs->set_root_directory(directory_link(pid, "root"));
+  fs->set_umask(static_cast<uint32_t>(std::strtoul(std::string(status_field(status, "Umask")).c_str(), nullptr, 8)));
   VMCKPT_TRY(save_limits(pid, process));
   if (auto text = read_whole_file(fmt::format("/proc/{}/personality", pid)); text.ok()) {
     process->set_personality(static_cast<uint32_t>(parse_hex(*text)));
@@ -255,22 +256,22 @@ Result<void> save_process(const StoppedWorld& world, pb::Process* process) {
     process->set_login_uid(static_cast<uint32_t>(parse_number(*text)));
   }
   const StoppedThread& leader = world.threads().front();
-  process->set_group_stopped(leader.group_stopped);
+  process->set_state(leader.group_stopped ? pb::Process::STOPPED : pb::Process::RUNNING);
   process->set_stop_signal(leader.stop_signal);
   return {};
 }
 
-void check_process(const pb::Process& process, const FileAccess& access, std::vector<Error>& problems) {
-  auto located = process.working_directory_removed()
+void check_process(const pb::Process& process, const pb::FileSystemContext& fs, const FileAccess& access, std::vector<Error>& problems) {
+  auto located = fs.working_directory_removed()
                      ? Result<Fd>(Fd())
-                     : access.locate(process.working_directory(), O_DIRECTORY, process.working_directory_origin());
+                     : access.locate(fs.working_directory(), O_DIRECTORY, fs.working_directory_origin());
   if (!located.ok()) {
     const Error& why = located.error();
-    problems.push_back(error(fmt::format("the working directory {} cannot be used: {}", process.working_directory(), why.message()),
+    problems.push_back(error(fmt::format("the working directory {} cannot be used: {}", fs.working_directory(), why.message()),
                              why.cure.empty() ? "make it again" : ""));
   }
-  if (process.root_directory() != "/") {
-    problems.push_back(error(fmt::format("the process had the root directory {}", process.root_directory()),
+  if (fs.root_directory() != "/") {
+    problems.push_back(error(fmt::format("the process had the root directory {}", fs.root_directory()),
                              "restart it inside the same chroot"));
   }
   if (process.deny_write_execute() != 0 && ::prctl(kPrGetMdwe, 0, 0, 0, 0) < 0) {
@@ -324,49 +325,57 @@ void plan_limits(const pb::Process& process, const pb::Credentials& credentials,
   }
 }
 
-Result<void> save(StateSave& save) { return save_process(save.world, save.image.mutable_process()); }
+Result<void> save(StateSave& save) {
+  const OneProcessToSave one = one_process(&save.image);
+  return save_process(save.world, &one.process, &one.fs);
+}
 
 Result<void> ask(Questions& questions) {
-  const ProcessAnswers answers = ask_process(questions.image.threads(0), questions.leader());
+  const ProcessAnswers answers = ask_process(one_process(questions.image).leader, questions.leader());
   const BrkQuestion brk = ask_brk(questions.leader());
   questions.when_answered([answers, brk](const std::vector<TapeDraft>& tapes, pb::Image& image) {
-    save_process_answers(answers, tapes.front(), image.mutable_process());
-    save_brk(brk, tapes.front(), image.mutable_memory());
+    save_process_answers(answers, tapes.front(), &one_process(&image).process);
+    save_brk(brk, tapes.front(), &one_process(&image).memory);
   });
   return {};
 }
 
-void check(Preflight& preflight) { check_process(preflight.image.process(), preflight.access, preflight.problems); }
+void check(Preflight& preflight) {
+  const OneProcess one = one_process(preflight.image);
+  check_process(one.process, one.fs, preflight.access, preflight.problems);
+}
 
 Result<void> plan(ProcessPlan& process) {
-  plan_process(process.image.process(), process.tape);
+  plan_process(one_process(process.image).process, process.tape);
   return {};
 }
 
 Result<void> plan_rules(ProcessPlan& process) {
-  plan_memory_rules(process.image.process(), process.tape);
+  plan_memory_rules(one_process(process.image).process, process.tape);
   return {};
 }
 
 // Of the whole process, by the leader when it is who it was.
 Result<void> plan_end(ThreadPlan& plan) {
   if (!plan.leads) return {};
-  plan_process_end(plan.image.process(), plan.tape);
-  plan_limits(plan.image.process(), plan.thread.credentials(), plan.tape);
+  plan_process_end(one_process(plan.image).process, plan.tape);
+  plan_limits(one_process(plan.image).process, plan.thread.credentials(), plan.tape);
   return {};
 }
 
 }  // namespace
 
-Result<void> restore_process(const pb::Process& process, const FileAccess& access) {
+Result<void> restore_process(const pb::Image& image, const FileAccess& access) {
+  const OneProcess one = one_process(image);
+  const pb::Process& process = one.process;
   // A process group or session that the target led is made again; one that it merely joined (its shell's) is restart's own.
   if (process.session() == process.pid() && ::getsid(0) != process.pid()) {
     if (::setsid() < 0) return errno_error("make the session of the process");
   } else if (process.process_group() == process.pid() && ::getpgrp() != process.pid()) {
     if (::setpgid(0, 0) != 0) return errno_error("make the process group of the process");
   }
-  ::umask(static_cast<mode_t>(process.umask()));
-  VMCKPT_TRY(enter_working_directory(process, access));
+  ::umask(static_cast<mode_t>(one.fs.umask()));
+  VMCKPT_TRY(enter_working_directory(one.fs, access));
   // With READ_IMPLIES_EXEC, all readable memory that is made from now on would be executable: that comes in plan_memory_rules().
   if (::personality(process.personality() & ~uint32_t{READ_IMPLIES_EXEC}) < 0) return errno_error("set the personality");
   (void)write_file("/proc/self/coredump_filter", fmt::format("{:#x}", process.coredump_filter()));

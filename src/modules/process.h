@@ -14,7 +14,7 @@
 namespace vmckpt {
 
 // In the new process, before descriptors are rebuilt: directories, umask, personality, session and group.
-Result<void> restore_process(const pb::Process& process, const FileAccess& access);
+Result<void> restore_process(const pb::Image& image, const FileAccess& access);
 // From the supervisor, when all else is done: the new process itself might not be able to open its last files otherwise.
 void restore_limits(const pb::Process& process, pid_t pid, std::vector<std::string>& notes);
 // From the supervisor: its cgroups where they are and may be entered; they and another login uid are noted otherwise.

@@ -15,6 +15,7 @@
 
 #include "core/fd.h"
 #include "core/proc.h"
+#include "image/one_process.h"
 #include "modules/credentials.h"
 #include "modules/module.h"
 #include "modules/played/operations.h"
@@ -289,7 +290,7 @@ Result<void> plan_thread(const pb::Thread& thread, const pb::Process& process, T
 Result<void> save(StateSave& save) {
   for (StoppedThread& thread : save.world.threads()) {
     abort_rseq_section(thread, save.world.pid(), save.ledger);
-    VMCKPT_TRY(save_thread(save.world, thread, save.ledger, save.launch_filter, save.image.add_threads()));
+    VMCKPT_TRY(save_thread(save.world, thread, save.ledger, save.launch_filter, one_process(&save.image).process.add_threads()));
   }
   return {};
 }
@@ -297,23 +298,24 @@ Result<void> save(StateSave& save) {
 Result<void> ask(Questions& questions) {
   std::vector<ThreadAnswers> answers;
   for (size_t i = 0; i < questions.tapes.size(); ++i) {
-    answers.push_back(ask_thread(questions.image.threads(static_cast<int>(i)), questions.tapes[i]));
+    answers.push_back(ask_thread(one_process(questions.image).process.threads(static_cast<int>(i)), questions.tapes[i]));
   }
   questions.when_answered([answers = std::move(answers)](const std::vector<TapeDraft>& tapes, pb::Image& image) {
-    for (size_t i = 0; i < tapes.size(); ++i) save_thread_answers(answers[i], tapes[i], image.mutable_threads(static_cast<int>(i)));
+    pb::Process& process = one_process(&image).process;
+    for (size_t i = 0; i < tapes.size(); ++i) save_thread_answers(answers[i], tapes[i], process.mutable_threads(static_cast<int>(i)));
   });
   return {};
 }
 
 void check(Preflight& preflight) {
-  for (const pb::Thread& thread : preflight.image.threads()) {
+  for (const pb::Thread& thread : one_process(preflight.image).process.threads()) {
     auto checked = check_thread(thread, preflight.notes);
     preflight.keep(checked);
     if (!checked.ok()) break;  // the other threads have the same
   }
 }
 
-Result<void> plan_own(ThreadPlan& plan) { return plan_thread(plan.thread, plan.image.process(), plan.tape); }
+Result<void> plan_own(ThreadPlan& plan) { return plan_thread(plan.thread, one_process(plan.image).process, plan.tape); }
 
 Result<void> plan_own_cpuid(ThreadPlan& plan) {
   plan_cpuid(plan.thread, plan.tape);

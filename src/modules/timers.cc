@@ -16,6 +16,7 @@
 
 #include "core/fd.h"
 #include "core/proc.h"
+#include "image/one_process.h"
 #include "modules/module.h"
 
 #ifndef PR_TIMER_CREATE_RESTORE_IDS
@@ -69,7 +70,8 @@ std::vector<pb::PosixTimer> parse_timers(const std::string& text) {
 }
 
 bool has_thread(const pb::Image& image, int32_t tid) {
-  return std::any_of(image.threads().begin(), image.threads().end(), [&](const pb::Thread& thread) { return thread.tid() == tid; });
+  const auto& threads = one_process(image).process.threads();
+  return std::any_of(threads.begin(), threads.end(), [&](const pb::Thread& thread) { return thread.tid() == tid; });
 }
 
 int64_t to_us(const timeval& time) { return int64_t{time.tv_sec} * 1'000'000 + time.tv_usec; }
@@ -131,7 +133,7 @@ Result<void> ask(Questions& asked) {
     questions.posix.push_back({std::move(timer), answer, overrun_call});
   }
   asked.when_answered([questions = std::move(questions)](const std::vector<TapeDraft>& tapes, pb::Image& image) {
-    save_timers(questions, tapes.front(), image.mutable_process());
+    save_timers(questions, tapes.front(), &one_process(&image).process);
   });
   return {};
 }
@@ -147,7 +149,7 @@ Result<void> check_timers(const pb::Process& process) {
 }
 
 void plan_timers(const pb::Image& image, TapeDraft& tape) {
-  const pb::Process& process = image.process();
+  const pb::Process& process = one_process(image).process;
   bool keeps_ids = ::prctl(PR_TIMER_CREATE_RESTORE_IDS, 2, 0, 0, 0) >= 0;
   if (keeps_ids && process.posix_timers_size() > 0) {
     tape.call(SYS_prctl, {PR_TIMER_CREATE_RESTORE_IDS, 1, 0, 0, 0}, true, "ask for POSIX timers with given ids");
@@ -186,7 +188,7 @@ void plan_timers(const pb::Image& image, TapeDraft& tape) {
   }
 }
 
-void check(Preflight& preflight) { preflight.keep(check_timers(preflight.image.process())); }
+void check(Preflight& preflight) { preflight.keep(check_timers(one_process(preflight.image).process)); }
 
 Result<void> plan(ProcessPlan& process) {
   plan_timers(process.image, process.tape);

@@ -17,6 +17,7 @@
 #include "core/fd.h"
 #include "core/proc.h"
 #include "core/random.h"
+#include "image/one_process.h"
 #include "image/reader.h"
 #include "modules/aio.h"
 #include "modules/clocks.h"
@@ -216,10 +217,11 @@ Result<Questions> ask(const StoppedWorld& world, const AddressSpaceSave& space, 
 
 // A filter that forbids a question is a refusal; one that only forbids forking costs a longer pause.
 Result<bool> may_fork(const pb::Image& image, const Questions& questions) {
-  for (int i = 0; i < image.threads_size(); ++i) {
-    VMCKPT_TRY(check_tape_against_filters(image.threads(i), questions.tapes[static_cast<size_t>(i)], TapeNeeds::kEveryCall));
+  const auto& threads = one_process(image).process.threads();
+  for (int i = 0; i < threads.size(); ++i) {
+    VMCKPT_TRY(check_tape_against_filters(threads[i], questions.tapes[static_cast<size_t>(i)], TapeNeeds::kEveryCall));
   }
-  return check_tape_against_filters(image.threads(0), questions.tapes.front(), TapeNeeds::kEveryCallAndFork).ok();
+  return check_tape_against_filters(threads[0], questions.tapes.front(), TapeNeeds::kEveryCallAndFork).ok();
 }
 
 std::vector<RunMapping> run_mappings_of(const pb::AddressSpace& memory) {
@@ -301,14 +303,14 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   }
   clock.mark("threads");
   AddressSpaceSave space = VMCKPT_TRY(save_address_space(world, *ledger, preview, target.backing,
-                                                         {request.self_contained, request.shared_files, kvm_objects != 0}, captured, image.mutable_memory()));
+                                                         {request.self_contained, request.shared_files, kvm_objects != 0}, captured, &one_process(&image).memory));
   notes.insert(notes.end(), space.notes.begin(), space.notes.end());
-  VMCKPT_TRY(save_aio(world, *ledger, target.launch_filter, image.mutable_memory()));
+  VMCKPT_TRY(save_aio(world, *ledger, target.launch_filter, &one_process(&image).memory));
   clock.mark("maps");
   std::unique_ptr<KvmNotes> kvm_notes;
   if (kvm_objects != 0) {
     kvm_notes = VMCKPT_TRY(read_kvm_notes(pid, RemoteAddr(ledger->kvm)));
-    find_runs(run_mappings_of(image.memory()), kvm_notes->objects);
+    find_runs(run_mappings_of(one_process(image).memory), kvm_notes->objects);
     VMCKPT_TRY(save_kvm(world, *ledger, *kvm_notes, *target.kvm, image));
     clock.mark("kvm");
   }
@@ -318,7 +320,7 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   // nothing moves in a stopped target but its leader, which only answers
   DescriptorSave descriptors{world, *ledger, captured, notes, kvm_notes.get()};
   auto descriptors_saved = std::async(std::launch::async, [&] {
-    return save_descriptors(descriptors, image.mutable_descriptors());
+    return save_descriptors(descriptors, image);
   });
   Snapshot& snapshot = checkpoint->snapshot_;
   std::optional<Questions> questions;
@@ -335,10 +337,10 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   clock.mark("snapshot");
   VMCKPT_TRY(descriptors_saved.get());
   VMCKPT_TRY(expect_still_stopped(pid));
-  if (kvm_notes) VMCKPT_TRY(link_kvm_events(*kvm_notes, image.descriptors(), image.mutable_kvm()));
+  if (kvm_notes) VMCKPT_TRY(link_kvm_events(*kvm_notes, image));
   // Timers were looked at up to now: clocks that were read earlier than they would let them go off early after a restart.
   const int64_t clocks_late_ns = (monotonic_us() - asked_us) * 1000;
-  for (const auto& [id, file] : captured.files()) *image.mutable_memory()->add_captured() = file;
+  for (const auto& [id, file] : captured.files()) *image.add_captured_files() = file;
   if (!snapshot.why_none().empty()) notes.push_back(snapshot.why_none() + ": its memory was copied while it was stopped");
   clock.mark("descriptors");
   fault_point("snapshot");
@@ -374,7 +376,7 @@ Result<CheckpointResult> CheckpointInProgress::write() {
   guards.insert(guards.end(), guards_.begin(), guards_.end());
   std::sort(guards.begin(), guards.end(), [](const GuardRegion& a, const GuardRegion& b) { return a.start < b.start; });
   for (const GuardRegion& guard : guards) {
-    pb::GuardRegion* saved = metadata_.mutable_memory()->add_guards();
+    pb::GuardRegion* saved = one_process(&metadata_).memory.add_guards();
     saved->set_start(guard.start);
     saved->set_end(guard.end);
   }

@@ -16,6 +16,7 @@
 
 #include "core/clock.h"
 #include "core/proc.h"
+#include "image/one_process.h"
 #include "image/reader.h"
 #include "memory/maps.h"
 #include "modules/process.h"
@@ -135,7 +136,8 @@ Result<Rebuilt> follow_rebuild(const NewProcess& process, Tracee& leader, size_t
 // Lets the player run until every thread has played its tape and stopped itself. Returns the threads by their own numbers.
 Result<std::map<pid_t, pid_t>> follow_tapes(pid_t leader, const Rebuilt& rebuilt, const pb::Image& image) {
   std::map<pid_t, RemoteAddr> tapes;
-  for (int i = 0; i < image.threads_size(); ++i) tapes[image.threads(i).tid()] = rebuilt.tapes[static_cast<size_t>(i)];
+  const auto& threads = one_process(image).process.threads();
+  for (int i = 0; i < threads.size(); ++i) tapes[threads[i].tid()] = rebuilt.tapes[static_cast<size_t>(i)];
   std::map<pid_t, pid_t> finished;  // number in the target -> number here
   Patience patience(leader);
   while (finished.size() < tapes.size()) {
@@ -194,7 +196,7 @@ Result<void> unmap_arena(Tracee& leader, const RebuildReport& report) {
 }
 
 Result<void> set_thread_states(const pb::Image& image, const std::map<pid_t, pid_t>& tids) {
-  for (const pb::Thread& thread : image.threads()) {
+  for (const pb::Thread& thread : one_process(image).process.threads()) {
     auto tid = tids.find(thread.tid());
     if (tid == tids.end()) return error(fmt::format("thread {} was not made", thread.tid()));
     VMCKPT_TRY(write_thread_state(restored_state(thread, tid->second)));
@@ -259,7 +261,7 @@ Result<MadeTarget> make_target(const RestartRequest& request, ImageReader& image
   // 4. rebuild: descriptors and all else that hosted code can do
   Tracee& leader = made.guard->leader();
   VMCKPT_TRY(trace(process, leader));
-  Rebuilt rebuilt = VMCKPT_TRY(follow_rebuild(process, leader, static_cast<size_t>(metadata.threads_size()), result.notes));
+  Rebuilt rebuilt = VMCKPT_TRY(follow_rebuild(process, leader, static_cast<size_t>(one_process(metadata).process.threads_size()), result.notes));
   clock.mark("rebuild");
   fault_point("restart-rebuild");
 
@@ -273,9 +275,9 @@ Result<MadeTarget> make_target(const RestartRequest& request, ImageReader& image
   result.terminal_master = std::move(rebuilt.terminal_master);
   result.target = target_of(request, image, process);
   VMCKPT_TRY(set_thread_states(metadata, made.tids));
-  restore_limits(metadata.process(), process.pid, result.notes);
-  restore_surroundings(metadata.process(), process.pid, result.notes);
-  give_terminal_back(metadata.process(), process.pid);
+  restore_limits(one_process(metadata).process, process.pid, result.notes);
+  restore_surroundings(one_process(metadata).process, process.pid, result.notes);
+  give_terminal_back(one_process(metadata).process, process.pid);
   clock.mark("take over");
   return made;
 }
@@ -310,14 +312,14 @@ Result<RestartResult> restart_target(const RestartRequest& request) {
 
   // 7. run
   if (request.tell_notes) request.tell_notes(result.notes);
-  result.group_stopped = metadata.process().group_stopped();
+  result.group_stopped = one_process(metadata).process.state() == pb::Process::STOPPED;
   if (result.group_stopped) ::kill(pid, SIGSTOP);
   for (const auto& [tid_in_target, tid] : made->tids) Tracee(tid).let_go(0);
   made->guard->release();
   result.restart_us = monotonic_us() - request.started_us;
   clock.mark("run");
   result.phases = std::move(clock.phases);
-  ask_to_draw_anew(metadata.process(), pid);
+  ask_to_draw_anew(one_process(metadata).process, pid);
   return result;
 }
 
