@@ -17,6 +17,10 @@
 #include "image/validate.h"
 #include "image_json.h"
 #include "kvm_json.h"
+#include "modules/process.h"
+#include "modules/signals.pb.h"
+#include "modules/threads.h"
+#include "modules/timers.pb.h"
 
 namespace vmckpt {
 
@@ -135,7 +139,8 @@ void print_target(const pb::Target& target) {
   heading("Target");
   line("  launched    {}", joined(target.command()));
   line("  image dir   {}", printable(target.image_dir()));
-  line("  filter      {}", target.devices_denied() ? "io_uring, and Linux AIO that is not counted, are denied" : "none of launch's");
+  line("  filter      {}",
+       target.devices_denied() ? "io_uring, and Linux AIO that is not counted, are denied" : "none of launch's");
 }
 
 void print_host(const pb::Host& host) {
@@ -149,14 +154,15 @@ void print_host(const pb::Host& host) {
 }
 
 void print_timers(const pb::Process& process) {
-  if (process.interval_timers().empty() && process.posix_timers().empty()) return;
+  const pb::Timers& timers = process.GetExtension(pb::timers);
+  if (timers.interval_timers().empty() && timers.posix_timers().empty()) return;
   heading(fmt::format("Timers of process {}", process.pid()));
   static constexpr const char* kIntervalNames[] = {"real", "virtual", "prof"};
-  for (const auto& timer : process.interval_timers()) {
+  for (const auto& timer : timers.interval_timers()) {
     line("  {:<11} due in {}, every {}", timer.which() < 3 ? kIntervalNames[timer.which()] : "?",
          us_text(timer.value_us()), us_text(timer.interval_us()));
   }
-  for (const auto& timer : process.posix_timers()) {
+  for (const auto& timer : timers.posix_timers()) {
     line("  POSIX {:<5} {}", timer.id(), without_braces(compact(message_to_json(timer))));
   }
 }
@@ -164,9 +170,10 @@ void print_timers(const pb::Process& process) {
 void print_threads(const pb::Process& process) {
   heading(fmt::format("Threads of process {} ({})", process.pid(), process.threads_size()));
   for (const auto& thread : process.threads()) {
-    line("  {} \"{}\"", thread.tid(), printable(thread.name()));
-    // Known fields by name and in groups; whatever else the message has is shown generically.
-    Json json = message_to_json(thread);
+    const pb::ThreadState& state = state_of(thread);
+    line("  {} \"{}\"", thread.tid(), printable(state.name()));
+    // Known fields by name and in groups; whatever else the messages have is shown generically.
+    Json json = message_to_json(state), others = message_to_json(thread);
     const Json registers = json["registers"];
     constexpr size_t kColumns = 4;
     std::string text;
@@ -177,10 +184,12 @@ void print_threads(const pb::Process& process) {
       line("    {}", text.substr(0, text.find_last_not_of(' ') + 1));
       text.clear();
     }
-    line("    blocked signals: {}", signal_set_text(thread.signal_mask()));
+    line("    blocked signals: {}", signal_set_text(state.signal_mask()));
     json["xstate"].erase("hex");
-    for (const char* shown : {"tid", "name", "registers", "signal_mask"}) json.erase(shown);
+    for (const char* shown : {"name", "registers", "signal_mask"}) json.erase(shown);
+    for (const char* shown : {"tid", "thread_state"}) others.erase(shown);
     line("    {}", without_braces(compact(json)));
+    if (const std::string text = without_braces(compact(others)); !text.empty()) line("    {}", text);
   }
 }
 
@@ -190,24 +199,29 @@ void print_process(const pb::Process& process) {
   static constexpr const char* kLimitNames[] = {"cpu",      "fsize",  "data",    "stack", "core",  "rss",
                                                 "nproc",    "nofile", "memlock", "as",    "locks", "sigpending",
                                                 "msgqueue", "nice",   "rtprio",  "rttime"};
-  heading(fmt::format("Process {} ({})", process.pid(), printable(process.command_name())));
-  line("  executable  {}", printable(process.executable()));
-  line("  arguments   {}", joined(process.arguments()));
+  const pb::ProcessState& state = state_of(process);
+  heading(fmt::format("Process {} ({})", process.pid(), printable(state.command_name())));
+  line("  executable  {}", printable(state.executable()));
+  line("  arguments   {}", joined(state.arguments()));
   line("  parent      {}", process.parent() == 0 ? "outside" : fmt::format("{}", process.parent()));
   line("  group       {}, session {}{}{}", process.process_group(), process.session(),
-       process.has_terminal() ? ", has a terminal" : "", process.foreground() ? ", in its foreground" : "");
+       state.has_terminal() ? ", has a terminal" : "", state.foreground() ? ", in its foreground" : "");
   line(
       "  settings    personality {:#x}, dumpable {}, subreaper {}, no huge pages {}, core dump filter {:#x}, "
       "oom_score_adj {}, xstate permission {:#x}",
-      process.personality(), process.dumpable(), process.child_subreaper(), process.thp_disabled(),
-      process.coredump_filter(), process.oom_score_adj(), process.xstate_permission());
-  if (process.state() == pb::Process::STOPPED) line("  stopped     by {}", signal_text(static_cast<uint32_t>(process.stop_signal())));
-  for (const auto& limit : process.limits()) {
+      state.personality(), state.dumpable(), state.child_subreaper(), state.thp_disabled(),
+      state.coredump_filter(), state.oom_score_adj(), state.xstate_permission());
+  if (process.state() == pb::Process::STOPPED) {
+    line("  stopped     by {}", signal_text(static_cast<uint32_t>(process.stop_signal())));
+  }
+  for (const auto& limit : state.limits()) {
     const char* name = limit.resource() < std::size(kLimitNames) ? kLimitNames[limit.resource()] : "?";
     line("  limit       {} {} (hard {})", name, limit_text(limit.soft()), limit_text(limit.hard()));
   }
-  for (const auto& signal : process.pending()) line("  pending     {}", signal_text(signal.number()));
-  for (const auto& variable : process.environment()) line("  environment {}", printable(variable));
+  for (const auto& signal : process.GetRepeatedExtension(pb::pending_signals)) {
+    line("  pending     {}", signal_text(signal.number()));
+  }
+  for (const auto& variable : state.environment()) line("  environment {}", printable(variable));
   line("  memory      address space {}, signal handlers {}", process.mm_id(), process.sighand_id());
   print_timers(process);
   print_threads(process);
@@ -220,7 +234,7 @@ void print_file_system_context(const pb::FileSystemContext& fs) {
 
 void print_signal_handlers(const pb::SignalHandlers& handlers) {
   heading(fmt::format("Signal handlers {}", handlers.id()));
-  for (const auto& action : handlers.actions()) {
+  for (const auto& action : handlers.GetRepeatedExtension(pb::actions)) {
     if (action.handler() == 0 && action.flags() == 0 && action.mask() == 0) continue;
     std::string handler = action.handler() == 0   ? "default"
                           : action.handler() == 1 ? "ignored"
@@ -252,7 +266,8 @@ const char* mapping_kind_text(pb::Mapping::Kind kind) {
 }
 
 void print_memory(const ImageReader& image, const pb::AddressSpace& memory) {
-  heading(fmt::format("Address space {} ({} mappings; size, then how much of it is in the image)", memory.id(), memory.mappings_size()));
+  heading(fmt::format("Address space {} ({} mappings; size, then how much of it is in the image)", memory.id(),
+                      memory.mappings_size()));
   for (const auto& mapping : memory.mappings()) {
     const bool shared = mapping.kind() == pb::Mapping::FILE_SHARED || mapping.kind() == pb::Mapping::CAPTURED;
     std::string from;

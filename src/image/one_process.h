@@ -1,5 +1,5 @@
-// The process of an image that has one, which is all that is saved and restarted so far (check_metadata() refuses others), with what
-// it refers to in the image's tables. What takes one process for the whole image goes through here, so that it can be found.
+// The process of an image that has one, which is all that is saved and restarted so far (check_metadata() refuses others), with
+// what it refers to in the image's tables. What takes one process for the whole image goes through here, so that it is found.
 #pragma once
 
 #include <map>

@@ -123,7 +123,8 @@ int64_t integer(const Message& message, const FieldDescriptor& field, int at = -
     case FieldDescriptor::CPPTYPE_INT32: return many ? r.GetRepeatedInt32(message, &field, at) : r.GetInt32(message, &field);
     case FieldDescriptor::CPPTYPE_INT64: return many ? r.GetRepeatedInt64(message, &field, at) : r.GetInt64(message, &field);
     case FieldDescriptor::CPPTYPE_UINT32: return many ? r.GetRepeatedUInt32(message, &field, at) : r.GetUInt32(message, &field);
-    case FieldDescriptor::CPPTYPE_ENUM: return many ? r.GetRepeatedEnumValue(message, &field, at) : r.GetEnumValue(message, &field);
+    case FieldDescriptor::CPPTYPE_ENUM:
+      return many ? r.GetRepeatedEnumValue(message, &field, at) : r.GetEnumValue(message, &field);
     case FieldDescriptor::CPPTYPE_UINT64: {
       const uint64_t value = many ? r.GetRepeatedUInt64(message, &field, at) : r.GetUInt64(message, &field);
       return static_cast<int64_t>(std::min<uint64_t>(value, INT64_MAX));
@@ -172,7 +173,8 @@ std::vector<const FieldDescriptor*> fields_of(const Message& message) {
   std::vector<const FieldDescriptor*> fields, present;
   for (int i = 0; i < message.GetDescriptor()->field_count(); ++i) fields.push_back(message.GetDescriptor()->field(i));
   message.GetReflection()->ListFields(message, &present);
-  std::copy_if(present.begin(), present.end(), std::back_inserter(fields), [](const auto* field) { return field->is_extension(); });
+  std::copy_if(present.begin(), present.end(), std::back_inserter(fields),
+               [](const auto* field) { return field->is_extension(); });
   return fields;
 }
 
@@ -214,7 +216,8 @@ bool refers_to_something(const Message& message, const FieldDescriptor& field, p
   if (said == pb::OPEN_FILE_IF_GIVEN) return reflection.HasField(message, &field);
   if (said != pb::OPEN_FILE_IF_INSIDE) return true;
   const FieldDescriptor* peer = message.GetDescriptor()->FindFieldByName("peer");
-  return peer != nullptr && peer->cpp_type() == FieldDescriptor::CPPTYPE_ENUM && reflection.GetEnumValue(message, peer) == pb::PEER_INSIDE;
+  return peer != nullptr && peer->cpp_type() == FieldDescriptor::CPPTYPE_ENUM &&
+         reflection.GetEnumValue(message, peer) == pb::PEER_INSIDE;
 }
 
 // The bounds of a number, or of how many bytes there are.
@@ -227,8 +230,8 @@ Result<void> check_bounds(const Place& place, const FieldDescriptor& field, int6
                             : !has_least     ? fmt::format("at most {}", most)
                             : least == most ? fmt::format("{}", least)
                                             : fmt::format("{} to {}", least, most);
-  return error(is_number ? fmt::format("{}: {} is {} instead of {}", text_of(place), words_of(field.name()), value, range)
-                         : fmt::format("{}: {} has {} bytes instead of {}", text_of(place), words_of(field.name()), value, range));
+  return error(fmt::format("{}: {} {} {}{} instead of {}", text_of(place), words_of(field.name()), is_number ? "is" : "has", value,
+                           is_number ? "" : " bytes", range));
 }
 
 Result<void> check_bytes(const Place& place, const FieldDescriptor& field, const std::string& bytes) {
@@ -247,8 +250,10 @@ Result<void> check_bytes(const Place& place, const FieldDescriptor& field, const
 
 Result<void> check_number(const Place& place, const FieldDescriptor& field, int at, const IdsByKind& ids) {
   const int64_t value = integer(place.message, field, at);
-  if (field.cpp_type() == FieldDescriptor::CPPTYPE_ENUM && field.enum_type()->FindValueByNumber(static_cast<int>(value)) == nullptr) {
-    return error(fmt::format("{}: {} has the value {} that this vmckpt does not know", text_of(place), field.name(), value), kOtherVersion);
+  if (field.cpp_type() == FieldDescriptor::CPPTYPE_ENUM &&
+      field.enum_type()->FindValueByNumber(static_cast<int>(value)) == nullptr) {
+    return error(fmt::format("{}: {} has the value {} that this vmckpt does not know", text_of(place), field.name(), value),
+                 kOtherVersion);
   }
   const pb::Reference said = field.options().GetExtension(pb::refers_to);
   if (said != pb::NOTHING && refers_to_something(place.message, field, said)) {
@@ -276,7 +281,8 @@ Result<void> check_keys(const Place& place, const FieldDescriptor& list) {
       std::string scratch;
       if (is_text ? texts.insert(bytes_at(entry, key, 0, &scratch)).second : numbers.insert(integer(entry, key)).second) continue;
       const std::string value = is_text ? printable(bytes_at(entry, key, 0, &scratch)) : fmt::format("{}", integer(entry, key));
-      return error(fmt::format("{}: the {} {} is there twice among {}", text_of(place), words_of(key.name()), value, words_of(list.name())));
+      return error(fmt::format("{}: the {} {} is there twice among {}", text_of(place), words_of(key.name()), value,
+                               words_of(list.name())));
     }
   }
   return {};
@@ -289,17 +295,19 @@ Result<void> check_fields(const Place& place, const IdsByKind& ids) {
   const Message& message = place.message;
   const auto& unknown = message.GetReflection()->GetUnknownFields(message);
   if (!unknown.empty()) {
-    return error(fmt::format("{} has a field {} that this vmckpt does not know", text_of(place), unknown.field(0).number()), kOtherVersion);
+    return error(fmt::format("{} has a field {} that this vmckpt does not know", text_of(place), unknown.field(0).number()),
+                 kOtherVersion);
   }
   for (const FieldDescriptor* field : fields_of(message)) {
     const int count = entries_of(message, *field);
     const auto& options = field->options();
     if (field->is_repeated()) {
       const auto wanted = static_cast<int>(options.GetExtension(pb::entries));
-      const bool too_many = options.HasExtension(pb::most_entries) && static_cast<uint32_t>(count) > options.GetExtension(pb::most_entries);
+      const auto most = static_cast<int>(options.GetExtension(pb::most_entries));
+      const bool too_many = most != 0 && count > most;
       if ((wanted != 0 && count != 0 && count != wanted) || too_many) {
-        return error(fmt::format("{}: there are {} {} instead of {}", text_of(place), count, words_of(field->name()),
-                                 too_many ? fmt::format("at most {}", options.GetExtension(pb::most_entries)) : fmt::format("{}", wanted)));
+        return error(fmt::format("{}: there are {} {} instead of {}{}", text_of(place), count, words_of(field->name()),
+                                 too_many ? "at most " : "", too_many ? most : wanted));
       }
     }
     if (field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
@@ -399,22 +407,6 @@ Result<void> check_captured(const pb::CapturedFile& file) {
   return {};
 }
 
-// Each ring of Linux AIO fits to its mapping and to itself (modules/aio.cc).
-Result<void> check_aio_rings(const pb::AddressSpace& memory) {
-  constexpr uint64_t kHeaderBytes = 32, kEventBytes = 32;
-  auto ring = memory.aio_rings().begin();
-  for (const pb::Mapping& mapping : memory.mappings()) {
-    if (mapping.kind() != pb::Mapping::AIO_RING) continue;
-    const bool fits = ring != memory.aio_rings().end() && ring->address() == mapping.start() &&
-                      kHeaderBytes + ring->slots() * kEventBytes == mapping.end() - mapping.start() && ring->head() < ring->slots() &&
-                      ring->pending().size() % kEventBytes == 0 && ring->pending().size() / kEventBytes < ring->slots();
-    if (!fits) return error(fmt::format("the AIO ring at {:#x} is not what its mapping says", mapping.start()));
-    ++ring;
-  }
-  if (ring != memory.aio_rings().end()) return error(fmt::format("the AIO ring at {:#x} is not mapped", ring->address()));
-  return {};
-}
-
 Result<void> check_memory(const pb::AddressSpace& memory) {
   uint64_t previous_end = 0;
   for (const auto& mapping : memory.mappings()) {
@@ -425,7 +417,6 @@ Result<void> check_memory(const pb::AddressSpace& memory) {
     }
     previous_end = mapping.end();
   }
-  VMCKPT_TRY(check_aio_rings(memory));
   previous_end = 0;
   for (const auto& guard : memory.guards()) {
     if (!page_aligned(guard.start()) || !page_aligned(guard.end()) || guard.start() >= guard.end() || guard.start() < previous_end ||

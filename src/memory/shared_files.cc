@@ -140,7 +140,8 @@ Result<void> empty(int fd, const pb::CapturedFile& file) {
 
 }  // namespace
 
-void check_shared_files(const pb::Image& image, const FileAccess& access, std::vector<Error>& problems, std::vector<std::string>& notes) {
+void check_shared_files(const pb::Image& image, const FileAccess& access, std::vector<Error>& problems,
+                        std::vector<std::string>& notes) {
   const SharedFiles rule = access.policy().shared_files;
   for (const pb::CapturedFile& file : image.captured_files()) {
     if (file.path().empty() || (is_kept(file) && !is_put_back(file, access))) continue;

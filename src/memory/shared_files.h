@@ -29,7 +29,8 @@ enum class SharedFiles {
 };
 
 // Preflight: says what stands in the way.
-void check_shared_files(const pb::Image& image, const FileAccess& access, std::vector<Error>& problems, std::vector<std::string>& notes);
+void check_shared_files(const pb::Image& image, const FileAccess& access, std::vector<Error>& problems,
+                        std::vector<std::string>& notes);
 
 // Whether restart writes the image's content into the file, or into another one in its place.
 bool is_put_back(const pb::CapturedFile& file, const FileAccess& access);

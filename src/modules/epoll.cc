@@ -194,7 +194,9 @@ Result<void> restore_registrations(RestoreContext& context, const NumberOwners& 
 
 Result<void> restore_epoll_registrations(RestoreContext& context) {
   NumberOwners owners;
-  for (const pb::Descriptor& descriptor : one_process(context.image).descriptors.descriptors()) owners[descriptor.number()] = descriptor.file();
+  for (const pb::Descriptor& descriptor : one_process(context.image).descriptors.descriptors()) {
+    owners[descriptor.number()] = descriptor.file();
+  }
   for (bool disarmed : {true, false}) {  // the disarmed ones fire once: nothing else must be registered yet
     for (const pb::OpenFile& file : context.image.open_files()) {
       if (file.HasExtension(pb::epoll)) VMCKPT_TRY(restore_registrations(context, owners, file, disarmed));

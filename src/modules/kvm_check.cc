@@ -9,7 +9,8 @@
 namespace vmckpt {
 
 const pb::Kvm& kvm_of(const pb::Image& image) {
-  return image.ExtensionSize(pb::virtual_machines) == 0 ? pb::Kvm::default_instance() : image.GetExtension(pb::virtual_machines, 0);
+  return image.ExtensionSize(pb::virtual_machines) == 0 ? pb::Kvm::default_instance()
+                                                         : image.GetExtension(pb::virtual_machines, 0);
 }
 
 pb::Kvm& kvm_of(pb::Image* image) {
@@ -111,8 +112,9 @@ void check_msrs(const pb::Kvm& kvm, const pb::KvmObject& vcpu, KvmHost& host, st
 
 void check_kvm(const pb::Image& image, CpuCheck cpu_check, GuestClock clock, std::vector<Error>& problems, std::vector<std::string>& notes) {
   if (const int spaces = image.ExtensionSize(pb::virtual_machines); spaces > 1) {
-    return problems.push_back(error(fmt::format("the image has virtual machines of {} address spaces, this release restarts those of one", spaces),
-                                    "use a newer vmckpt"));
+    return problems.push_back(
+        error(fmt::format("the image has virtual machines of {} address spaces, this release restarts those of one", spaces),
+              "use a newer vmckpt"));
   }
   const pb::Kvm& kvm = kvm_of(image);
   if (kvm.objects_size() == 0) return;

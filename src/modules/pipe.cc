@@ -252,7 +252,9 @@ Result<void> restore_pipe(RestoreContext& context, const pb::PipeBuffer& pipe) {
 }
 
 Result<void> restore(RestoreContext& context) {
-  for (const pb::PipeBuffer& pipe : context.image.objects().GetRepeatedExtension(pb::pipes)) VMCKPT_TRY(restore_pipe(context, pipe));
+  for (const pb::PipeBuffer& pipe : context.image.objects().GetRepeatedExtension(pb::pipes)) {
+    VMCKPT_TRY(restore_pipe(context, pipe));
+  }
   return {};
 }
 

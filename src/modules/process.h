@@ -8,10 +8,13 @@
 #include "core/result.h"
 #include "image/image.pb.h"
 #include "memory/file_access.h"
+#include "modules/process.pb.h"
 #include "tracer/stopped_world.h"
 #include "tracer/tape_draft.h"
 
 namespace vmckpt {
+
+inline const pb::ProcessState& state_of(const pb::Process& process) { return process.GetExtension(pb::process_state); }
 
 // In the new process, before descriptors are rebuilt: directories, umask, personality, session and group.
 Result<void> restore_process(const pb::Image& image, const FileAccess& access);

@@ -203,7 +203,7 @@ bool may_be_read_by_target(const SaveContext& context, const TargetFile& file) {
   pb::Credentials target;
   save_credentials(*status, &target);
   if (target.uid_size() != 4) return false;
-  return !FileAccess(target, {}).is_foreign() || file.status.st_uid == target.uid(3);
+  return !file_access_of(target, {}).is_foreign() || file.status.st_uid == target.uid(3);
 }
 
 // A file that the program is writing may be a temporary one: renamed or removed by the time of the restart.
@@ -306,7 +306,8 @@ int located_flags(const pb::PathFile& file) {
 void check_access(CheckContext& context, const pb::OpenFile& file, int located) {
   if ((file.status_flags() & O_PATH) != 0) return;
   int wanted = (can_read(file.status_flags()) ? R_OK : 0) | (can_write(file.status_flags()) ? W_OK : 0);
-  if (context.access.permits(located, wanted, file.GetExtension(pb::path_file).origin()) || may_be_own(context.descriptors, file, errno)) return;
+  if (context.access.permits(located, wanted, file.GetExtension(pb::path_file).origin())) return;
+  if (may_be_own(context.descriptors, file, errno)) return;
   context.problem(
       errno_error(fmt::format("file \"{}\" ({}) may not be opened again", file.GetExtension(pb::path_file).path(), describe(file)),
                   "restart as the user who owns it, or change its permissions"));

@@ -50,7 +50,7 @@ void save_signal_actions(const ActionAnswers& questions, const TapeDraft& tape, 
   for (const auto& question : questions.actions) {
     const auto& action = tape.as<KernelAction>(question.answer);
     if (action.handler == 0 && action.flags == 0 && action.mask == 0) continue;  // SIG_DFL
-    pb::SignalAction* saved = handlers->add_actions();
+    pb::SignalAction* saved = handlers->AddExtension(pb::actions);
     saved->set_number(static_cast<uint32_t>(question.number));
     saved->set_handler(action.handler);
     saved->set_flags(action.flags);
@@ -63,7 +63,7 @@ void plan_signal_actions(const pb::SignalHandlers& handlers, TapeDraft& tape) {
   for (int number = 1; number <= kSignals; ++number) {
     if (!has_action(number)) continue;
     KernelAction action{};
-    for (const pb::SignalAction& saved : handlers.actions()) {
+    for (const pb::SignalAction& saved : handlers.GetRepeatedExtension(pb::actions)) {
       if (static_cast<int>(saved.number()) == number) {
         action = {saved.handler(), saved.flags(), saved.restorer(), saved.mask()};
       }
@@ -74,7 +74,7 @@ void plan_signal_actions(const pb::SignalHandlers& handlers, TapeDraft& tape) {
 }
 
 void plan_pending_signals(const pb::Process& process, TapeDraft& tape) {
-  for (const pb::Signal& signal : process.pending()) {
+  for (const pb::Signal& signal : process.GetRepeatedExtension(pb::pending_signals)) {
     tape.call(SYS_rt_sigqueueinfo,
               {static_cast<uint64_t>(process.pid()), signal.number(), tape.data(signal.info().data(), signal.info().size())},
               true, fmt::format("queue pending signal {}", signal.number()));
@@ -82,7 +82,8 @@ void plan_pending_signals(const pb::Process& process, TapeDraft& tape) {
 }
 
 Result<void> save(StateSave& save) {
-  return save_pending_signals(save.world.pid(), true, one_process(&save.image).process.mutable_pending());
+  pb::Process& process = one_process(&save.image).process;
+  return save_pending_signals(save.world.pid(), true, process.MutableRepeatedExtension(pb::pending_signals));
 }
 
 Result<void> ask(Questions& questions) {
@@ -125,7 +126,7 @@ Result<void> save_pending_signals(pid_t tid, bool shared, google::protobuf::Repe
 }
 
 void plan_pending_signals(const pb::Thread& thread, int32_t pid, TapeDraft& tape) {
-  for (const pb::Signal& signal : thread.pending()) {
+  for (const pb::Signal& signal : thread.GetRepeatedExtension(pb::own_pending_signals)) {
     tape.call(SYS_rt_tgsigqueueinfo,
               {static_cast<uint64_t>(pid), static_cast<uint64_t>(thread.tid()), signal.number(),
                tape.data(signal.info().data(), signal.info().size())},

@@ -12,6 +12,7 @@
 
 #include "core/result.h"
 #include "image/image.pb.h"
+#include "modules/signals.pb.h"
 #include "tracer/stopped_world.h"
 #include "tracer/tape_draft.h"
 

@@ -9,6 +9,7 @@
 #include "memory/file_owner.h"
 #include "memory/page_scan.h"
 #include "memory/shared_files.h"
+#include "modules/credentials.h"
 #include "modules/module.h"
 #include "restart/new_process.h"
 
@@ -84,7 +85,7 @@ Result<void> preflight(const ImageReader& image, CpuCheck cpu_check, GuestClock 
   // Alone: what the other checks try on this host (opening files, binding addresses) they are told by the image.
   if (auto trusted = check_image_trusted(image.fd(), image.path()); !trusted.ok()) return refusal(image, {trusted.error()});
   const pb::Image& metadata = image.metadata();
-  const FileAccess access(one_process(metadata).leader.credentials(), files);
+  const FileAccess access = file_access_of(credentials_of(one_process(metadata).leader), files);
   std::vector<Error> problems;
   const std::set<std::string> put_back = paths_put_back(metadata, access);
   Preflight state{metadata, access, put_back, cpu_check, guest_clock, problems, notes};

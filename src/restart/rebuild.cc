@@ -27,6 +27,7 @@
 #include "modules/kvm.pb.h"
 #include "modules/module.h"
 #include "modules/process.h"
+#include "modules/threads.h"
 #include "player/player.h"
 #include "restart/memory_plan.h"
 #include "restart/page_reads.h"
@@ -295,7 +296,8 @@ void plan_new_thread(size_t index, const pb::Thread& thread, const user_regs_str
 
 user_regs_struct registers_of(const pb::Thread& thread) {
   user_regs_struct regs{};
-  std::memcpy(&regs, thread.registers().data(), std::min(thread.registers().size(), sizeof regs));
+  const std::string& saved = state_of(thread).registers();
+  std::memcpy(&regs, saved.data(), std::min(saved.size(), sizeof regs));
   return regs;
 }
 
@@ -412,7 +414,7 @@ Result<Prepared> rebuild(RebuildInputs& inputs, const Birthplace& birthplace, in
   for (size_t i = 0; i < stdio.size(); ++i) stdio[i] = inputs.stdio[i] < 0 ? -1 : VMCKPT_TRY(service.keep(inputs.stdio[i]));
   ::syscall(SYS_close_range, 0, service.first() - 1, 0);
 
-  const FileAccess access(one.leader.credentials(), inputs.files);
+  const FileAccess access = file_access_of(credentials_of(one.leader), inputs.files);
   VMCKPT_TRY(restore_process(image, access));
   int executable_fd = -1;
   pb::FileIdentity executable;

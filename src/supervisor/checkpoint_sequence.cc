@@ -303,7 +303,8 @@ Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, con
   }
   clock.mark("threads");
   AddressSpaceSave space = VMCKPT_TRY(save_address_space(world, *ledger, preview, target.backing,
-                                                         {request.self_contained, request.shared_files, kvm_objects != 0}, captured, &one_process(&image).memory));
+                                                         {request.self_contained, request.shared_files, kvm_objects != 0}, captured,
+                                                         &one_process(&image).memory));
   notes.insert(notes.end(), space.notes.begin(), space.notes.end());
   VMCKPT_TRY(save_aio(world, *ledger, target.launch_filter, &one_process(&image).memory));
   clock.mark("maps");

@@ -81,7 +81,7 @@ Result<Birth> give_birth() {
   wanted.set_pid(kWanted);
   pb::Thread* thread = wanted.add_threads();
   thread->set_tid(kWanted);
-  save_credentials(VMCKPT_TRY(read_status(::getpid())), thread->mutable_credentials());
+  save_credentials(VMCKPT_TRY(read_status(::getpid())), thread->MutableExtension(pb::credentials));
   auto become = [&]() -> Result<void> {
     if (::getpid() != kWanted) return error(fmt::format("the process got the number {} instead of {}", ::getpid(), kWanted));
     TapeDraft tape;

@@ -200,8 +200,8 @@ Result<void> set_thread_states(const pb::Image& image, const std::map<pid_t, pid
     auto tid = tids.find(thread.tid());
     if (tid == tids.end()) return error(fmt::format("thread {} was not made", thread.tid()));
     VMCKPT_TRY(write_thread_state(restored_state(thread, tid->second)));
-    for (int i = 0; i < thread.debug_registers_size(); ++i) {
-      write_debug_register(tid->second, i, thread.debug_registers(i));
+    for (int i = 0; i < state_of(thread).debug_registers_size(); ++i) {
+      write_debug_register(tid->second, i, state_of(thread).debug_registers(i));
     }
   }
   return {};
@@ -261,7 +261,8 @@ Result<MadeTarget> make_target(const RestartRequest& request, ImageReader& image
   // 4. rebuild: descriptors and all else that hosted code can do
   Tracee& leader = made.guard->leader();
   VMCKPT_TRY(trace(process, leader));
-  Rebuilt rebuilt = VMCKPT_TRY(follow_rebuild(process, leader, static_cast<size_t>(one_process(metadata).process.threads_size()), result.notes));
+  const auto threads = static_cast<size_t>(one_process(metadata).process.threads_size());
+  Rebuilt rebuilt = VMCKPT_TRY(follow_rebuild(process, leader, threads, result.notes));
   clock.mark("rebuild");
   fault_point("restart-rebuild");
 

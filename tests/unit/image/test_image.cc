@@ -31,7 +31,12 @@
 #include "image/trust.h"
 #include "image/validate.h"
 #include "image/writer.h"
+#include "modules/credentials.pb.h"
 #include "modules/kvm.pb.h"
+#include "modules/process.pb.h"
+#include "modules/seccomp.pb.h"
+#include "modules/signals.pb.h"
+#include "modules/threads.pb.h"
 
 namespace vmckpt {
 namespace {
@@ -507,7 +512,8 @@ TEST_CASE("a store that no record needs does no harm, and one that is no image i
   };
   CHECK(verdict_on_id(std::string(16, 'b')) == "ok");
   CHECK_THAT(verdict_on_id("short"), Contains("5 bytes instead of 16"));
-  CHECK_THAT(verdict_on_metadata(scratch, [](pb::Image& i) { i.add_page_stores(); }), Contains("page_stores: base image id has 0 bytes instead of 16"));
+  CHECK_THAT(verdict_on_metadata(scratch, [](pb::Image& i) { i.add_page_stores(); }),
+             Contains("page_stores: base image id has 0 bytes instead of 16"));
 }
 
 TEST_CASE("pages are read as data, as zeros, and where nothing is as zeros too") {
@@ -568,6 +574,13 @@ TEST_CASE("pages are read as data, as zeros, and where nothing is as zeros too")
   CHECK(taken == "1x 3x 4x 5z ");
 }
 
+namespace {
+
+pb::Thread* leader_of(pb::Image& image) { return image.mutable_processes(0)->mutable_threads(0); }
+pb::ThreadState* state_of(pb::Image& image) { return leader_of(image)->MutableExtension(pb::thread_state); }
+
+}  // namespace
+
 TEST_CASE("metadata that cannot be restarted is refused") {
   Scratch scratch;
   auto refused = [&](const char* said, const std::function<void(pb::Image&)>& edit) {
@@ -577,15 +590,19 @@ TEST_CASE("metadata that cannot be restarted is refused") {
   CHECK(verdict_on_metadata(scratch, [](pb::Image&) {}) == "ok");
   refused("no target", [](pb::Image& i) { i.Clear(); });
   refused("no thread", [](pb::Image& i) { i.mutable_processes(0)->clear_threads(); });
-  refused("not the leader", [](pb::Image& i) { i.mutable_processes(0)->mutable_threads(0)->set_tid(101); });
+  refused("not the leader", [](pb::Image& i) { leader_of(i)->set_tid(101); });
   refused("there twice", [](pb::Image& i) { *i.mutable_processes(0)->add_threads() = i.processes(0).threads(0); });
-  refused("thread 100: registers has 5 bytes instead of 216", [](pb::Image& i) { i.mutable_processes(0)->mutable_threads(0)->set_registers("short"); });
-  refused("xstate has 100000 bytes instead of 576 to 65536", [](pb::Image& i) { i.mutable_processes(0)->mutable_threads(0)->set_xstate(std::string(100000, 'x')); });
+  refused("thread 100, thread_state: registers has 5 bytes instead of 216",
+          [](pb::Image& i) { state_of(i)->set_registers("short"); });
+  refused("xstate has 100000 bytes instead of 576 to 65536",
+          [](pb::Image& i) { state_of(i)->set_xstate(std::string(100000, 'x')); });
   refused("pid is -1 instead of 1 or more", [](pb::Image& i) { i.mutable_processes(0)->set_pid(-1); });
   refused("different targets", [](pb::Image& i) { i.mutable_target()->set_target_id(std::string(16, 'x')); });
   refused("target: target id has 3 bytes instead of 16", [](pb::Image& i) { i.mutable_target()->set_target_id("abc"); });
   refused("has a slash", [](pb::Image& i) { i.mutable_target()->set_name("../evil"); });
-  refused("NUL byte", [](pb::Image& i) { i.mutable_processes(0)->add_arguments(std::string("a\0b", 3)); });
+  refused("process 100, process_state: arguments has a NUL byte", [](pb::Image& i) {
+    i.mutable_processes(0)->MutableExtension(pb::process_state)->add_arguments(std::string("a\0b", 3));
+  });
   refused("whole pages", [](pb::Image& i) { i.mutable_address_spaces(0)->mutable_mappings(0)->set_start(0x400001); });
   refused("empty", [](pb::Image& i) { i.mutable_address_spaces(0)->mutable_mappings(0)->set_end(0x400000); });
   refused("outside user space", [](pb::Image& i) {
@@ -604,28 +621,21 @@ TEST_CASE("metadata that cannot be restarted is refused") {
   refused("not an absolute one",
           [](pb::Image& i) { i.mutable_address_spaces(0)->mutable_mappings(0)->mutable_file()->set_path("bin/tiny"); });
   refused("which is not there", [](pb::Image& i) { i.mutable_address_spaces(0)->mutable_mappings(2)->set_captured_id(5); });
-  refused("is not mapped", [](pb::Image& i) { i.mutable_address_spaces(0)->add_aio_rings()->set_address(0x7000000); });
-  refused("not what its mapping says", [](pb::Image& i) {
-    auto& mapping = *i.mutable_address_spaces(0)->add_mappings();
-    mapping.set_kind(pb::Mapping::AIO_RING);
-    mapping.set_start(0x7ffffff00000);
-    mapping.set_end(0x7ffffff01000);
-    auto& ring = *i.mutable_address_spaces(0)->add_aio_rings();
-    ring.set_address(mapping.start());
-    ring.set_slots(127);
-    ring.set_head(127);  // one too far
-  });
-  refused("protection is 255 instead of at most 7", [](pb::Image& i) { i.mutable_address_spaces(0)->mutable_mappings(0)->set_protection(0xff); });
+  refused("protection is 255 instead of at most 7",
+          [](pb::Image& i) { i.mutable_address_spaces(0)->mutable_mappings(0)->set_protection(0xff); });
   refused("captured file id 1 is there twice",
           [](pb::Image& i) { *i.add_captured_files() = i.captured_files(0); });
-  refused("process 100, pending: number is 65 instead of 1 to 64", [](pb::Image& i) {
-    auto& signal = *i.mutable_processes(0)->add_pending();
+  refused("process 100, pending_signals: number is 65 instead of 1 to 64", [](pb::Image& i) {
+    auto& signal = *i.mutable_processes(0)->AddExtension(pb::pending_signals);
     signal.set_number(65);
     signal.set_info(std::string(128, '\0'));
   });
-  refused("process 100, thread 100, pending: info has 0 bytes instead of 128", [](pb::Image& i) { i.mutable_processes(0)->mutable_threads(0)->add_pending()->set_number(10); });
-  refused("filters: program has 3 bytes, no multiple of 8", [](pb::Image& i) { i.mutable_processes(0)->mutable_threads(0)->add_filters()->set_program("odd"); });
-  refused("there are 1 uid instead of 4", [](pb::Image& i) { i.mutable_processes(0)->mutable_threads(0)->mutable_credentials()->add_uid(1); });
+  refused("process 100, thread 100, own_pending_signals: info has 0 bytes instead of 128",
+          [](pb::Image& i) { leader_of(i)->AddExtension(pb::own_pending_signals)->set_number(10); });
+  refused("filters: program has 3 bytes, no multiple of 8", [](pb::Image& i) {
+    leader_of(i)->MutableExtension(pb::seccomp)->add_filters()->set_program("odd");
+  });
+  refused("there are 1 uid instead of 4", [](pb::Image& i) { leader_of(i)->MutableExtension(pb::credentials)->add_uid(1); });
   refused("there is no process", [](pb::Image& i) { i.clear_processes(); });
   refused("this release restarts one process; the image has 2 processes", [](pb::Image& i) {
     *i.add_processes() = i.processes(0);
@@ -636,13 +646,14 @@ TEST_CASE("metadata that cannot be restarted is refused") {
   refused("the image has 2 working directories", [](pb::Image& i) { i.add_file_system_contexts()->set_id(1); });
   refused("the image has 2 tables of signal handlers", [](pb::Image& i) { i.add_signal_handlers()->set_id(1); });
   refused("process 100 had ended", [](pb::Image& i) { i.mutable_processes(0)->set_state(pb::Process::ZOMBIE); });
-  refused("process 100 refers to the address space 7, which is not there", [](pb::Image& i) { i.mutable_processes(0)->set_mm_id(7); });
+  refused("process 100 refers to the address space 7, which is not there",
+          [](pb::Image& i) { i.mutable_processes(0)->set_mm_id(7); });
   refused("process 100 refers to the signal handlers 7, which is not there",
           [](pb::Image& i) { i.mutable_processes(0)->set_sighand_id(7); });
   refused("process 100, thread 100 refers to the descriptor table 7, which is not there",
-          [](pb::Image& i) { i.mutable_processes(0)->mutable_threads(0)->set_files_id(7); });
+          [](pb::Image& i) { leader_of(i)->set_files_id(7); });
   refused("process 100, thread 100 refers to the file system context 7, which is not there",
-          [](pb::Image& i) { i.mutable_processes(0)->mutable_threads(0)->set_fs_id(7); });
+          [](pb::Image& i) { leader_of(i)->set_fs_id(7); });
   refused("refers to the open file 7, which is not there", [](pb::Image& i) {
     i.mutable_descriptor_tables(0)->add_descriptors()->set_file(7);
   });
@@ -655,7 +666,7 @@ TEST_CASE("metadata that cannot be restarted is refused") {
   refused("working directory is \"tmp\", not an absolute path",
           [](pb::Image& i) { i.mutable_file_system_contexts(0)->set_working_directory("tmp"); });
   refused("field 4242 that this vmckpt does not know", [](pb::Image& i) {
-    i.mutable_processes(0)->mutable_threads(0)->GetReflection()->MutableUnknownFields(i.mutable_processes(0)->mutable_threads(0))->AddVarint(4242, 1);
+    leader_of(i)->GetReflection()->MutableUnknownFields(leader_of(i))->AddVarint(4242, 1);
   });
 }
 

@@ -11,6 +11,8 @@
 
 #include "core/fd.h"
 #include "image/one_process.h"
+#include "modules/process.pb.h"
+#include "modules/threads.pb.h"
 #include "vmckpt/image_format.h"
 
 namespace vmckpt::test {
@@ -40,18 +42,19 @@ pb::Image tiny_metadata() {
   const OneProcessToSave one = one_process(&image);
   auto& process = one.process;
   process.set_pid(100);
-  process.set_command_name("tiny");
-  process.set_executable("/bin/tiny");
+  process.MutableExtension(pb::process_state)->set_command_name("tiny");
+  process.MutableExtension(pb::process_state)->set_executable("/bin/tiny");
   one.fs.set_working_directory("/");
 
   auto& thread = *process.add_threads();
   thread.set_tid(100);
-  thread.set_name("tiny");
+  pb::ThreadState& state = *thread.MutableExtension(pb::thread_state);
+  state.set_name("tiny");
   user_regs_struct registers{};
   registers.rip = 0x401000;
   registers.rsp = kTinyHeapStart + 2 * kImagePageBytes;
-  thread.set_registers(&registers, sizeof registers);
-  thread.set_xstate(std::string(576, '\0'));
+  state.set_registers(&registers, sizeof registers);
+  state.set_xstate(std::string(576, '\0'));
 
   auto& memory = one.memory;
   auto& code = *memory.add_mappings();
