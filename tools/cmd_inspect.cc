@@ -359,6 +359,14 @@ void print_open_files(const pb::Image& image) {
   }
 }
 
+void print_plugins(const pb::Image& image) {
+  if (!image.plugins().empty()) heading("Plugins");
+  for (const auto& plugin : image.plugins()) {
+    line("  {:<11} version {}, {}, {} of state", printable(plugin.name()), plugin.version(),
+         plugin.required() ? "required" : "not required", size_text(plugin.state().size()));
+  }
+}
+
 void print_kvm(const pb::Kvm& kvm) {
   for (const Json& vm : kvm_to_json(kvm)) {
     heading(fmt::format("KVM virtual machine of address space {} (type {}, interrupt controllers: {}{})", kvm.mm_id(), vm["type"].dump(),
@@ -402,6 +410,7 @@ int cmd_inspect(int argc, char** argv) {
   print_captured_files(*image);
   print_open_files(metadata);
   for (const auto& kvm : metadata.GetRepeatedExtension(pb::virtual_machines)) print_kvm(kvm);
+  print_plugins(metadata);
   return kExitOk;
 }
 
