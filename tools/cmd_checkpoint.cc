@@ -115,6 +115,10 @@ int cmd_checkpoint(int argc, char** argv) {
   if (auto sent = send_request(connection->get(), request); !sent.ok()) return fail(kVerb, sent.error());
   auto done = wait_for_image(connection->get());
   if (!done.ok()) return fail(kVerb, done.error());
+  if (done->afterwards() != order->afterwards()) {
+    return fail(kVerb, error(fmt::format("the target's supervisor is of another release and does not know --{}: the target runs on; its image is {}",
+                                         values.count("kill") ? "kill" : "stop", printable(done->image()))));
+  }
   if (values.count("json")) {
     std::printf("%s\n", to_json(*done).c_str());
     return kExitOk;

@@ -13,10 +13,15 @@
 
 #include "command_line.h"
 #include "commands.h"
+#include "image/one_process.h"
 #include "image/validate.h"
 #include "image_json.h"
 #include "json_text.h"
 #include "kvm_json.h"
+#include "modules/process.h"
+#include "modules/signals.pb.h"
+#include "modules/threads.h"
+#include "modules/timers.pb.h"
 
 namespace vmckpt {
 
@@ -134,6 +139,14 @@ void print_summary(const ImageReader& image) {
   for (const std::string& note : metadata.notes()) line("  note        {}", printable(note));
 }
 
+void print_target(const pb::Target& target) {
+  heading("Target");
+  line("  launched    {}", joined(target.command()));
+  line("  image dir   {}", printable(target.image_dir()));
+  line("  filter      {}",
+       target.devices_denied() ? "io_uring, and Linux AIO that is not counted, are denied" : "none of launch's");
+}
+
 void print_host(const pb::Host& host) {
   heading("Host it was made on");
   line("  kernel      {}", printable(host.kernel_release()));
@@ -144,64 +157,27 @@ void print_host(const pb::Host& host) {
        ns_text(host.monotonic_ns()), ns_text(host.boottime_ns()));
 }
 
-std::string limit_text(uint64_t value) { return value == RLIM_INFINITY ? "unlimited" : fmt::format("{}", value); }
-
-void print_process(const pb::Image& image) {
-  static constexpr const char* kLimitNames[] = {"cpu",      "fsize",  "data",    "stack", "core",  "rss",
-                                                "nproc",    "nofile", "memlock", "as",    "locks", "sigpending",
-                                                "msgqueue", "nice",   "rtprio",  "rttime"};
-  const pb::Process& process = image.process();
-  heading(fmt::format("Process {} ({})", process.pid(), printable(process.command_name())));
-  line("  launched    {}", joined(image.target().command()));
-  line("  executable  {}", printable(process.executable()));
-  line("  arguments   {}", joined(process.arguments()));
-  line("  group       {}, session {}{}{}", process.process_group(), process.session(),
-       process.has_terminal() ? ", has a terminal" : "", process.foreground() ? ", in its foreground" : "");
-  line("  directory   {}, root {}, umask {:#o}", printable(process.working_directory()),
-       printable(process.root_directory()), process.umask());
-  line("  image dir   {}", printable(image.target().image_dir()));
-  line(
-      "  settings    personality {:#x}, dumpable {}, subreaper {}, no huge pages {}, core dump filter {:#x}, "
-      "oom_score_adj {}, xstate permission {:#x}",
-      process.personality(), process.dumpable(), process.child_subreaper(), process.thp_disabled(),
-      process.coredump_filter(), process.oom_score_adj(), process.xstate_permission());
-  line("  filter      {}", image.target().devices_denied() ? "io_uring, and Linux AIO that is not counted, are denied" : "none of launch's");
-  if (process.group_stopped()) line("  stopped     by {}", signal_text(static_cast<uint32_t>(process.stop_signal())));
-  for (const auto& limit : process.limits()) {
-    const char* name = limit.resource() < std::size(kLimitNames) ? kLimitNames[limit.resource()] : "?";
-    line("  limit       {} {} (hard {})", name, limit_text(limit.soft()), limit_text(limit.hard()));
-  }
-  for (const auto& action : process.actions()) {
-    if (action.handler() == 0 && action.flags() == 0 && action.mask() == 0) continue;
-    std::string handler = action.handler() == 0   ? "default"
-                          : action.handler() == 1 ? "ignored"
-                                                  : fmt::format("{:#x}", action.handler());
-    line("  signal      {} {}, flags {:#x}, blocks {}", signal_text(action.number()), handler, action.flags(),
-         signal_set_text(action.mask()));
-  }
-  for (const auto& signal : process.pending()) line("  pending     {}", signal_text(signal.number()));
-  for (const auto& variable : process.environment()) line("  environment {}", printable(variable));
-}
-
 void print_timers(const pb::Process& process) {
-  if (process.interval_timers().empty() && process.posix_timers().empty()) return;
-  heading("Timers");
+  const pb::Timers& timers = process.GetExtension(pb::timers);
+  if (timers.interval_timers().empty() && timers.posix_timers().empty()) return;
+  heading(fmt::format("Timers of process {}", process.pid()));
   static constexpr const char* kIntervalNames[] = {"real", "virtual", "prof"};
-  for (const auto& timer : process.interval_timers()) {
+  for (const auto& timer : timers.interval_timers()) {
     line("  {:<11} due in {}, every {}", timer.which() < 3 ? kIntervalNames[timer.which()] : "?",
          us_text(timer.value_us()), us_text(timer.interval_us()));
   }
-  for (const auto& timer : process.posix_timers()) {
+  for (const auto& timer : timers.posix_timers()) {
     line("  POSIX {:<5} {}", timer.id(), without_braces(compact(message_to_json(timer))));
   }
 }
 
-void print_threads(const pb::Image& image) {
-  heading(fmt::format("Threads ({})", image.threads_size()));
-  for (const auto& thread : image.threads()) {
-    line("  {} \"{}\"", thread.tid(), printable(thread.name()));
-    // Known fields by name and in groups; whatever else the message has is shown generically.
-    Json json = message_to_json(thread);
+void print_threads(const pb::Process& process) {
+  heading(fmt::format("Threads of process {} ({})", process.pid(), process.threads_size()));
+  for (const auto& thread : process.threads()) {
+    const pb::ThreadState& state = state_of(thread);
+    line("  {} \"{}\"", thread.tid(), printable(state.name()));
+    // Known fields by name and in groups; whatever else the messages have is shown generically.
+    Json json = message_to_json(state), others = message_to_json(thread);
     const Json registers = json["registers"];
     constexpr size_t kColumns = 4;
     std::string text;
@@ -212,10 +188,63 @@ void print_threads(const pb::Image& image) {
       line("    {}", text.substr(0, text.find_last_not_of(' ') + 1));
       text.clear();
     }
-    line("    blocked signals: {}", signal_set_text(thread.signal_mask()));
+    line("    blocked signals: {}", signal_set_text(state.signal_mask()));
     json["xstate"].erase("hex");
-    for (const char* shown : {"tid", "name", "registers", "signal_mask"}) json.erase(shown);
+    for (const char* shown : {"name", "registers", "signal_mask"}) json.erase(shown);
+    for (const char* shown : {"tid", "thread_state"}) others.erase(shown);
     line("    {}", without_braces(compact(json)));
+    if (const std::string text = without_braces(compact(others)); !text.empty()) line("    {}", text);
+  }
+}
+
+std::string limit_text(uint64_t value) { return value == RLIM_INFINITY ? "unlimited" : fmt::format("{}", value); }
+
+void print_process(const pb::Process& process) {
+  static constexpr const char* kLimitNames[] = {"cpu",      "fsize",  "data",    "stack", "core",  "rss",
+                                                "nproc",    "nofile", "memlock", "as",    "locks", "sigpending",
+                                                "msgqueue", "nice",   "rtprio",  "rttime"};
+  const pb::ProcessState& state = state_of(process);
+  heading(fmt::format("Process {} ({})", process.pid(), printable(state.command_name())));
+  line("  executable  {}", printable(state.executable()));
+  line("  arguments   {}", joined(state.arguments()));
+  line("  parent      {}", process.parent() == 0 ? "outside" : fmt::format("{}", process.parent()));
+  line("  group       {}, session {}{}{}", process.process_group(), process.session(),
+       state.has_terminal() ? ", has a terminal" : "", state.foreground() ? ", in its foreground" : "");
+  line(
+      "  settings    personality {:#x}, dumpable {}, subreaper {}, no huge pages {}, core dump filter {:#x}, "
+      "oom_score_adj {}, xstate permission {:#x}",
+      state.personality(), state.dumpable(), state.child_subreaper(), state.thp_disabled(),
+      state.coredump_filter(), state.oom_score_adj(), state.xstate_permission());
+  if (process.state() == pb::Process::STOPPED) {
+    line("  stopped     by {}", signal_text(static_cast<uint32_t>(process.stop_signal())));
+  }
+  for (const auto& limit : state.limits()) {
+    const char* name = limit.resource() < std::size(kLimitNames) ? kLimitNames[limit.resource()] : "?";
+    line("  limit       {} {} (hard {})", name, limit_text(limit.soft()), limit_text(limit.hard()));
+  }
+  for (const auto& signal : process.GetRepeatedExtension(pb::pending_signals)) {
+    line("  pending     {}", signal_text(signal.number()));
+  }
+  for (const auto& variable : state.environment()) line("  environment {}", printable(variable));
+  line("  memory      address space {}, signal handlers {}", process.mm_id(), process.sighand_id());
+  print_timers(process);
+  print_threads(process);
+}
+
+void print_file_system_context(const pb::FileSystemContext& fs) {
+  heading(fmt::format("Directories {}", fs.id()));
+  line("  directory   {}, root {}, umask {:#o}", printable(fs.working_directory()), printable(fs.root_directory()), fs.umask());
+}
+
+void print_signal_handlers(const pb::SignalHandlers& handlers) {
+  heading(fmt::format("Signal handlers {}", handlers.id()));
+  for (const auto& action : handlers.GetRepeatedExtension(pb::actions)) {
+    if (action.handler() == 0 && action.flags() == 0 && action.mask() == 0) continue;
+    std::string handler = action.handler() == 0   ? "default"
+                          : action.handler() == 1 ? "ignored"
+                                                  : fmt::format("{:#x}", action.handler());
+    line("  signal      {} {}, flags {:#x}, blocks {}", signal_text(action.number()), handler, action.flags(),
+         signal_set_text(action.mask()));
   }
 }
 
@@ -240,9 +269,9 @@ const char* mapping_kind_text(pb::Mapping::Kind kind) {
   }
 }
 
-void print_memory(const ImageReader& image) {
-  const pb::AddressSpace& memory = image.metadata().memory();
-  heading(fmt::format("Memory map ({} mappings; size, then how much of it is in the image)", memory.mappings_size()));
+void print_memory(const ImageReader& image, const pb::AddressSpace& memory) {
+  heading(fmt::format("Address space {} ({} mappings; size, then how much of it is in the image)", memory.id(),
+                      memory.mappings_size()));
   for (const auto& mapping : memory.mappings()) {
     const bool shared = mapping.kind() == pb::Mapping::FILE_SHARED || mapping.kind() == pb::Mapping::CAPTURED;
     std::string from;
@@ -252,7 +281,7 @@ void print_memory(const ImageReader& image) {
     if (mapping.file_offset() != 0) from += fmt::format(" +{:#x}", mapping.file_offset());
     line("  {:012x}-{:012x} {} {:<11} {:>9} {:>9} {}{}{}", mapping.start(), mapping.end(),
          protection_text(mapping.protection(), shared), mapping_kind_text(mapping.kind()),
-         size_text(mapping.end() - mapping.start()), size_text(saved_bytes(image, 0, mapping.start(), mapping.end())),
+         size_text(mapping.end() - mapping.start()), size_text(saved_bytes(image, memory.id(), mapping.start(), mapping.end())),
          from, mapping.advice().empty() ? "" : "  advice ", joined(mapping.advice()));
   }
   line("  code {:#x}-{:#x}, data {:#x}-{:#x}, heap {:#x}-{:#x}, stack {:#x}", memory.start_code(), memory.end_code(),
@@ -268,8 +297,12 @@ void print_memory(const ImageReader& image) {
     if (shown.size() == 1) heading("Files that must be as they were");
     line("  {}", without_braces(compact(message_to_json(mapping.file()))));
   }
-  if (!memory.captured().empty()) heading("Files whose content is in the image");
-  for (const auto& file : memory.captured()) {
+}
+
+void print_captured_files(const ImageReader& image) {
+  const auto& files = image.metadata().captured_files();
+  if (!files.empty()) heading("Files whose content is in the image");
+  for (const auto& file : files) {
     line("  {}, {} saved", without_braces(compact(message_to_json(file))),
          size_text(saved_bytes(image, file.id(), 0, UINT64_MAX)));
   }
@@ -288,38 +321,59 @@ std::string open_flags_text(uint32_t flags) {
   return text;
 }
 
-void print_descriptors(const pb::DescriptorTable& table) {
-  heading(fmt::format("Descriptors ({} open files)", table.files_size()));
-  for (const auto& file : table.files()) {
+// Where a file is open: "0,1,5c", after the table if there are several.
+std::string numbers_text(const pb::Image& image, const std::vector<DescriptorsOfFiles>& tables, const pb::OpenFile& file) {
+  std::string text;
+  for (size_t i = 0; i < tables.size(); ++i) {
     std::string numbers;
-    for (const auto& number : file.numbers()) {
-      numbers += fmt::format("{}{}{}", numbers.empty() ? "" : ",", number.number(), number.close_on_exec() ? "c" : "");
+    for (const auto& descriptor : tables[i].of(file)) {
+      numbers += fmt::format("{}{}{}", numbers.empty() ? "" : ",", descriptor.number(), descriptor.close_on_exec() ? "c" : "");
     }
+    if (numbers.empty()) continue;
+    if (tables.size() > 1) numbers = fmt::format("{}:{}", image.descriptor_tables(static_cast<int>(i)).id(), numbers);
+    text += (text.empty() ? "" : " ") + numbers;
+  }
+  return text;
+}
+
+void print_open_files(const pb::Image& image) {
+  heading(fmt::format("Open files ({}; descriptors, kind, flags, name)", image.open_files_size()));
+  const std::vector<DescriptorsOfFiles> tables(image.descriptor_tables().begin(), image.descriptor_tables().end());
+  for (const auto& file : image.open_files()) {
     const auto* field = object_of(file);
     std::string details;
     if (field != nullptr) details = without_braces(compact(message_to_json(file)[field->name()]));
-    line("  {:<6} {:<12} {:<12} {}  {}", numbers, field == nullptr ? "?" : field->name(),
+    line("  {:<6} {:<12} {:<12} {}  {}", numbers_text(image, tables, file), field == nullptr ? "?" : field->name(),
          open_flags_text(file.status_flags()), printable(file.name()), details);
     for (const auto& lock : file.locks()) line("         lock {}", without_braces(compact(message_to_json(lock))));
     if (file.has_async()) line("         async {}", without_braces(compact(message_to_json(file.async()))));
   }
   line("  (c: closed by exec)");
+  const pb::KernelObjects& objects = image.objects();
   // Objects that several of them lead to: each list is a module's own.
   std::vector<const google::protobuf::FieldDescriptor*> lists;
-  table.GetReflection()->ListFields(table, &lists);
+  objects.GetReflection()->ListFields(objects, &lists);
   for (const auto* list : lists) {
     if (!list->is_extension()) continue;
     const std::string name = list->name().substr(0, list->name().size() - 1);  // "pipes"
-    for (int i = 0; i < table.GetReflection()->FieldSize(table, list); ++i) {
-      const Json object = message_to_json(table.GetReflection()->GetRepeatedMessage(table, list, i));
+    for (int i = 0; i < objects.GetReflection()->FieldSize(objects, list); ++i) {
+      const Json object = message_to_json(objects.GetReflection()->GetRepeatedMessage(objects, list, i));
       line("  {} {}", name, without_braces(compact(object)));
     }
   }
 }
 
+void print_plugins(const pb::Image& image) {
+  if (!image.plugins().empty()) heading("Plugins");
+  for (const auto& plugin : image.plugins()) {
+    line("  {:<11} version {}, {}, {} of state", printable(plugin.name()), plugin.version(),
+         plugin.required() ? "required" : "not required", size_text(plugin.state().size()));
+  }
+}
+
 void print_kvm(const pb::Kvm& kvm) {
   for (const Json& vm : kvm_to_json(kvm)) {
-    heading(fmt::format("KVM virtual machine (type {}, interrupt controllers: {}{})", vm["type"].dump(),
+    heading(fmt::format("KVM virtual machine of address space {} (type {}, interrupt controllers: {}{})", kvm.mm_id(), vm["type"].dump(),
                         vm["irqchip"].get<std::string>(), vm["pit"].get<bool>() ? ", PIT" : ""));
     static constexpr std::pair<const char*, const char*> kLists[] = {
         {"slots", "slot"}, {"routes", "route"}, {"irqfds", "irqfd"}, {"ioeventfds", "ioeventfd"},
@@ -351,12 +405,16 @@ int cmd_inspect(int argc, char** argv) {
   }
   print_summary(*image);
   print_host(image->metadata().host());
-  print_process(image->metadata());
-  print_timers(image->metadata().process());
-  print_threads(image->metadata());
-  print_memory(*image);
-  print_descriptors(image->metadata().descriptors());
-  print_kvm(image->metadata().kvm());
+  const pb::Image& metadata = image->metadata();
+  print_target(metadata.target());
+  for (const auto& process : metadata.processes()) print_process(process);
+  for (const auto& fs : metadata.file_system_contexts()) print_file_system_context(fs);
+  for (const auto& handlers : metadata.signal_handlers()) print_signal_handlers(handlers);
+  for (const auto& memory : metadata.address_spaces()) print_memory(*image, memory);
+  print_captured_files(*image);
+  print_open_files(metadata);
+  for (const auto& kvm : metadata.GetRepeatedExtension(pb::virtual_machines)) print_kvm(kvm);
+  print_plugins(metadata);
   return kExitOk;
 }
 

@@ -249,8 +249,9 @@ Json message_to_json(const Message& message) {
   std::vector<const FieldDescriptor*> fields;
   for (int i = 0; i < descriptor.field_count(); ++i) {
     const FieldDescriptor* field = descriptor.field(i);
-    // A number that is not there means 0. Messages, and what proto3 calls optional, may be missing.
-    const bool may_be_missing = field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE || field->containing_oneof() != nullptr;
+    // A number that is not there means 0, if the schema does not say that it may be missing. Messages may.
+    const bool may_be_missing = field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE || field->containing_oneof() != nullptr ||
+                                field->options().GetExtension(pb::may_be_missing);
     if (field->is_repeated() || !may_be_missing || reflection.HasField(message, field)) fields.push_back(field);
   }
   std::vector<const FieldDescriptor*> present;
@@ -277,6 +278,21 @@ uint64_t allocated_bytes(const ImageReader& image) {
   return ::fstat(image.fd(), &status) == 0 ? static_cast<uint64_t>(status.st_blocks) * 512 : 0;
 }
 
+namespace {
+
+PageIndex::Size memory_pages(const ImageReader& image) {
+  PageIndex::Size all{};
+  for (const pb::AddressSpace& memory : image.metadata().address_spaces()) {
+    const PageIndex::Size of = image.pages().size_of(memory.id());
+    all.bytes += of.bytes;
+    all.stored_bytes += of.stored_bytes;
+    all.records += of.records;
+  }
+  return all;
+}
+
+}  // namespace
+
 Json image_to_json(const ImageReader& image) {
   const ImageHeader& header = image.header();
   auto id = [](const uint8_t(&bytes)[16]) { return to_hex({reinterpret_cast<const char*>(bytes), sizeof bytes}); };
@@ -289,7 +305,7 @@ Json image_to_json(const ImageReader& image) {
   json["target_id"] = id(header.target_id);
   json["created_unix_us"] = header.created_unix_us;
 
-  const PageIndex::Size all = image.pages().size(), memory = image.pages().size_of(0);
+  const PageIndex::Size all = image.pages().size(), memory = memory_pages(image);
   json["sizes"] = {{"file_bytes", header.file_bytes},
                    {"allocated_bytes", allocated_bytes(image)},
                    {"memory_bytes_saved", memory.bytes},
@@ -310,16 +326,25 @@ Json image_to_json(const ImageReader& image) {
 
   json.update(message_to_json(image.metadata()));
   // A mapping's and a file's share of the page data is not in the metadata, but what a reader wants to know next.
-  for (int i = 0; i < image.metadata().memory().mappings_size(); ++i) {
-    const auto& mapping = image.metadata().memory().mappings(i);
-    json["memory"]["mappings"][i]["saved_bytes"] = saved_bytes(image, 0, mapping.start(), mapping.end());
+  const pb::Image& metadata = image.metadata();
+  for (int space = 0; space < metadata.address_spaces_size(); ++space) {
+    const pb::AddressSpace& memory = metadata.address_spaces(space);
+    for (int i = 0; i < memory.mappings_size(); ++i) {
+      const auto& mapping = memory.mappings(i);
+      json["address_spaces"][space]["mappings"][i]["saved_bytes"] = saved_bytes(image, memory.id(), mapping.start(), mapping.end());
+    }
   }
-  for (int i = 0; i < image.metadata().memory().captured_size(); ++i) {
-    const auto& file = image.metadata().memory().captured(i);
-    json["memory"]["captured"][i]["saved_bytes"] = saved_bytes(image, file.id(), 0, UINT64_MAX);
+  for (int i = 0; i < metadata.captured_files_size(); ++i) {
+    json["captured_files"][i]["saved_bytes"] = saved_bytes(image, metadata.captured_files(i).id(), 0, UINT64_MAX);
   }
   // Structures of the kernel's are no help as hexadecimal digits.
-  json["kvm"] = kvm_to_json(image.metadata().kvm());
+  json["virtual_machines"] = Json::array();
+  for (const pb::Kvm& kvm : metadata.GetRepeatedExtension(pb::virtual_machines)) {
+    for (Json vm : kvm_to_json(kvm)) {
+      vm["mm_id"] = kvm.mm_id();
+      json["virtual_machines"].push_back(std::move(vm));
+    }
+  }
   return json;
 }
 

@@ -1,8 +1,8 @@
 // Virtual machines of an image in KVM's own terms, for vmckpt inspect.
 #pragma once
 
-#include "image/kvm.pb.h"
 #include "image_json.h"
+#include "modules/kvm.pb.h"
 
 namespace vmckpt {
 

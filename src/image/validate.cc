@@ -1,35 +1,33 @@
 #include "image/validate.h"
 
 #include <algorithm>
+#include <cctype>
+#include <iterator>
 #include <map>
 #include <set>
 #include <string>
 #include <unordered_map>
-
-#include <sys/user.h>
+#include <unordered_set>
 
 #include <google/protobuf/descriptor.h>
 #include <google/protobuf/message.h>
 
+#include "core/printable.h"
+#include "image/one_process.h"
 #include "image/page_index.h"
 #include "image/schema.pb.h"
 
 namespace vmckpt {
 namespace {
 
-constexpr size_t kIdBytes = 16;
-constexpr size_t kSiginfoBytes = 128;
-constexpr size_t kSockFilterBytes = 8;
-constexpr size_t kMaxFilterInstructions = 4096;  // BPF_MAXINSNS
-constexpr size_t kMaxFilters = 32768;            // far above MAX_INSNS_PER_PATH
-constexpr size_t kMinXstateBytes = 576;          // FXSAVE area and XSAVE header
-constexpr size_t kMaxXstateBytes = 65536;        // AMX needs 11008
-constexpr size_t kMaxCommandNameBytes = 15;      // TASK_COMM_LEN less the NUL
-constexpr size_t kMaxAffinityBytes = 8192;
-constexpr size_t kMaxAuxvBytes = 4096;
+using google::protobuf::FieldDescriptor;
+using google::protobuf::Message;
+
+constexpr const char* kOtherVersion = "use the vmckpt that made the image, or a newer one";
+
 constexpr size_t kMaxVdsoBytes = size_t{1} << 20;
-constexpr uint32_t kMaxSignal = 64;
 constexpr uint64_t kMaxFileBytes = uint64_t{1} << 62;
+constexpr uint64_t kFirstAddressSpace = 0;
 
 constexpr uint64_t page_round_up(uint64_t value) { return (value + kImagePageBytes - 1) / kImagePageBytes * kImagePageBytes; }
 constexpr bool page_aligned(uint64_t value) { return value % kImagePageBytes == 0; }
@@ -39,7 +37,7 @@ std::string range_text(uint64_t start, uint64_t end) { return fmt::format("{:#x}
 std::string record_text(const PageRecord& record) {
   // The sum may wrap in a hostile record; it is only shown.
   std::string range = range_text(record.address, record.address + record.bytes);
-  if (record.object == 0) return "page record of memory " + range;
+  if (record.object == kFirstAddressSpace) return "page record of memory " + range;
   return fmt::format("page record of captured file {} at {}", record.object, range);
 }
 
@@ -117,45 +115,268 @@ Result<void> check_stored_ranges(const std::vector<PageRecord>& records) {
   return {};
 }
 
-// Walks the whole message: text without NUL, enums that this version knows, no fields that it does not know. Ignoring
-// an unknown field would restart something other than what was checkpointed.
-Result<void> check_fields(const google::protobuf::Message& message) {
-  const auto& descriptor = *message.GetDescriptor();
-  const auto& reflection = *message.GetReflection();
-  const auto& unknown = reflection.GetUnknownFields(message);
-  if (!unknown.empty()) {
-    return error(
-        fmt::format("{} has a field {} that this vmckpt does not know", descriptor.name(), unknown.field(0).number()),
-        "use the vmckpt that made the image, or a newer one");
+// A message within others, for what is said about it.
+struct Place {
+  const Message& message;
+  const FieldDescriptor* field;  // of the message around it; null: the image
+  const Place* around;
+};
+
+// "OpenFile" as "open file", "OPEN_FILE" too.
+std::string words_of(const std::string& name) {
+  std::string words;
+  for (size_t i = 0; i < name.size(); ++i) {
+    const bool is_capital = std::isupper(static_cast<unsigned char>(name[i])) != 0;
+    const bool begins = is_capital && i > 0 && std::islower(static_cast<unsigned char>(name[i - 1])) != 0;
+    if (begins) words += ' ';
+    words += name[i] == '_' ? ' ' : static_cast<char>(std::tolower(static_cast<unsigned char>(name[i])));
   }
-  std::vector<const google::protobuf::FieldDescriptor*> fields;
-  reflection.ListFields(message, &fields);
-  for (const auto* field : fields) {
-    int count = field->is_repeated() ? reflection.FieldSize(message, field) : 1;
-    for (int i = 0; i < count; ++i) {
-      if (field->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_MESSAGE) {
-        VMCKPT_TRY(check_fields(field->is_repeated() ? reflection.GetRepeatedMessage(message, field, i)
-                                                     : reflection.GetMessage(message, field)));
-      } else if (field->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_ENUM) {
-        int value = field->is_repeated() ? reflection.GetRepeatedEnumValue(message, field, i)
-                                         : reflection.GetEnumValue(message, field);
-        if (field->enum_type()->FindValueByNumber(value) == nullptr) {
-          return error(fmt::format("{}.{} has the value {} that this vmckpt does not know", descriptor.name(),
-                                   field->name(), value),
-                       "use the vmckpt that made the image, or a newer one");
-        }
-      } else if (is_text_field(*field)) {
-        std::string scratch;
-        const std::string& text = field->is_repeated()
-                                      ? reflection.GetRepeatedStringReference(message, field, i, &scratch)
-                                      : reflection.GetStringReference(message, field, &scratch);
-        if (text.find('\0') != std::string::npos) {
-          return error(fmt::format("{}.{} has a NUL byte in its text", descriptor.name(), field->name()));
-        }
+  return words.starts_with("kvm ") ? "KVM" + words.substr(3) : words;
+}
+
+int64_t integer(const Message& message, const FieldDescriptor& field, int at = -1) {
+  const auto& r = *message.GetReflection();
+  const bool many = at >= 0;
+  switch (field.cpp_type()) {
+    case FieldDescriptor::CPPTYPE_INT32: return many ? r.GetRepeatedInt32(message, &field, at) : r.GetInt32(message, &field);
+    case FieldDescriptor::CPPTYPE_INT64: return many ? r.GetRepeatedInt64(message, &field, at) : r.GetInt64(message, &field);
+    case FieldDescriptor::CPPTYPE_UINT32: return many ? r.GetRepeatedUInt32(message, &field, at) : r.GetUInt32(message, &field);
+    case FieldDescriptor::CPPTYPE_ENUM:
+      return many ? r.GetRepeatedEnumValue(message, &field, at) : r.GetEnumValue(message, &field);
+    case FieldDescriptor::CPPTYPE_UINT64: {
+      const uint64_t value = many ? r.GetRepeatedUInt64(message, &field, at) : r.GetUInt64(message, &field);
+      return static_cast<int64_t>(std::min<uint64_t>(value, INT64_MAX));
+    }
+    default: return 0;
+  }
+}
+
+uint64_t unsigned_value(const Message& message, const FieldDescriptor& field) {
+  const auto& reflection = *message.GetReflection();
+  return field.cpp_type() == FieldDescriptor::CPPTYPE_UINT32 ? reflection.GetUInt32(message, &field)
+                                                              : reflection.GetUInt64(message, &field);
+}
+
+// "process 100, thread 101, pending"
+std::string text_of(const Place& place) {
+  if (place.field == nullptr) return "the image";
+  const auto& descriptor = *place.message.GetDescriptor();
+  std::string text = place.field->name();
+  for (const char* name : {"id", "pid", "tid"}) {
+    const FieldDescriptor* field = descriptor.FindFieldByName(name);
+    if (field == nullptr || field->is_repeated() || field->cpp_type() == FieldDescriptor::CPPTYPE_STRING) continue;
+    text = fmt::format("{} {}", words_of(descriptor.name()), integer(place.message, *field));
+  }
+  return place.around->field == nullptr ? text : text_of(*place.around) + ", " + text;
+}
+
+int entries_of(const Message& message, const FieldDescriptor& field) {
+  const auto& reflection = *message.GetReflection();
+  return field.is_repeated() ? reflection.FieldSize(message, &field) : reflection.HasField(message, &field);
+}
+
+const Message& message_at(const Message& message, const FieldDescriptor& field, int at) {
+  const auto& reflection = *message.GetReflection();
+  return field.is_repeated() ? reflection.GetRepeatedMessage(message, &field, at) : reflection.GetMessage(message, &field);
+}
+
+const std::string& bytes_at(const Message& message, const FieldDescriptor& field, int at, std::string* scratch) {
+  const auto& reflection = *message.GetReflection();
+  return field.is_repeated() ? reflection.GetRepeatedStringReference(message, &field, at, scratch)
+                             : reflection.GetStringReference(message, &field, scratch);
+}
+
+// All that the schema declares, and the extensions that are there.
+std::vector<const FieldDescriptor*> fields_of(const Message& message) {
+  std::vector<const FieldDescriptor*> fields, present;
+  for (int i = 0; i < message.GetDescriptor()->field_count(); ++i) fields.push_back(message.GetDescriptor()->field(i));
+  message.GetReflection()->ListFields(message, &present);
+  std::copy_if(present.begin(), present.end(), std::back_inserter(fields),
+               [](const auto* field) { return field->is_extension(); });
+  return fields;
+}
+
+// What a reference is to, where it is to something.
+pb::Reference object_meant(pb::Reference reference) {
+  switch (reference) {
+    case pb::CAPTURED_FILE_OR_NONE: return pb::CAPTURED_FILE;
+    case pb::OPEN_FILE_IF_INSIDE:
+    case pb::OPEN_FILE_IF_GIVEN: return pb::OPEN_FILE;
+    default: return reference;
+  }
+}
+
+using IdsByKind = std::map<pb::Reference, std::unordered_set<uint64_t>>;
+
+// The ids of all objects in lists that the schema says to define some, here and in the messages within.
+Result<void> collect_ids(const Message& message, IdsByKind& ids) {
+  std::vector<const FieldDescriptor*> fields;
+  message.GetReflection()->ListFields(message, &fields);
+  for (const FieldDescriptor* field : fields) {
+    if (field->cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE) continue;
+    const pb::Reference kind = field->options().GetExtension(pb::defines);
+    for (int i = 0; i < entries_of(message, *field); ++i) {
+      const Message& object = message_at(message, *field, i);
+      VMCKPT_TRY(collect_ids(object, ids));
+      if (kind == pb::NOTHING) continue;
+      const uint64_t id = unsigned_value(object, *object.GetDescriptor()->FindFieldByName("id"));
+      if (ids[kind].insert(id).second) continue;
+      return error(fmt::format("the {} id {} is there twice", words_of(pb::Reference_Name(kind)), id));
+    }
+  }
+  return {};
+}
+
+// Whether the message says that the reference beside it is one.
+bool refers_to_something(const Message& message, const FieldDescriptor& field, pb::Reference said) {
+  const auto& reflection = *message.GetReflection();
+  if (said == pb::CAPTURED_FILE_OR_NONE) return unsigned_value(message, field) != 0;
+  if (said == pb::OPEN_FILE_IF_GIVEN) return reflection.HasField(message, &field);
+  if (said != pb::OPEN_FILE_IF_INSIDE) return true;
+  const FieldDescriptor* peer = message.GetDescriptor()->FindFieldByName("peer");
+  return peer != nullptr && peer->cpp_type() == FieldDescriptor::CPPTYPE_ENUM &&
+         reflection.GetEnumValue(message, peer) == pb::PEER_INSIDE;
+}
+
+// The bounds of a number, or of how many bytes there are.
+Result<void> check_bounds(const Place& place, const FieldDescriptor& field, int64_t value, bool is_number) {
+  const auto& options = field.options();
+  const bool has_least = options.HasExtension(pb::least), has_most = options.HasExtension(pb::most);
+  const int64_t least = options.GetExtension(pb::least), most = options.GetExtension(pb::most);
+  if ((!has_least || value >= least) && (!has_most || value <= most)) return {};
+  const std::string range = !has_most        ? fmt::format("{} or more", least)
+                            : !has_least     ? fmt::format("at most {}", most)
+                            : least == most ? fmt::format("{}", least)
+                                            : fmt::format("{} to {}", least, most);
+  return error(fmt::format("{}: {} {} {}{} instead of {}", text_of(place), words_of(field.name()), is_number ? "is" : "has", value,
+                           is_number ? "" : " bytes", range));
+}
+
+Result<void> check_bytes(const Place& place, const FieldDescriptor& field, const std::string& bytes) {
+  const auto& options = field.options();
+  auto wrong = [&](const std::string& what) {
+    return error(fmt::format("{}: {} {}", text_of(place), words_of(field.name()), what));
+  };
+  if (is_text_field(field) && bytes.find('\0') != std::string::npos) return wrong("has a NUL byte in its text");
+  if (options.GetExtension(pb::absolute_path) && !bytes.empty() && bytes[0] != '/') {
+    return wrong(fmt::format("is \"{}\", not an absolute path", printable(bytes)));
+  }
+  const uint32_t whole = options.GetExtension(pb::whole);
+  if (whole != 0 && bytes.size() % whole != 0) return wrong(fmt::format("has {} bytes, no multiple of {}", bytes.size(), whole));
+  return check_bounds(place, field, static_cast<int64_t>(bytes.size()), false);
+}
+
+Result<void> check_number(const Place& place, const FieldDescriptor& field, int at, const IdsByKind& ids) {
+  const int64_t value = integer(place.message, field, at);
+  if (field.cpp_type() == FieldDescriptor::CPPTYPE_ENUM &&
+      field.enum_type()->FindValueByNumber(static_cast<int>(value)) == nullptr) {
+    return error(fmt::format("{}: {} has the value {} that this vmckpt does not know", text_of(place), field.name(), value),
+                 kOtherVersion);
+  }
+  const pb::Reference said = field.options().GetExtension(pb::refers_to);
+  if (said != pb::NOTHING && refers_to_something(place.message, field, said)) {
+    const uint64_t id = unsigned_value(place.message, field);
+    const auto known = ids.find(object_meant(said));
+    if (known == ids.end() || known->second.count(id) == 0) {
+      return error(fmt::format("{} refers to the {} {}, which is not there", text_of(place),
+                               words_of(pb::Reference_Name(object_meant(said))), id));
+    }
+  }
+  return check_bounds(place, field, value, true);
+}
+
+// A field that no two messages of the list may have the same.
+Result<void> check_keys(const Place& place, const FieldDescriptor& list) {
+  const auto& descriptor = *list.message_type();
+  for (int i = 0; i < descriptor.field_count(); ++i) {
+    const FieldDescriptor& key = *descriptor.field(i);
+    if (!key.options().GetExtension(pb::key)) continue;
+    const bool is_text = key.cpp_type() == FieldDescriptor::CPPTYPE_STRING;
+    std::unordered_set<std::string> texts;
+    std::unordered_set<int64_t> numbers;
+    for (int k = 0; k < entries_of(place.message, list); ++k) {
+      const Message& entry = message_at(place.message, list, k);
+      std::string scratch;
+      if (is_text ? texts.insert(bytes_at(entry, key, 0, &scratch)).second : numbers.insert(integer(entry, key)).second) continue;
+      const std::string value = is_text ? printable(bytes_at(entry, key, 0, &scratch)) : fmt::format("{}", integer(entry, key));
+      return error(fmt::format("{}: the {} {} is there twice among {}", text_of(place), words_of(key.name()), value,
+                               words_of(list.name())));
+    }
+  }
+  return {};
+}
+
+// Walks the whole message by what the schema says of its fields: text without NUL, enums that this version knows, values within
+// bounds, references to what is there. No fields that this version does not know: without them something other than what was
+// checkpointed would be restarted.
+Result<void> check_fields(const Place& place, const IdsByKind& ids) {
+  const Message& message = place.message;
+  const auto& unknown = message.GetReflection()->GetUnknownFields(message);
+  if (!unknown.empty()) {
+    return error(fmt::format("{} has a field {} that this vmckpt does not know", text_of(place), unknown.field(0).number()),
+                 kOtherVersion);
+  }
+  for (const FieldDescriptor* field : fields_of(message)) {
+    const int count = entries_of(message, *field);
+    const auto& options = field->options();
+    if (field->is_repeated()) {
+      const auto wanted = static_cast<int>(options.GetExtension(pb::entries));
+      const auto most = static_cast<int>(options.GetExtension(pb::most_entries));
+      const bool too_many = most != 0 && count > most;
+      if ((wanted != 0 && count != 0 && count != wanted) || too_many) {
+        return error(fmt::format("{}: there are {} {} instead of {}{}", text_of(place), count, words_of(field->name()),
+                                 too_many ? "at most " : "", too_many ? most : wanted));
+      }
+    }
+    if (field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
+      if (field->is_repeated()) VMCKPT_TRY(check_keys(place, *field));
+      for (int i = 0; i < count; ++i) VMCKPT_TRY(check_fields({message_at(message, *field, i), field, &place}, ids));
+      continue;
+    }
+    // A single field that is not there has its default value, and is checked like any other.
+    for (int i = 0; i < (field->is_repeated() ? count : 1); ++i) {
+      std::string scratch;
+      if (field->cpp_type() == FieldDescriptor::CPPTYPE_STRING) {
+        VMCKPT_TRY(check_bytes(place, *field, bytes_at(message, *field, i, &scratch)));
+      } else {
+        VMCKPT_TRY(check_number(place, *field, field->is_repeated() ? i : -1, ids));
       }
     }
   }
   return {};
+}
+
+// What one process has only one of.
+Result<void> check_one_process(const pb::Image& image) {
+  auto refuse = [](const char* what, int count) -> Result<void> {
+    if (count == 1) return {};
+    return error(fmt::format("this release restarts one process; the image has {} {}", count, what), "use a newer vmckpt");
+  };
+  if (image.processes().empty()) return error("there is no process");
+  VMCKPT_TRY(refuse("processes", image.processes_size()));
+  VMCKPT_TRY(refuse("address spaces", image.address_spaces_size()));
+  VMCKPT_TRY(refuse("descriptor tables", image.descriptor_tables_size()));
+  VMCKPT_TRY(refuse("working directories", image.file_system_contexts_size()));
+  VMCKPT_TRY(refuse("tables of signal handlers", image.signal_handlers_size()));
+  const pb::Process& process = image.processes(0);
+  if (process.state() == pb::Process::ZOMBIE) return error(fmt::format("process {} had ended", process.pid()));
+  if (image.address_spaces(0).id() != kFirstAddressSpace) {
+    return error(fmt::format("the address space has the id {} instead of {}", image.address_spaces(0).id(), kFirstAddressSpace));
+  }
+  return {};
+}
+
+Result<void> check_target(const pb::Target& target) {
+  if (target.name().empty() || target.name().find('/') != std::string::npos) {
+    return error(fmt::format("the target's name \"{}\" is empty or has a slash", target.name()));
+  }
+  return {};
+}
+
+Result<void> check_process(const pb::Process& process) {
+  if (process.threads().empty()) return error(fmt::format("process {}: there is no thread", process.pid()));
+  if (process.threads(0).tid() == process.pid()) return {};
+  return error(fmt::format("process {}: the first thread is {}, not the leader", process.pid(), process.threads(0).tid()));
 }
 
 Result<void> check_absolute(const std::string& path, const std::string& owner) {
@@ -164,129 +385,12 @@ Result<void> check_absolute(const std::string& path, const std::string& owner) {
   return {};
 }
 
-Result<void> check_signals(const google::protobuf::RepeatedPtrField<pb::Signal>& signals, const std::string& owner) {
-  for (const auto& signal : signals) {
-    if (signal.number() < 1 || signal.number() > kMaxSignal) {
-      return error(fmt::format("{} has a pending signal numbered {}", owner, signal.number()));
-    }
-    if (signal.info().size() != kSiginfoBytes) {
-      return error(fmt::format("{} has a pending signal with {} bytes of siginfo instead of {}", owner,
-                               signal.info().size(), kSiginfoBytes));
-    }
-  }
-  return {};
-}
-
-Result<void> check_target(const pb::Target& target) {
-  if (target.target_id().size() != kIdBytes) {
-    return error(fmt::format("the target's id has {} bytes instead of {}", target.target_id().size(), kIdBytes));
-  }
-  if (target.name().empty() || target.name().find('/') != std::string::npos) {
-    return error(fmt::format("the target's name \"{}\" is empty or has a slash", target.name()));
-  }
-  return {};
-}
-
-Result<void> check_process(const pb::Process& process) {
-  if (process.pid() <= 0) return error(fmt::format("the process has the PID {}", process.pid()));
-  if (process.process_group() < 0 || process.session() < 0) {
-    return error(fmt::format("the process has the process group {} and the session {}", process.process_group(),
-                             process.session()));
-  }
-  if (process.command_name().size() > kMaxCommandNameBytes) return error("the process's command name is too long");
-  if (process.umask() > 0777) return error(fmt::format("the process has the umask {:#o}", process.umask()));
-  if (!process.working_directory().empty())
-    VMCKPT_TRY(check_absolute(process.working_directory(), "working directory"));
-  if (!process.root_directory().empty()) VMCKPT_TRY(check_absolute(process.root_directory(), "root directory"));
-
-  std::set<uint32_t> resources, handled, intervals;
-  std::set<int32_t> timers;
-  for (const auto& limit : process.limits()) {
-    if (limit.resource() >= 16 || !resources.insert(limit.resource()).second) {
-      return error(fmt::format("the resource limit {} is unknown or there twice", limit.resource()));
-    }
-  }
-  for (const auto& action : process.actions()) {
-    if (action.number() < 1 || action.number() > kMaxSignal || !handled.insert(action.number()).second) {
-      return error(fmt::format("the signal action {} is unknown or there twice", action.number()));
-    }
-  }
-  for (const auto& timer : process.interval_timers()) {
-    if (timer.which() > 2 || !intervals.insert(timer.which()).second) {
-      return error(fmt::format("the interval timer {} is unknown or there twice", timer.which()));
-    }
-    if (timer.value_us() < 0 || timer.interval_us() < 0) return error("an interval timer has a negative time");
-  }
-  for (const auto& timer : process.posix_timers()) {
-    if (timer.id() < 0 || !timers.insert(timer.id()).second) {
-      return error(fmt::format("the POSIX timer id {} is negative or there twice", timer.id()));
-    }
-    if (timer.value_ns() < 0 || timer.interval_ns() < 0) {
-      return error(fmt::format("the POSIX timer {} has a negative time", timer.id()));
-    }
-  }
-  return check_signals(process.pending(), "the process");
-}
-
-Result<void> check_thread(const pb::Thread& thread) {
-  const std::string owner = fmt::format("thread {}", thread.tid());
-  auto wrong_size = [&](const char* what, size_t bytes) {
-    return error(fmt::format("{} has {} bytes of {}", owner, bytes, what));
-  };
-  if (thread.name().size() > kMaxCommandNameBytes) return error(owner + " has a name that is too long");
-  if (thread.registers().size() != sizeof(user_regs_struct)) return wrong_size("registers", thread.registers().size());
-  if (thread.xstate().size() < kMinXstateBytes || thread.xstate().size() > kMaxXstateBytes) {
-    return wrong_size("extended state", thread.xstate().size());
-  }
-  if (thread.affinity().size() > kMaxAffinityBytes || thread.affinity().size() % 8 != 0) {
-    return wrong_size("affinity", thread.affinity().size());
-  }
-  if (thread.nice() < -20 || thread.nice() > 19)
-    return error(fmt::format("{} has the nice value {}", owner, thread.nice()));
-  if (thread.debug_registers_size() != 0 && thread.debug_registers_size() != 8) {
-    return error(fmt::format("{} has {} debug registers", owner, thread.debug_registers_size()));
-  }
-  if (thread.has_credentials() && (thread.credentials().uid_size() != 4 || thread.credentials().gid_size() != 4)) {
-    return error(fmt::format("{} has {} user ids and {} group ids instead of 4 each", owner,
-                             thread.credentials().uid_size(), thread.credentials().gid_size()));
-  }
-  if (static_cast<size_t>(thread.filters_size()) > kMaxFilters) {
-    return error(fmt::format("{} has {} seccomp filters", owner, thread.filters_size()));
-  }
-  for (const auto& filter : thread.filters()) {
-    size_t bytes = filter.program().size();
-    if (bytes == 0 || bytes % kSockFilterBytes != 0 || bytes / kSockFilterBytes > kMaxFilterInstructions) {
-      return wrong_size("seccomp filter", bytes);
-    }
-  }
-  return check_signals(thread.pending(), owner);
-}
-
-Result<void> check_threads(const pb::Image& image) {
-  if (image.threads_size() == 0) return error("there is no thread");
-  if (image.threads(0).tid() != image.process().pid()) {
-    return error(
-        fmt::format("the first thread is {}, not the leader {}", image.threads(0).tid(), image.process().pid()));
-  }
-  std::set<int32_t> tids;
-  for (const auto& thread : image.threads()) {
-    if (thread.tid() <= 0 || !tids.insert(thread.tid()).second) {
-      return error(fmt::format("the thread id {} is not positive or there twice", thread.tid()));
-    }
-    VMCKPT_TRY(check_thread(thread));
-  }
-  return {};
-}
-
-using CapturedById = std::unordered_map<uint64_t, const pb::CapturedFile*>;
-
-Result<void> check_mapping(const pb::Mapping& mapping, const CapturedById& captured) {
+Result<void> check_mapping(const pb::Mapping& mapping) {
   const std::string owner = "mapping " + range_text(mapping.start(), mapping.end());
   if (!page_aligned(mapping.start()) || !page_aligned(mapping.end()) || mapping.start() >= mapping.end()) {
     return error(owner + " is empty or not of whole pages");
   }
   if (mapping.end() > kUserSpaceEnd) return error(owner + " is outside user space");
-  if (mapping.protection() > 7) return error(fmt::format("{} has the protection {:#x}", owner, mapping.protection()));
   if (!page_aligned(mapping.file_offset()) || mapping.file_offset() > kMaxFileBytes) {
     return error(fmt::format("{} has the file offset {:#x}", owner, mapping.file_offset()));
   }
@@ -299,65 +403,38 @@ Result<void> check_mapping(const pb::Mapping& mapping, const CapturedById& captu
     case pb::Mapping::FILE_SHARED: return check_absolute(mapping.file().path(), owner);
     case pb::Mapping::CAPTURED:
     case pb::Mapping::CAPTURED_PRIVATE:
-      if (captured.count(mapping.captured_id()) != 0) return {};
-      return error(fmt::format("{} is of the captured file {}, which is not there", owner, mapping.captured_id()));
+      if (mapping.captured_id() != 0) return {};
+      return error(owner + " is of no captured file");
     default: return error(fmt::format("{} is of the unknown kind {}", owner, static_cast<int>(mapping.kind())));
   }
 }
 
-Result<CapturedById> index_captured(const pb::AddressSpace& memory) {
-  CapturedById captured;
-  for (const auto& file : memory.captured()) {
-    if (file.id() == 0 || !captured.emplace(file.id(), &file).second) {
-      return error(fmt::format("the captured file id {} is zero or there twice", file.id()));
-    }
-    if (file.size_bytes() > kMaxFileBytes) {
-      return error(fmt::format("captured file {} has a size of {} bytes", file.id(), file.size_bytes()));
-    }
-    if (file.kind() == pb::CapturedFile::UNKNOWN) {
-      return error(fmt::format("captured file {} is of an unknown kind", file.id()));
-    }
-    const bool is_named = file.kind() == pb::CapturedFile::NAMED, has_path = !file.path().empty();
-    if (has_path && !is_named && file.kind() != pb::CapturedFile::KEPT) {
-      return error(fmt::format("captured file {} has a path, and is of no kind that has one", file.id()));
-    }
-    if (is_named || has_path) VMCKPT_TRY(check_absolute(file.path(), fmt::format("captured file {}", file.id())));
-    if (file.has_segment() && (file.segment().mode() > 0777 || file.segment().size_bytes() == 0 || file.segment().size_bytes() > kMaxFileBytes ||
-                               page_round_up(file.segment().size_bytes()) != page_round_up(file.size_bytes()))) {
-      return error(fmt::format("captured file {} is no System V segment", file.id()));
-    }
+Result<void> check_captured(const pb::CapturedFile& file) {
+  if (file.size_bytes() > kMaxFileBytes) {
+    return error(fmt::format("captured file {} has a size of {} bytes", file.id(), file.size_bytes()));
   }
-  return captured;
-}
-
-// Each ring of Linux AIO fits to its mapping and to itself (modules/aio.cc).
-Result<void> check_aio_rings(const pb::AddressSpace& memory) {
-  constexpr uint64_t kHeaderBytes = 32, kEventBytes = 32;
-  auto ring = memory.aio_rings().begin();
-  for (const pb::Mapping& mapping : memory.mappings()) {
-    if (mapping.kind() != pb::Mapping::AIO_RING) continue;
-    const bool fits = ring != memory.aio_rings().end() && ring->address() == mapping.start() &&
-                      kHeaderBytes + ring->slots() * kEventBytes == mapping.end() - mapping.start() && ring->head() < ring->slots() &&
-                      ring->pending().size() % kEventBytes == 0 && ring->pending().size() / kEventBytes < ring->slots();
-    if (!fits) return error(fmt::format("the AIO ring at {:#x} is not what its mapping says", mapping.start()));
-    ++ring;
+  const bool is_named = file.kind() == pb::CapturedFile::NAMED, has_path = !file.path().empty();
+  if (has_path && !is_named && file.kind() != pb::CapturedFile::KEPT) {
+    return error(fmt::format("captured file {} has a path, and is of no kind that has one", file.id()));
   }
-  if (ring != memory.aio_rings().end()) return error(fmt::format("the AIO ring at {:#x} is not mapped", ring->address()));
+  if (is_named || has_path) VMCKPT_TRY(check_absolute(file.path(), fmt::format("captured file {}", file.id())));
+  if (file.has_segment() && (file.segment().size_bytes() == 0 || file.segment().size_bytes() > kMaxFileBytes ||
+                             page_round_up(file.segment().size_bytes()) != page_round_up(file.size_bytes()))) {
+    return error(fmt::format("captured file {} is no System V segment", file.id()));
+  }
   return {};
 }
 
 Result<void> check_memory(const pb::AddressSpace& memory) {
-  const CapturedById captured = VMCKPT_TRY(index_captured(memory));
   uint64_t previous_end = 0;
   for (const auto& mapping : memory.mappings()) {
-    VMCKPT_TRY(check_mapping(mapping, captured));
+    VMCKPT_TRY(check_mapping(mapping));
     if (mapping.start() < previous_end) {
       return error(fmt::format("mapping {} overlaps the one before it or is out of order",
                                range_text(mapping.start(), mapping.end())));
     }
     previous_end = mapping.end();
   }
-  VMCKPT_TRY(check_aio_rings(memory));
   previous_end = 0;
   for (const auto& guard : memory.guards()) {
     if (!page_aligned(guard.start()) || !page_aligned(guard.end()) || guard.start() >= guard.end() || guard.start() < previous_end ||
@@ -365,9 +442,6 @@ Result<void> check_memory(const pb::AddressSpace& memory) {
       return error(fmt::format("guard region {} is not of whole pages in user space, or out of order", range_text(guard.start(), guard.end())));
     }
     previous_end = guard.end();
-  }
-  if (memory.auxv().size() > kMaxAuxvBytes || memory.auxv().size() % 16 != 0) {
-    return error(fmt::format("the auxiliary vector has {} bytes", memory.auxv().size()));
   }
   uint64_t vdso_bytes = 0;  // that are free for it at restart
   for (const auto& mapping : memory.mappings()) {
@@ -379,108 +453,15 @@ Result<void> check_memory(const pb::AddressSpace& memory) {
   return {};
 }
 
-using google::protobuf::FieldDescriptor;
-using google::protobuf::Message;
-using IdsByKind = std::map<pb::Reference, std::set<uint64_t>>;
-
-uint64_t unsigned_value(const Message& message, const FieldDescriptor& field) {
-  const auto& reflection = *message.GetReflection();
-  return field.cpp_type() == FieldDescriptor::CPPTYPE_UINT32 ? reflection.GetUInt32(message, &field)
-                                                              : reflection.GetUInt64(message, &field);
-}
-
-std::string name_of(pb::Reference kind) {
-  switch (kind) {
-    case pb::CAPTURED_FILE:
-    case pb::CAPTURED_FILE_OR_NONE: return "captured file";
-    case pb::PIPE: return "pipe";
-    case pb::TERMINAL: return "terminal";
-    case pb::OPEN_FILE: return "open file";
-    case pb::OPEN_FILE_IF_INSIDE: return "socket";
-    default: return "object";
+// What else each kind of object needs is its module's to check.
+Result<void> check_open_files(const pb::Image& image) {
+  std::unordered_set<uint32_t> open;
+  for (const pb::DescriptorTable& table : image.descriptor_tables()) {
+    for (const pb::Descriptor& descriptor : table.descriptors()) open.insert(descriptor.file());
   }
-}
-
-// The ids of all objects in lists that the schema says to define some.
-Result<void> collect_ids(const pb::DescriptorTable& table, IdsByKind& ids) {
-  std::vector<const FieldDescriptor*> fields;
-  table.GetReflection()->ListFields(table, &fields);
-  for (const FieldDescriptor* field : fields) {
-    const pb::Reference kind = field->options().GetExtension(pb::defines);
-    if (kind == pb::NOTHING) continue;
-    for (int i = 0; i < table.GetReflection()->FieldSize(table, field); ++i) {
-      const Message& object = table.GetReflection()->GetRepeatedMessage(table, field, i);
-      const uint64_t id = unsigned_value(object, *object.GetDescriptor()->FindFieldByName("id"));
-      if (!ids[kind].insert(id).second) return error(fmt::format("the {} id {} is there twice", name_of(kind), id));
-    }
-  }
-  return {};
-}
-
-bool is_inside(const Message& message) {
-  const FieldDescriptor* peer = message.GetDescriptor()->FindFieldByName("peer");
-  return peer != nullptr && peer->cpp_type() == FieldDescriptor::CPPTYPE_ENUM &&
-         message.GetReflection()->GetEnumValue(message, peer) == pb::PEER_INSIDE;
-}
-
-// Every field that is the id of something, here and in the messages within. A field that is not there has the id 0.
-Result<void> check_references(const Message& message, const IdsByKind& ids, const std::string& owner) {
-  const auto& descriptor = *message.GetDescriptor();
-  for (int i = 0; i < descriptor.field_count(); ++i) {
-    const FieldDescriptor& field = *descriptor.field(i);
-    if (field.cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
-      const auto& reflection = *message.GetReflection();
-      const int count = field.is_repeated() ? reflection.FieldSize(message, &field) : reflection.HasField(message, &field);
-      for (int k = 0; k < count; ++k) {
-        VMCKPT_TRY(check_references(field.is_repeated() ? reflection.GetRepeatedMessage(message, &field, k)
-                                                        : reflection.GetMessage(message, &field), ids, owner));
-      }
-      continue;
-    }
-    const pb::Reference said = field.options().GetExtension(pb::refers_to);
-    if (said == pb::NOTHING) continue;
-    const uint64_t id = unsigned_value(message, field);
-    if (said == pb::OPEN_FILE_IF_INSIDE && !is_inside(message)) continue;
-    if (said == pb::CAPTURED_FILE_OR_NONE && id == 0) continue;
-    const pb::Reference kind = said == pb::OPEN_FILE_IF_INSIDE     ? pb::OPEN_FILE
-                               : said == pb::CAPTURED_FILE_OR_NONE ? pb::CAPTURED_FILE
-                                                                   : said;
-    const auto known = ids.find(kind);
-    if (known != ids.end() && known->second.count(id) != 0) continue;
-    return error(fmt::format("{} refers to the {} {}, which is not there", owner, name_of(said), id));
-  }
-  return {};
-}
-
-// Who an object or a record of KVM belongs to is its module's to check. Here: that reading the image takes no more than its size.
-Result<void> check_kvm(const pb::Kvm& kvm) {
-  constexpr int kMaxKvmObjects = 16384;  // four times KVM_MAX_VCPUS
-  if (kvm.objects_size() > kMaxKvmObjects) return error(fmt::format("there are {} KVM objects", kvm.objects_size()));
-  std::set<uint32_t> ids;
-  for (const pb::KvmObject& object : kvm.objects()) {
-    if (!ids.insert(object.id()).second) return error(fmt::format("the KVM object id {} is there twice", object.id()));
-  }
-  return {};
-}
-
-// Numbers and the references between descriptors; what else each kind of object needs is its module's to check.
-Result<void> check_descriptors(const pb::DescriptorTable& table, const CapturedById& captured) {
-  IdsByKind ids;
-  for (const auto& [id, file] : captured) ids[pb::CAPTURED_FILE].insert(id);
-  VMCKPT_TRY(collect_ids(table, ids));
-  std::set<int32_t> numbers;
-  for (const auto& file : table.files()) {
-    for (const auto& number : file.numbers()) {
-      if (number.number() < 0 || !numbers.insert(number.number()).second) {
-        return error(fmt::format("the descriptor {} is negative or there twice", number.number()));
-      }
-    }
-    if (file.numbers().empty()) return error(fmt::format("the open file {} has no number", file.id()));
-  }
-  for (const auto& file : table.files()) {
-    const FieldDescriptor* object = object_of(file);
-    if (object == nullptr) return error(fmt::format("descriptor {} is of an unknown kind", file.id()));
-    VMCKPT_TRY(check_references(file.GetReflection()->GetMessage(file, object), ids, fmt::format("descriptor {}", file.id())));
+  for (const pb::OpenFile& file : image.open_files()) {
+    if (open.count(file.id()) == 0) return error(fmt::format("the open file {} has no descriptor", file.id()));
+    if (object_of(file) == nullptr) return error(fmt::format("the open file {} is of an unknown kind", file.id()));
   }
   return {};
 }
@@ -525,31 +506,32 @@ Result<void> check_records(const std::vector<PageRecord>& records, uint64_t data
 }
 
 Result<void> check_metadata(const pb::Image& image) {
-  VMCKPT_TRY(check_fields(image));
-  if (!image.has_target() || !image.has_process() || !image.has_memory()) {
-    return error("the metadata has no target, process or memory");
-  }
+  if (!image.has_target()) return error("the metadata has no target");
+  VMCKPT_TRY(check_one_process(image));
+  IdsByKind ids;
+  VMCKPT_TRY(collect_ids(image, ids));
+  VMCKPT_TRY(check_fields({image, nullptr, nullptr}, ids));
   VMCKPT_TRY(check_target(image.target()));
-  VMCKPT_TRY(check_process(image.process()));
-  VMCKPT_TRY(check_threads(image));
-  VMCKPT_TRY(check_memory(image.memory()));
-  VMCKPT_TRY(check_kvm(image.kvm()));
-  for (const pb::PageStore& store : image.page_stores()) {
-    if (store.base_image_id().size() != kIdBytes) {
-      return error(fmt::format("a page store is no image: its id has {} bytes instead of {}", store.base_image_id().size(),
-                               kIdBytes));
+  for (const pb::Process& process : image.processes()) VMCKPT_TRY(check_process(process));
+  for (const pb::CapturedFile& file : image.captured_files()) VMCKPT_TRY(check_captured(file));
+  for (const pb::AddressSpace& memory : image.address_spaces()) {
+    if (ids[pb::CAPTURED_FILE].count(memory.id()) != 0) {
+      return error(fmt::format("the address space {} has the id of a captured file", memory.id()));
     }
+    VMCKPT_TRY(check_memory(memory));
   }
-  return check_descriptors(image.descriptors(), VMCKPT_TRY(index_captured(image.memory())));
+  return check_open_files(image);
 }
 
 Result<void> check_records_belong(const pb::Image& image, const std::vector<PageRecord>& records) {
-  const CapturedById captured = VMCKPT_TRY(index_captured(image.memory()));
-  auto mapping = image.memory().mappings().begin();
-  const auto mappings_end = image.memory().mappings().end();
+  std::unordered_map<uint64_t, const pb::CapturedFile*> captured;
+  for (const pb::CapturedFile& file : image.captured_files()) captured.emplace(file.id(), &file);
+  const pb::AddressSpace& memory = one_process(image).memory;
+  auto mapping = memory.mappings().begin();
+  const auto mappings_end = memory.mappings().end();
   for (const PageRecord& record : records) {
     VMCKPT_TRY(check_store(record, image.page_stores()));
-    if (record.object != 0) {
+    if (record.object != memory.id()) {
       auto file = captured.find(record.object);
       if (file == captured.end()) return error(record_text(record) + " belongs to no captured file of this image");
       uint64_t whole_pages = (file->second->size_bytes() + kImagePageBytes - 1) / kImagePageBytes * kImagePageBytes;

@@ -161,9 +161,9 @@ Result<uint64_t> CapturedFiles::capture_mapping(pid_t pid, uint64_t address, uin
   return file.id();
 }
 
-Result<void> RebuiltFiles::rebuild(const pb::AddressSpace& space, const ImageReader& image, int first_fd, const FileAccess& access) {
+Result<void> RebuiltFiles::rebuild(const ImageReader& image, int first_fd, const FileAccess& access) {
   image_ = &image;
-  for (const pb::CapturedFile& file : space.captured()) {
+  for (const pb::CapturedFile& file : image.metadata().captured_files()) {
     files_[file.id()] = &file;
     if (file.kind() == pb::CapturedFile::KEPT && !is_put_back(file, access)) continue;
     if (file.has_segment()) {

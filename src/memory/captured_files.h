@@ -55,7 +55,7 @@ class CapturedFiles {
 class RebuiltFiles {
  public:
   // Descriptors get numbers from `first_fd` on.
-  Result<void> rebuild(const pb::AddressSpace& space, const ImageReader& image, int first_fd, const FileAccess& access);
+  Result<void> rebuild(const ImageReader& image, int first_fd, const FileAccess& access);
   // Borrowed; -1 when there is no such object, or only a kept one that was not needed.
   int fd(uint64_t id) const;
   // The same for a file that was put back at `path`.

@@ -138,12 +138,11 @@ bool is_same_inode(const pb::Inode& then, const pb::Inode& now) {
   return then.device() == now.device() && then.uid() == now.uid() && then.gid() == now.gid();
 }
 
-FileAccess::FileAccess(const pb::Credentials& target, FilePolicy policy) : policy_(policy) {
-  if (target.uid_size() != 4 || target.gid_size() != 4) return;  // refused elsewhere
-  uid_ = target.uid(3);
-  gid_ = target.gid(3);
-  groups_.assign(target.groups().begin(), target.groups().end());
-  effective_ = target.capabilities_effective();
+FileAccess::FileAccess(const FileRights& target, FilePolicy policy) : policy_(policy) {
+  uid_ = target.uid;
+  gid_ = target.gid;
+  groups_ = target.groups;
+  effective_ = target.effective;
   Capabilities own;
   // In a user namespace made for the restart this process has all capabilities there, but over its own files only.
   constexpr uint64_t kOverride = uint64_t{1} << CAP_DAC_OVERRIDE, kReadSearch = uint64_t{1} << CAP_DAC_READ_SEARCH;

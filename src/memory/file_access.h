@@ -22,7 +22,6 @@
 #include "core/fd.h"
 #include "core/result.h"
 #include "image/memory.pb.h"
-#include "image/process.pb.h"
 #include "memory/shared_files.h"
 
 namespace vmckpt {
@@ -39,10 +38,19 @@ pb::Inode inode_of(int fd);
 // Whether it is certainly that file: false where nothing is known of `then`.
 bool is_same_inode(const pb::Inode& then, const pb::Inode& now);
 
+// What the kernel asks when a thread opens a file.
+struct FileRights {
+  uid_t uid = 0;  // of the file system
+  gid_t gid = 0;
+  std::vector<gid_t> groups{};
+  uint64_t effective = 0;  // capabilities
+};
+
 class FileAccess {
  public:
   FileAccess() = default;  // the caller's own rights
-  FileAccess(const pb::Credentials& target, FilePolicy policy);
+  explicit FileAccess(FilePolicy policy) : policy_(policy) {}
+  FileAccess(const FileRights& target, FilePolicy policy);
 
   const FilePolicy& policy() const { return policy_; }
   // Whether the target's rights are not the caller's.

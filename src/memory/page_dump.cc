@@ -19,6 +19,8 @@ class StillProcess : public PageSource {
   StillProcess(pid_t pid, PageScanner scanner, const std::vector<DumpRange>& ranges)
       : scanner_(std::move(scanner)), memory_(pid), ranges_(ranges) {}
 
+  Result<void> expect_still_there() const { return memory_.expect_still_there(); }
+
   Result<void> find(const Take& take) override {
     for (const DumpRange& range : ranges_) VMCKPT_TRY(find_in(range, take));
     return {};
@@ -125,6 +127,8 @@ Result<std::vector<GuardRegion>> dump_pages(pid_t source, const std::vector<Dump
   StillProcess process(source, VMCKPT_TRY(PageScanner::open(source)), ranges);
   RawSink sink(writer, RawSink::Writeback::kEarly);
   VMCKPT_TRY(copy_pages(process, sink, progress));
+  // A scan of memory that has gone finds nothing, and no error: what was looked at is true if the memory is still there.
+  VMCKPT_TRY(process.expect_still_there());
   return process.take_guards();
 }
 

@@ -70,4 +70,12 @@ Result<void> ProcessMemory::read_as_tracer(uint64_t address, uint8_t* to, uint64
   return {};
 }
 
+Result<void> ProcessMemory::expect_still_there() const {
+  char byte;
+  // Nothing lies there: EFAULT for any process that has memory (process_vm_rw_core in the kernel's mm/process_vm_access.c).
+  const iovec here{&byte, 1}, nowhere{nullptr, 1};
+  if (::process_vm_readv(pid_, &here, 1, &nowhere, 1, 0) < 0 && errno == ESRCH) return killed(pid_);
+  return {};
+}
+
 }  // namespace vmckpt

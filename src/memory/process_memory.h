@@ -15,6 +15,8 @@ namespace vmckpt {
 class ProcessMemory {
  public:
   explicit ProcessMemory(pid_t pid) : pid_(pid) {}
+  // Whether the process still has its memory: one that was killed reads as if nothing had been written.
+  Result<void> expect_still_there() const;
 
   enum class Readable { kMaybe, kNo };       // kNo: the process itself may not read it, so do not try
   enum class Unreadable { kError, kZeros };  // a page that cannot be read: beyond the end of a mapped file, or a guard region

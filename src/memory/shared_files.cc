@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "core/proc.h"
+#include "image/one_process.h"
 #include "memory/file_access.h"
 #include "memory/file_owner.h"
 #include "memory/maps.h"
@@ -36,8 +37,8 @@ bool is_same(const pb::CapturedFile& file, const struct stat& now) {
 }
 
 // By the time of its birth, if the image has that.
-bool is_another_inode(const pb::CapturedFile& file, const pb::AddressSpace& space) {
-  for (const pb::Mapping& mapping : space.mappings()) {
+bool is_another_inode(const pb::CapturedFile& file, const pb::Image& image) {
+  for (const pb::Mapping& mapping : one_process(image).memory.mappings()) {
     if (mapping.kind() != pb::Mapping::CAPTURED || mapping.captured_id() != file.id() || !mapping.file().has_origin()) continue;
     Fd fd(::open(file.path().c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
     return !is_same_inode(mapping.file().origin(), inode_of(fd.get()));
@@ -87,7 +88,7 @@ void check_missing(const pb::CapturedFile& file, SharedFiles rule, std::vector<E
   }
 }
 
-void check_present(const pb::CapturedFile& file, const pb::AddressSpace& space, const struct stat& now, SharedFiles rule,
+void check_present(const pb::CapturedFile& file, const pb::Image& image, const struct stat& now, SharedFiles rule,
                    std::vector<Error>& problems) {
   const std::string& path = file.path();
   if (!S_ISREG(now.st_mode)) {
@@ -98,7 +99,7 @@ void check_present(const pb::CapturedFile& file, const pb::AddressSpace& space, 
     problems.push_back(error(fmt::format("{} is another user's: {}", describe(file), describe_difference(file, now)), "remove it"));
   } else if (rule == SharedFiles::kLeave && static_cast<uint64_t>(now.st_size) < file.size_bytes()) {
     problems.push_back(error(fmt::format("{} has {} bytes and had {}", describe(file), now.st_size, file.size_bytes()), "put the old file back"));
-  } else if (rule == SharedFiles::kRestore && (!is_same(file, now) || is_another_inode(file, space))) {
+  } else if (rule == SharedFiles::kRestore && (!is_same(file, now) || is_another_inode(file, image))) {
     const std::string cure = may_be_used(file, now) ? "remove it; " + std::string(kCure) : "remove it";
     problems.push_back(error(fmt::format("{} is not what it was: {}", describe(file), describe_difference(file, now)), cure));
   } else if (rule == SharedFiles::kRestore) {
@@ -139,14 +140,15 @@ Result<void> empty(int fd, const pb::CapturedFile& file) {
 
 }  // namespace
 
-void check_shared_files(const pb::AddressSpace& space, const FileAccess& access, std::vector<Error>& problems, std::vector<std::string>& notes) {
+void check_shared_files(const pb::Image& image, const FileAccess& access, std::vector<Error>& problems,
+                        std::vector<std::string>& notes) {
   const SharedFiles rule = access.policy().shared_files;
-  for (const pb::CapturedFile& file : space.captured()) {
+  for (const pb::CapturedFile& file : image.captured_files()) {
     if (file.path().empty() || (is_kept(file) && !is_put_back(file, access))) continue;
     const size_t before = problems.size();
     struct stat now {};
     const bool is_there = ::lstat(file.path().c_str(), &now) == 0;
-    if (is_there) check_present(file, space, now, rule, problems);
+    if (is_there) check_present(file, image, now, rule, problems);
     else if (errno == ENOENT) check_missing(file, rule, problems);
     else problems.push_back(errno_error("examine " + describe(file)));
     if (problems.size() != before) continue;
@@ -168,9 +170,9 @@ bool is_put_back(const pb::CapturedFile& file, const FileAccess& access) {
   return ::lstat(file.path().c_str(), &now) != 0 && errno == ENOENT;
 }
 
-std::set<std::string> paths_put_back(const pb::AddressSpace& space, const FileAccess& access) {
+std::set<std::string> paths_put_back(const pb::Image& image, const FileAccess& access) {
   std::set<std::string> paths;
-  for (const pb::CapturedFile& file : space.captured()) {
+  for (const pb::CapturedFile& file : image.captured_files()) {
     if (is_put_back(file, access)) paths.insert(file.path());
   }
   return paths;

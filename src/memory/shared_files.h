@@ -15,7 +15,7 @@
 
 #include "core/fd.h"
 #include "core/result.h"
-#include "image/memory.pb.h"
+#include "image/image.pb.h"
 
 namespace vmckpt {
 
@@ -29,12 +29,13 @@ enum class SharedFiles {
 };
 
 // Preflight: says what stands in the way.
-void check_shared_files(const pb::AddressSpace& space, const FileAccess& access, std::vector<Error>& problems, std::vector<std::string>& notes);
+void check_shared_files(const pb::Image& image, const FileAccess& access, std::vector<Error>& problems,
+                        std::vector<std::string>& notes);
 
 // Whether restart writes the image's content into the file, or into another one in its place.
 bool is_put_back(const pb::CapturedFile& file, const FileAccess& access);
 // The files that the image brings along, so that they need not be there.
-std::set<std::string> paths_put_back(const pb::AddressSpace& space, const FileAccess& access);
+std::set<std::string> paths_put_back(const pb::Image& image, const FileAccess& access);
 
 // Restart, in the new process: the file, open for reading and writing. Under kLeave as it is, otherwise with the saved size and
 // empty, to be filled.

@@ -10,6 +10,7 @@
 #include "core/clock.h"
 #include "core/fd.h"
 #include "core/proc.h"
+#include "image/one_process.h"
 #include "modules/module.h"
 #include "modules/played/aio.h"
 #include "modules/played/operations.h"
@@ -116,7 +117,7 @@ Result<void> save_aio(const StoppedWorld& world, const Ledger& ledger, bool coun
       return refuse(address, "is mapped in part only", kUseSomethingElse);
     }
     if (in_flight(*context, header) != 0) return refuse(address, "has requests in flight", "try again");
-    pb::AioRing* ring = saved->add_aio_rings();
+    pb::AioRing* ring = saved->AddExtension(pb::aio_rings);
     ring->set_address(address.value());
     ring->set_slots(header.slots);
     ring->set_head(header.head);
@@ -131,10 +132,27 @@ Result<void> save_aio(const StoppedWorld& world, const Ledger& ledger, bool coun
   return {};
 }
 
+Result<void> check_aio_rings(const pb::AddressSpace& space) {
+  const auto& rings = space.GetRepeatedExtension(pb::aio_rings);
+  auto ring = rings.begin();
+  for (const pb::Mapping& mapping : space.mappings()) {
+    if (mapping.kind() != pb::Mapping::AIO_RING) continue;
+    const bool fits = ring != rings.end() && ring->address() == mapping.start() &&
+                      kAioRingHeaderBytes + ring->slots() * kAioEventBytes == mapping.end() - mapping.start() &&
+                      ring->head() < ring->slots() &&
+                      ring->pending().size() % kAioEventBytes == 0 && ring->pending().size() / kAioEventBytes < ring->slots();
+    if (!fits) return error(fmt::format("the AIO ring at {:#x} is not what its mapping says", mapping.start()));
+    ++ring;
+  }
+  if (ring != rings.end()) return error(fmt::format("the AIO ring at {:#x} is not mapped", ring->address()));
+  return {};
+}
+
 namespace {
 
 void check_aio(const pb::AddressSpace& space, std::vector<Error>& problems) {
-  if (space.aio_rings().empty()) return;
+  if (auto fit = check_aio_rings(space); !fit.ok()) return problems.push_back(fit.error());
+  if (space.ExtensionSize(pb::aio_rings) == 0) return;
   aio_context_t none = 0;
   if (::syscall(SYS_io_setup, 0, &none) != 0 && errno != EINVAL) {
     problems.push_back(errno_error("Linux AIO cannot be used here (io_setup)", "restart it where a kernel and a container allow it"));
@@ -142,7 +160,7 @@ void check_aio(const pb::AddressSpace& space, std::vector<Error>& problems) {
   }
   const uint64_t least = least_slots();
   int64_t wanted = 0;
-  for (const pb::AioRing& ring : space.aio_rings()) {
+  for (const pb::AioRing& ring : space.GetRepeatedExtension(pb::aio_rings)) {
     wanted += wanted_for(ring.slots());
     if (ring.slots() >= least) continue;
     const std::string what = fmt::format("has {} slots; this kernel makes none below {}, for its processors", ring.slots(), least);
@@ -156,7 +174,7 @@ void check_aio(const pb::AddressSpace& space, std::vector<Error>& problems) {
 }
 
 void plan_aio(const pb::AddressSpace& space, int image_fd, TapeDraft& tape) {
-  for (const pb::AioRing& ring : space.aio_rings()) {
+  for (const pb::AioRing& ring : space.GetRepeatedExtension(pb::aio_rings)) {
     AioRingOrder order{};
     order.address = ring.address();
     order.bytes = ring_bytes(ring.slots());
@@ -183,13 +201,13 @@ Result<void> drain(StateSave& state, const Waiting& waiting) {
 }
 
 Result<void> save(StateSave& state) {
-  return save_aio(*state.world, *state.ledger, state.launch_filter, state.image.mutable_memory());
+  return save_aio(*state.world, *state.ledger, state.launch_filter, &one_process(&state.image).memory);
 }
 
-void check(Preflight& preflight) { check_aio(preflight.image.memory(), preflight.problems); }
+void check(Preflight& preflight) { check_aio(one_process(preflight.image).memory, preflight.problems); }
 
 Result<void> plan(ProcessPlan& process) {
-  plan_aio(process.image.memory(), process.image_fd, process.tape);
+  plan_aio(one_process(process.image).memory, process.image_fd, process.tape);
   return {};
 }
 

@@ -23,6 +23,7 @@
 
 #include "core/result.h"
 #include "image/memory.pb.h"
+#include "modules/aio.pb.h"
 #include "recorder/ledger.h"
 #include "tracer/stopped_world.h"
 #include "tracer/tape_draft.h"
@@ -31,6 +32,9 @@ namespace vmckpt {
 
 // Until no request is in flight. The target is stopped meanwhile.
 Result<void> wait_for_aio(const StoppedWorld& world, const Ledger& ledger, const Waiting& waiting);
+
+// Whether each ring of an image fits to its mapping and to itself.
+Result<void> check_aio_rings(const pb::AddressSpace& space);
 
 // For the rings among the mappings that were saved. `counted`: launch's filter is in force.
 Result<void> save_aio(const StoppedWorld& world, const Ledger& ledger, bool counted, pb::AddressSpace* saved);

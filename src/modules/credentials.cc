@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "core/fd.h"
+#include "modules/seccomp.h"
 
 namespace vmckpt {
 namespace {
@@ -74,6 +75,13 @@ std::string capability_names(uint64_t capabilities) {
   return text;
 }
 
+FileAccess file_access_of(const pb::Credentials& credentials, FilePolicy policy) {
+  if (credentials.uid_size() != 4 || credentials.gid_size() != 4) return FileAccess(policy);
+  const FileRights rights{credentials.uid(3), credentials.gid(3), {credentials.groups().begin(), credentials.groups().end()},
+                          credentials.capabilities_effective()};
+  return FileAccess(rights, policy);
+}
+
 void save_credentials(const StatusFields& status, pb::Credentials* saved) {
   save_ids(status_field(status, "Uid"), saved->mutable_uid());
   save_ids(status_field(status, "Gid"), saved->mutable_gid());
@@ -87,7 +95,7 @@ void save_credentials(const StatusFields& status, pb::Credentials* saved) {
 }
 
 Result<void> check_credentials(const pb::Thread& thread, std::vector<std::string>& notes) {
-  const pb::Credentials& saved = thread.credentials();
+  const pb::Credentials& saved = credentials_of(thread);
   if (saved.uid_size() != 4 || saved.gid_size() != 4) return error("the image has no user and group ids");
   const StatusFields mine = VMCKPT_TRY(read_status(::getpid()));
   if (!same_ids(saved.uid(), ids_of(status_field(mine, "Uid"))) && !has_capability(CAP_SETUID)) {
@@ -114,11 +122,11 @@ Result<void> check_credentials(const pb::Thread& thread, std::vector<std::string
 void note_lost_capabilities(const pb::Thread& thread, bool in_own_user_namespace, std::vector<std::string>& notes) {
   auto mine = read_status(::getpid());
   if (!mine.ok()) return;
-  const pb::Credentials& saved = thread.credentials();
+  const pb::Credentials& saved = credentials_of(thread);
   const uint64_t wanted = saved.capabilities_permitted() | saved.capabilities_inheritable();
   const uint64_t lost = wanted & ~status_hex(*mine, "CapPrm");
   if (lost != 0) notes.push_back("the process goes on without capabilities that restart does not have: " + capability_names(lost));
-  if (thread.filters_size() != 0 && !saved.no_new_privileges() && !has_capability(CAP_SYS_ADMIN)) {
+  if (!filters_of(thread).empty() && !saved.no_new_privileges() && !has_capability(CAP_SYS_ADMIN)) {
     notes.push_back("the process has no_new_privs now: without CAP_SYS_ADMIN its seccomp filters cannot be installed otherwise");
   }
   if (in_own_user_namespace && saved.capabilities_effective() != 0) {
@@ -127,7 +135,7 @@ void note_lost_capabilities(const pb::Thread& thread, bool in_own_user_namespace
 }
 
 Result<void> plan_credentials(const pb::Thread& thread, TapeDraft& tape) {
-  const pb::Credentials& saved = thread.credentials();
+  const pb::Credentials& saved = credentials_of(thread);
   const StatusFields mine = VMCKPT_TRY(read_status(::getpid()));
   const bool to_root = saved.uid(1) == 0;
   // Capabilities that leave the bounding set must go while CAP_SETPCAP is still there.

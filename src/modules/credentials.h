@@ -15,6 +15,8 @@
 #include "core/proc.h"
 #include "core/result.h"
 #include "image/image.pb.h"
+#include "memory/file_access.h"
+#include "modules/credentials.pb.h"
 #include "tracer/tape_draft.h"
 
 namespace vmckpt {
@@ -25,6 +27,10 @@ bool has_capability(int capability);
 bool may_set_groups();
 // "CAP_CHOWN, CAP_KILL"
 std::string capability_names(uint64_t capabilities);
+
+inline const pb::Credentials& credentials_of(const pb::Thread& thread) { return thread.GetExtension(pb::credentials); }
+// The caller's own, where the image does not say whose the thread's are: that is refused by check_credentials().
+FileAccess file_access_of(const pb::Credentials& credentials, FilePolicy policy);
 
 void save_credentials(const StatusFields& status, pb::Credentials* saved);
 // In the supervisor: what cannot be had is an error, what will be missing a note.

@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 
+#include "image/one_process.h"
 #include "modules/descriptors.h"
 
 namespace vmckpt {
@@ -35,9 +36,11 @@ struct TargetFile {
   Fd duplicate;              // shares the open file with the target while its descriptors are being saved
   pb::OpenFile* saved = nullptr;
 
-  int id() const { return numbers.front().number; }
+  int lowest() const { return numbers.front().number; }
+  // What the image calls it: the lowest number, which no other file of the one process has.
+  uint32_t file_id() const { return static_cast<uint32_t>(lowest()); }
   // The lowest number if it is standard input, output or error; otherwise -1.
-  int stdio() const { return id() <= 2 ? id() : -1; }
+  int stdio() const { return lowest() <= 2 ? lowest() : -1; }
   std::string describe() const;                    // `descriptor 5 ("pipe:[123]")`, for messages
   bool is_anonymous(std::string_view name) const;  // link is "anon_inode:" + name
 };
@@ -52,9 +55,10 @@ uint64_t parse_octal(std::string_view text);
 
 struct SaveContext {
   DescriptorSave& save;
-  pb::DescriptorTable* table;
+  pb::Image& image;
+  pb::KernelObjects& objects;  // of the image
   int proc;                                                                // descriptor of /proc/PID
-  std::vector<TargetFile> files;                                           // ascending by id
+  std::vector<TargetFile> files;                                           // ascending by lowest()
   std::map<std::array<int, 3>, std::vector<std::string>> socket_defaults;  // socket_options.cc
   std::unordered_map<int, const TargetFile*> by_number;
   std::unordered_map<uint64_t, const TargetFile*> by_socket_inode;
@@ -77,7 +81,8 @@ struct SaveContext {
 };
 
 struct CheckContext {
-  const pb::DescriptorTable& table;
+  const pb::Image& image;
+  const DescriptorsOfFiles& descriptors;
   const FileAccess& access;
   const std::set<std::string>& put_back;  // paths that need not be there yet
   std::vector<Error>& problems;
@@ -89,7 +94,8 @@ struct CheckContext {
 
 // Objects are made at service numbers and get their own numbers when all of them are there.
 struct RestoreContext {
-  const pb::DescriptorTable& table;
+  const pb::Image& image;
+  const DescriptorsOfFiles& descriptors;
   DescriptorRestore& restore;
   std::map<uint32_t, Fd> built;            // by OpenFile id
   std::set<uint32_t> shared_with_restart;  // dups of restart's own stdio: others see changes of their flags
@@ -139,7 +145,7 @@ Result<void> restore_file_status(RestoreContext& context, const pb::OpenFile& fi
 Result<void> save_locks(const TargetFile& file, pb::OpenFile* saved);
 // `located`: the file at `path`, opened with O_PATH.
 void check_locks(CheckContext& context, const pb::OpenFile& file, const std::string& path, int located);
-Result<void> restore_locks(const pb::OpenFile& file);
+Result<void> restore_locks(const RestoreContext& context, const pb::OpenFile& file);
 
 // epoll.cc: the last step, when every file has its numbers.
 Result<void> restore_epoll_registrations(RestoreContext& context);
@@ -147,7 +153,7 @@ Result<void> restore_epoll_registrations(RestoreContext& context);
 // refused.cc: why an object cannot be saved and what to do.
 Error refusal(const TargetFile& file);
 
-// stdio.cc: restart's own stdio in place of a pipe, connection or terminal to the outside. `number` is 0 to 2.
+// stdio.cc: restart's own stdio in place of a pipe, connection or terminal to the outside, `number` is 0 to 2.
 Result<Fd> attach_stdio(RestoreContext& context, const pb::OpenFile& file, int number);
 
 // Whether the file with this saved state may be read, or written, through the descriptor.

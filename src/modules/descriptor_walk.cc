@@ -118,7 +118,7 @@ class Lookalikes {
     size_t low = 0, high = sorted_.size();
     while (low < high) {
       size_t middle = (low + high) / 2;
-      long order = ::syscall(SYS_kcmp, pid, pid, KCMP_FILE, file.id(), files[sorted_[middle]].id());
+      long order = ::syscall(SYS_kcmp, pid, pid, KCMP_FILE, file.lowest(), files[sorted_[middle]].lowest());
       if (order == 0) return static_cast<int>(sorted_[middle]);
       if (order < 0) return find_without_kcmp(files, file, index);
       if (order == 1) high = middle;
@@ -204,7 +204,7 @@ uint64_t parse_octal(std::string_view text) {
   return value;
 }
 
-std::string TargetFile::describe() const { return fmt::format("descriptor {} (\"{}\")", id(), link); }
+std::string TargetFile::describe() const { return fmt::format("descriptor {} (\"{}\")", lowest(), link); }
 
 bool TargetFile::is_anonymous(std::string_view name) const {
   return std::string_view(link).starts_with("anon_inode:") && std::string_view(link).substr(11) == name;

@@ -20,7 +20,7 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
-#include "image/validate.h"
+#include "image/one_process.h"
 #include "modules/descriptor_module.h"
 #include "modules/module.h"
 #include "tracer/ledger_reader.h"
@@ -116,14 +116,10 @@ Result<void> save_file(SaveContext& context, TargetFile& file) {
   VMCKPT_TRY(ask_for_kind(file));
   const DescriptorModule* module = find_module(file);
   if (module == nullptr) return refusal(file);
-  pb::OpenFile* saved = context.table->add_files();
+  pb::OpenFile* saved = context.image.add_open_files();
   file.saved = saved;
-  saved->set_id(static_cast<uint32_t>(file.id()));
-  for (const TargetFile::Number& number : file.numbers) {
-    pb::DescriptorNumber* entry = saved->add_numbers();
-    entry->set_number(number.number);
-    entry->set_close_on_exec(number.close_on_exec);
-  }
+  saved->set_id(file.file_id());
+  saved->set_shown_number(file.lowest());
   saved->set_name(file.link);
   saved->set_status_flags(file.flags);
   VMCKPT_TRY(save_async_io(context, file, fd, saved));
@@ -131,31 +127,27 @@ Result<void> save_file(SaveContext& context, TargetFile& file) {
   return module->save(context, file, fd, saved);
 }
 
-void check_numbers(CheckContext& context) {
-  std::set<int> numbers;
-  std::set<uint32_t> ids;
-  for (const pb::OpenFile& file : context.table.files()) {
-    if (file.numbers_size() == 0 || file.id() != static_cast<uint32_t>(file.numbers(0).number()) ||
-        !ids.insert(file.id()).second || object_of(file) == nullptr) {
-      context.problem(error("the image's table of descriptors is malformed", "use another image"));
-      return;
-    }
-    for (const pb::DescriptorNumber& number : file.numbers()) {
-      if (number.number() < 0 || number.number() > 1 << 20 || !numbers.insert(number.number()).second) {
-        context.problem(error(fmt::format("the image has the descriptor {} twice or out of range", number.number()),
-                              "use another image"));
-      }
-    }
+void save_numbers(const std::vector<TargetFile>& files, pb::DescriptorTable& table) {
+  std::map<int, std::pair<uint32_t, bool>> by_number;
+  for (const TargetFile& file : files) {
+    for (const TargetFile::Number& number : file.numbers) by_number[number.number] = {file.file_id(), number.close_on_exec};
+  }
+  table.mutable_descriptors()->Reserve(static_cast<int>(by_number.size()));
+  for (const auto& [number, leads_to] : by_number) {
+    pb::Descriptor* entry = table.add_descriptors();
+    entry->set_number(number);
+    entry->set_file(leads_to.first);
+    entry->set_close_on_exec(leads_to.second);
   }
 }
 
 // Objects are made beside their final numbers, so that many more are open for a moment than the target had.
-Result<void> raise_descriptor_limit(const pb::DescriptorTable& table, int first_service_fd) {
+Result<void> raise_descriptor_limit(const pb::Image& image, int first_service_fd) {
   rlimit limit{};
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return errno_error("read the limit of open files");
-  rlim_t needed = static_cast<rlim_t>(first_service_fd) + static_cast<rlim_t>(table.files_size()) * 2 + 64;
-  for (const pb::OpenFile& file : table.files()) {
-    for (const pb::DescriptorNumber& number : file.numbers()) needed = std::max(needed, static_cast<rlim_t>(number.number()) + 1);
+  rlim_t needed = static_cast<rlim_t>(first_service_fd) + static_cast<rlim_t>(image.open_files_size()) * 2 + 64;
+  for (const pb::Descriptor& descriptor : one_process(image).descriptors.descriptors()) {
+    needed = std::max(needed, static_cast<rlim_t>(descriptor.number()) + 1);
   }
   if (limit.rlim_cur >= needed) return {};
   limit.rlim_cur = limit.rlim_max;
@@ -171,8 +163,8 @@ Result<void> place_numbers(RestoreContext& context) {
   if (::syscall(SYS_close_range, 0, context.restore.first_service_fd - 1, 0) != 0) {
     return errno_error("close descriptors left over below the target's");
   }
-  for (const pb::OpenFile& file : context.table.files()) {
-    for (const pb::DescriptorNumber& number : file.numbers()) {
+  for (const pb::OpenFile& file : context.image.open_files()) {
+    for (const pb::Descriptor& number : context.descriptors.of(file)) {
       int flags = number.close_on_exec() ? O_CLOEXEC : 0;
       if (::dup3(context.fd(file.id()), number.number(), flags) < 0) {
         return errno_error(fmt::format("put {} at number {}", describe(file), number.number()));
@@ -183,9 +175,9 @@ Result<void> place_numbers(RestoreContext& context) {
 }
 
 // From then on the file may send signals, which name the number by which the flag was set (si_fd).
-Result<void> restore_async_flag(const pb::OpenFile& file) {
-  if ((file.status_flags() & (O_PATH | O_ASYNC)) != O_ASYNC || file.numbers().empty()) return {};
-  const int number = file.numbers(0).number();
+Result<void> restore_async_flag(const RestoreContext& context, const pb::OpenFile& file) {
+  if ((file.status_flags() & (O_PATH | O_ASYNC)) != O_ASYNC) return {};
+  const int number = context.descriptors.lowest(file);
   const int flags = ::fcntl(number, F_GETFL);
   if (flags < 0 || ::fcntl(number, F_SETFL, flags | O_ASYNC) != 0) return errno_error(describe(file) + ": set O_ASYNC");
   return {};
@@ -193,16 +185,17 @@ Result<void> restore_async_flag(const pb::OpenFile& file) {
 
 }  // namespace
 
-Result<void> save_descriptors(DescriptorSave& save, pb::DescriptorTable* table) {
+Result<void> save_descriptors(DescriptorSave& save, pb::Image& image) {
   Fd proc(::open(fmt::format("/proc/{}", save.world.pid()).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!proc) return errno_error(fmt::format("open /proc/{}", save.world.pid()));
-  SaveContext context{save, table, proc.get(), {}, {}, {}, {}, {}, {}, {}, {}};
+  SaveContext context{save, image, *image.mutable_objects(), proc.get(), {}, {}, {}, {}, {}, {}, {}, {}};
   VMCKPT_TRY(refuse_separate_tables(save.world));
-  table->set_checkpoint_realtime_ns(realtime_ns());
+  context.objects.set_checkpoint_realtime_ns(realtime_ns());
   context.files = VMCKPT_TRY(walk_descriptors(save.world, proc.get()));
   index_files(context);
   VMCKPT_TRY(index_notes(context));
-  table->mutable_files()->Reserve(static_cast<int>(context.files.size()));
+  save_numbers(context.files, one_process(&image).descriptors);
+  image.mutable_open_files()->Reserve(static_cast<int>(context.files.size()));
   for (TargetFile& file : context.files) VMCKPT_TRY(save_file(context, file));
   for (const DescriptorModule* module : kModules) {
     if (module->save_links != nullptr) VMCKPT_TRY(module->save_links(context));
@@ -210,31 +203,30 @@ Result<void> save_descriptors(DescriptorSave& save, pb::DescriptorTable* table) 
   return {};
 }
 
-void check_descriptors(const pb::DescriptorTable& table, const FileAccess& access, const std::set<std::string>& put_back,
+void check_descriptors(const pb::Image& image, const FileAccess& access, const std::set<std::string>& put_back,
                        std::vector<Error>& problems, Notes& notes) {
-  CheckContext context{table, access, put_back, problems, notes};
-  size_t before = problems.size();
-  check_numbers(context);
-  if (problems.size() != before) return;
+  const DescriptorsOfFiles descriptors(one_process(image).descriptors);
+  CheckContext context{image, descriptors, access, put_back, problems, notes};
   for (const DescriptorModule* module : kModules) {
     if (module->check != nullptr) module->check(context);
   }
 }
 
-Result<void> restore_descriptors(const pb::DescriptorTable& table, DescriptorRestore& restore) {
-  RestoreContext context{table, restore, {}, {}};
-  VMCKPT_TRY(raise_descriptor_limit(table, restore.first_service_fd));
+Result<void> restore_descriptors(const pb::Image& image, DescriptorRestore& restore) {
+  const DescriptorsOfFiles descriptors(one_process(image).descriptors);
+  RestoreContext context{image, descriptors, restore, {}, {}};
+  VMCKPT_TRY(raise_descriptor_limit(image, restore.first_service_fd));
   for (const DescriptorModule* module : kModules) VMCKPT_TRY(module->restore(context));
-  for (const pb::OpenFile& file : table.files()) {
+  for (const pb::OpenFile& file : image.open_files()) {
     if (!context.has(file.id())) return error(describe(file) + " is of a kind that this vmckpt cannot restore");
     VMCKPT_TRY(restore_file_status(context, file, context.fd(file.id())));
   }
   VMCKPT_TRY(place_numbers(context));
-  for (const pb::OpenFile& file : table.files()) VMCKPT_TRY(restore_async_flag(file));
+  for (const pb::OpenFile& file : image.open_files()) VMCKPT_TRY(restore_async_flag(context, file));
   VMCKPT_TRY(restore_epoll_registrations(context));
   context.built.clear();
-  for (const pb::OpenFile& file : table.files()) {
-    if (context.shared_with_restart.count(file.id()) == 0) VMCKPT_TRY(restore_locks(file));
+  for (const pb::OpenFile& file : image.open_files()) {
+    if (context.shared_with_restart.count(file.id()) == 0) VMCKPT_TRY(restore_locks(context, file));
   }
   return {};
 }
@@ -290,18 +282,18 @@ int RestoreContext::fd(uint32_t id) const {
   return found == built.end() ? -1 : found->second.get();
 }
 
-std::string describe(const pb::OpenFile& file) { return fmt::format("descriptor {} (\"{}\")", file.id(), file.name()); }
+std::string describe(const pb::OpenFile& file) { return fmt::format("descriptor {} (\"{}\")", file.shown_number(), file.name()); }
 
 namespace {
 
 // While the leader answers: nothing moves in a stopped target but that.
 Result<void> save(StateSave& state) {
   DescriptorSave save{*state.world, *state.ledger, state.captured, state.notes, state.kvm_notes.get()};
-  return save_descriptors(save, state.image.mutable_descriptors());
+  return save_descriptors(save, state.image);
 }
 
 void check(Preflight& preflight) {
-  check_descriptors(preflight.image.descriptors(), preflight.access, preflight.put_back, preflight.problems, preflight.notes);
+  check_descriptors(preflight.image, preflight.access, preflight.put_back, preflight.problems, preflight.notes);
 }
 
 }  // namespace

@@ -11,7 +11,7 @@
 
 #include "core/fd.h"
 #include "core/result.h"
-#include "image/descriptors.pb.h"
+#include "image/image.pb.h"
 #include "memory/captured_files.h"
 #include "memory/file_access.h"
 #include "recorder/ledger.h"
@@ -31,7 +31,7 @@ struct DescriptorSave {
 };
 
 // Checkpoint, world stopped. An object without a module is an error that names the descriptor and the object.
-Result<void> save_descriptors(DescriptorSave& save, pb::DescriptorTable* table);
+Result<void> save_descriptors(DescriptorSave& save, pb::Image& image);
 
 struct DescriptorRestore {
   const RebuiltFiles& captured;
@@ -51,12 +51,12 @@ struct DescriptorRestore {
 
 // Preflight, in the supervisor, before anything is started: every problem goes to `problems`, surprises to `notes`.
 // `put_back` are paths of files that restart makes again or fills itself.
-void check_descriptors(const pb::DescriptorTable& table, const FileAccess& access, const std::set<std::string>& put_back,
+void check_descriptors(const pb::Image& image, const FileAccess& access, const std::set<std::string>& put_back,
                        std::vector<Error>& problems, Notes& notes);
 
 // Restart, in the new process (single-threaded, hosted C++, its PID is already the target's): afterwards exactly the
-// table's numbers are open beside restart's own.
-Result<void> restore_descriptors(const pb::DescriptorTable& table, DescriptorRestore& restore);
+// descriptor table's numbers are open beside restart's own.
+Result<void> restore_descriptors(const pb::Image& image, DescriptorRestore& restore);
 
 // POSIX record locks, which restore_descriptors() has taken. A process loses them on a file when it closes any
 // descriptor of that file (fcntl(2)), so a restart that closes such descriptors afterwards takes them again:
@@ -65,6 +65,6 @@ struct LateLock {
   int number;
   struct flock lock;
 };
-std::vector<LateLock> late_locks(const pb::DescriptorTable& table);
+std::vector<LateLock> late_locks(const pb::Image& image);
 
 }  // namespace vmckpt

@@ -35,7 +35,7 @@ Result<void> save(SaveContext&, const TargetFile& file, int, pb::OpenFile* saved
 }
 
 void check(CheckContext& context) {
-  for (const pb::OpenFile& file : context.table.files()) {
+  for (const pb::OpenFile& file : context.image.open_files()) {
     if (!file.HasExtension(pb::device)) continue;
     struct stat now;
     const std::string& path = file.GetExtension(pb::device).path();
@@ -50,7 +50,7 @@ void check(CheckContext& context) {
 }
 
 Result<void> restore(RestoreContext& context) {
-  for (const pb::OpenFile& file : context.table.files()) {
+  for (const pb::OpenFile& file : context.image.open_files()) {
     if (!file.HasExtension(pb::device)) continue;
     if (usual_path(file.GetExtension(pb::device).device_number()) == nullptr) {
       return error(describe(file) + " is a device that this vmckpt has no module for");

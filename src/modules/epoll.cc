@@ -48,8 +48,8 @@ bool is_disarmed(const pb::EpollRegistration& registration) { return (registrati
 // tell.
 int is_registered(const SaveContext& context, const TargetFile& file, const TargetFile& epoll, int number,
                   uint32_t offset) {
-  kcmp_epoll_slot slot{static_cast<uint32_t>(epoll.id()), static_cast<uint32_t>(number), offset};
-  long order = ::syscall(SYS_kcmp, context.pid(), context.pid(), KCMP_EPOLL_TFD, file.id(), &slot);
+  kcmp_epoll_slot slot{static_cast<uint32_t>(epoll.lowest()), static_cast<uint32_t>(number), offset};
+  long order = ::syscall(SYS_kcmp, context.pid(), context.pid(), KCMP_EPOLL_TFD, file.lowest(), &slot);
   return order < 0 ? -1 : order == 0;
 }
 
@@ -87,7 +87,7 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
     }
     pb::EpollRegistration* registration = epoll->add_registrations();
     registration->set_number(number);
-    registration->set_target(static_cast<uint32_t>(target->id()));
+    registration->set_target(target->file_id());
     registration->set_events(static_cast<uint32_t>(parse_hex(word_after(line, "events:"))));
     registration->set_data(parse_hex(word_after(line, "data:")));
   }
@@ -95,7 +95,7 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
 }
 
 Result<void> restore(RestoreContext& context) {
-  for (const pb::OpenFile& file : context.table.files()) {
+  for (const pb::OpenFile& file : context.image.open_files()) {
     if (!file.HasExtension(pb::epoll)) continue;
     Fd fd(::epoll_create1(EPOLL_CLOEXEC));
     if (!fd) return errno_error("make the epoll file of " + describe(file));
@@ -121,7 +121,7 @@ class BorrowedNumber {
       if (!borrowed.owner_) return errno_error(fmt::format("set descriptor {} aside", number));
     }
     if (::dup3(context.fd(file), number, O_CLOEXEC) < 0) {
-      return errno_error(fmt::format("put the file of descriptor {} at number {} for a moment", file, number));
+      return errno_error(fmt::format("put a file that epoll watches at number {} for a moment", number));
     }
     borrowed.number_ = number;
     return borrowed;
@@ -175,7 +175,7 @@ Result<void> restore_registrations(RestoreContext& context, const NumberOwners& 
   for (const pb::EpollRegistration& registration : file.GetExtension(pb::epoll).registrations()) {
     if (is_disarmed(registration) != disarmed) continue;
     if (!context.has(registration.target())) {
-      return error(fmt::format("{} watches descriptor {}, which the image does not have", describe(file),
+      return error(fmt::format("{} watches the open file {}, which the image does not have", describe(file),
                                registration.target()));
     }
     auto owner = owners.find(registration.number());
@@ -194,11 +194,11 @@ Result<void> restore_registrations(RestoreContext& context, const NumberOwners& 
 
 Result<void> restore_epoll_registrations(RestoreContext& context) {
   NumberOwners owners;
-  for (const pb::OpenFile& file : context.table.files()) {
-    for (const pb::DescriptorNumber& number : file.numbers()) owners[number.number()] = file.id();
+  for (const pb::Descriptor& descriptor : one_process(context.image).descriptors.descriptors()) {
+    owners[descriptor.number()] = descriptor.file();
   }
   for (bool disarmed : {true, false}) {  // the disarmed ones fire once: nothing else must be registered yet
-    for (const pb::OpenFile& file : context.table.files()) {
+    for (const pb::OpenFile& file : context.image.open_files()) {
       if (file.HasExtension(pb::epoll)) VMCKPT_TRY(restore_registrations(context, owners, file, disarmed));
     }
   }

@@ -27,7 +27,7 @@ Result<void> save(SaveContext& context, const TargetFile& file, int, pb::OpenFil
 }
 
 Result<void> restore(RestoreContext& context) {
-  for (const pb::OpenFile& file : context.table.files()) {
+  for (const pb::OpenFile& file : context.image.open_files()) {
     if (!file.HasExtension(pb::eventfd)) continue;
     Fd fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK | (file.GetExtension(pb::eventfd).semaphore() ? EFD_SEMAPHORE : 0)));
     if (!fd) return errno_error("make the eventfd of " + describe(file));

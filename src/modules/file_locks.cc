@@ -95,19 +95,20 @@ void check_locks(CheckContext& context, const pb::OpenFile& file, const std::str
   }
 }
 
-Result<void> restore_locks(const pb::OpenFile& file) {
-  int fd = file.numbers(0).number();
+Result<void> restore_locks(const RestoreContext& context, const pb::OpenFile& file) {
+  const int fd = context.descriptors.lowest(file);
   for (const pb::FileLock& lock : file.locks()) {
     if (take(fd, lock) != 0) return errno_error("lock the file of " + describe(file), kLockCure);
   }
   return {};
 }
 
-std::vector<LateLock> late_locks(const pb::DescriptorTable& table) {
+std::vector<LateLock> late_locks(const pb::Image& image) {
+  const DescriptorsOfFiles descriptors(one_process(image).descriptors);
   std::vector<LateLock> locks;
-  for (const pb::OpenFile& file : table.files()) {
+  for (const pb::OpenFile& file : image.open_files()) {
     for (const pb::FileLock& lock : file.locks()) {
-      if (lock.kind() == pb::FileLock::POSIX) locks.push_back({file.numbers(0).number(), to_flock(lock)});
+      if (lock.kind() == pb::FileLock::POSIX) locks.push_back({descriptors.lowest(file), to_flock(lock)});
     }
   }
   return locks;

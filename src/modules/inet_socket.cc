@@ -227,8 +227,8 @@ const TargetFile* find_listener_with_room(SaveContext& context, const pb::InetSo
     if (!listener.listening() || port_of(listener.local_address()) != port_of(client.peer_address())) continue;
     std::string address = address_text(listener.local_address());
     bool there = address == "0.0.0.0" || address == "::" || address == address_text(client.peer_address());
-    if (!there || (*waiting)[file.id()] >= listener.pending_connections()) continue;
-    ++(*waiting)[file.id()];
+    if (!there || (*waiting)[file.file_id()] >= listener.pending_connections()) continue;
+    ++(*waiting)[file.file_id()];
     return &file;
   }
   return nullptr;
@@ -249,11 +249,11 @@ Result<void> save_waiting_connections(SaveContext& context) {
     }
     socket->set_peer(pb::PEER_INSIDE);
     socket->set_pending(true);
-    socket->set_peer_id(static_cast<uint32_t>(listener->id()));
+    socket->set_peer_id(listener->file_id());
   }
   for (const TargetFile& file : context.files) {
     if (!file.saved->HasExtension(pb::inet_socket) || !inet_state(*file.saved).listening()) continue;
-    uint32_t lost = inet_state(*file.saved).pending_connections() - waiting[file.id()];
+    uint32_t lost = inet_state(*file.saved).pending_connections() - waiting[file.file_id()];
     if (lost == 0) continue;
     context.note(fmt::format("{} has {} connections that the program has not accepted; a restart closes them",
                              file.describe(), lost));
@@ -294,7 +294,7 @@ Result<void> save_links(SaveContext& context) {
           "checkpoint again when the program has read more");
     }
     socket->set_peer(pb::PEER_INSIDE);
-    socket->set_peer_id(static_cast<uint32_t>(other->second->id()));
+    socket->set_peer_id(other->second->file_id());
   }
   VMCKPT_TRY(save_waiting_connections(context));
   VMCKPT_TRY(save_what_diag_tells(context));
@@ -345,7 +345,7 @@ void check_address(CheckContext& context, const pb::OpenFile& file) {
 }
 
 void check(CheckContext& context) {
-  for (const pb::OpenFile& file : context.table.files()) {
+  for (const pb::OpenFile& file : context.image.open_files()) {
     if (!file.HasExtension(pb::inet_socket) || inet_state(file).peer() != pb::PEER_NONE) continue;
     if (!inet_state(file).local_address().empty() || inet_state(file).type() == SOCK_RAW) check_address(context, file);
   }

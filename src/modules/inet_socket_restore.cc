@@ -195,7 +195,7 @@ void finish_options(RestoreContext& context, const pb::OpenFile& file, int fd) {
 }
 
 const pb::OpenFile* find_file(const RestoreContext& context, uint32_t id) {
-  for (const pb::OpenFile& file : context.table.files()) {
+  for (const pb::OpenFile& file : context.image.open_files()) {
     if (file.id() == id && file.HasExtension(pb::inet_socket)) return &file;
   }
   return nullptr;
@@ -203,7 +203,7 @@ const pb::OpenFile* find_file(const RestoreContext& context, uint32_t id) {
 
 // The end whose port the program listens at was made by accept.
 bool was_accepted(const RestoreContext& context, const pb::InetSocket& socket) {
-  for (const pb::OpenFile& file : context.table.files()) {
+  for (const pb::OpenFile& file : context.image.open_files()) {
     if (inet_state(file).listening() &&
         port_of(inet_state(file).local_address()) == port_of(socket.local_address()))
       return true;
@@ -364,7 +364,7 @@ bool is_connecting(const pb::InetSocket& socket) {
 
 std::vector<const pb::OpenFile*> list_waiting(const RestoreContext& context) {
   std::vector<const pb::OpenFile*> waiting;
-  for (const pb::OpenFile& file : context.table.files()) {
+  for (const pb::OpenFile& file : context.image.open_files()) {
     if (file.HasExtension(pb::inet_socket) && inet_state(file).pending()) waiting.push_back(&file);
   }
   // Their order in the listener's queue is not known; that in which they were made is most likely the same.
@@ -376,31 +376,31 @@ std::vector<const pb::OpenFile*> list_waiting(const RestoreContext& context) {
 }  // namespace
 
 Result<void> restore_inet_sockets(RestoreContext& context) {
-  for (const pb::OpenFile& file : context.table.files()) {
+  for (const pb::OpenFile& file : context.image.open_files()) {
     if (!file.HasExtension(pb::inet_socket) || context.has(file.id())) continue;
     if (inet_state(file).pending() || is_connecting(inet_state(file))) continue;
     switch (inet_state(file).peer()) {
       case pb::PEER_INSIDE: VMCKPT_TRY(restore_inside(context, file)); break;
       case pb::PEER_STDIO:
-        VMCKPT_TRY(context.put(file, VMCKPT_TRY(attach_stdio(context, file, static_cast<int>(file.id())))));
+        VMCKPT_TRY(context.put(file, VMCKPT_TRY(attach_stdio(context, file, context.descriptors.stdio(file)))));
         break;
       case pb::PEER_OUTSIDE:
       case pb::PEER_CLOSED: VMCKPT_TRY(restore_lost(context, file)); break;
       default: break;
     }
   }
-  for (const pb::OpenFile& file : context.table.files()) {
+  for (const pb::OpenFile& file : context.image.open_files()) {
     if (!file.HasExtension(pb::inet_socket) || context.has(file.id())) continue;
     if (inet_state(file).pending() || is_connecting(inet_state(file)))
       continue;
     VMCKPT_TRY(restore_unconnected(context, file));
   }
   for (const pb::OpenFile* file : list_waiting(context)) VMCKPT_TRY(restore_waiting(context, *file));
-  for (const pb::OpenFile& file : context.table.files()) {
+  for (const pb::OpenFile& file : context.image.open_files()) {
     if (file.HasExtension(pb::inet_socket) && is_connecting(inet_state(file))) VMCKPT_TRY(restore_connecting(context, file));
   }
   // Only now: until the last bind, all sockets of a port must allow sharing it.
-  for (const pb::OpenFile& file : context.table.files()) {
+  for (const pb::OpenFile& file : context.image.open_files()) {
     if (!file.HasExtension(pb::inet_socket) || inet_state(file).peer() == pb::PEER_STDIO) continue;
     const pb::InetSocket& socket = inet_state(file);
     int fd = context.fd(file.id());

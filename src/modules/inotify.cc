@@ -156,7 +156,7 @@ Result<void> find_path(SaveContext& context, const TargetFile& file, const Watch
     if (other.status.st_ino != watch.inode || !other.duplicate) continue;
     if (accept(other.link)) return {};
     if (!leads_to(fmt::format("/proc/self/fd/{}", other.duplicate.get()), watch, false)) continue;
-    saved->set_file(static_cast<uint32_t>(other.id()) + 1);
+    saved->set_file(other.file_id());
     return {};
   }
   constexpr std::string_view kDeleted = " (deleted)";
@@ -226,9 +226,9 @@ int watch_found(const FileAccess& access, int inotify, int found, const pb::Inod
 }
 
 void check(CheckContext& context) {
-  for (const pb::OpenFile& file : context.table.files()) {
+  for (const pb::OpenFile& file : context.image.open_files()) {
     for (const pb::InotifyWatch& watch : file.GetExtension(pb::inotify).watches()) {
-      if (watch.file() != 0) continue;
+      if (watch.has_file()) continue;
       struct stat now;
       if (::fstatat(AT_FDCWD, watch.path().c_str(), &now, watch.do_not_follow() ? AT_SYMLINK_NOFOLLOW : 0) != 0) {
         context.problem(errno_error(fmt::format("\"{}\", which {} watches, is missing", watch.path(), describe(file)),
@@ -270,8 +270,8 @@ Result<void> add_watches(const RestoreContext& context, const pb::OpenFile& file
     VMCKPT_TRY(skip_watches(file, inotify, next, watch.watch()));
     std::string path = watch.path();
     int got = -1;
-    if (watch.file() != 0) {  // the target's own by now
-      path = fmt::format("/proc/self/fd/{}", context.fd(watch.file() - 1));
+    if (watch.has_file()) {  // the target's own by now
+      path = fmt::format("/proc/self/fd/{}", context.fd(watch.file()));
       got = ::inotify_add_watch(inotify, path.c_str(), watch.mask());
     } else {
       auto found = find_watched(context.restore.access, watch);
@@ -291,7 +291,7 @@ Result<void> add_watches(const RestoreContext& context, const pb::OpenFile& file
 }
 
 Result<void> restore(RestoreContext& context) {
-  for (const pb::OpenFile& file : context.table.files()) {
+  for (const pb::OpenFile& file : context.image.open_files()) {
     if (!file.HasExtension(pb::inotify)) continue;
     Fd fd(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
     if (!fd) return errno_error("make the inotify file of " + describe(file));

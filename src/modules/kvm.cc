@@ -15,6 +15,7 @@
 #include "core/clock.h"
 #include "core/fd.h"
 #include "core/proc.h"
+#include "image/one_process.h"
 #include "modules/eventfd.pb.h"
 #include "modules/kvm_descriptor.pb.h"
 #include "modules/module.h"
@@ -142,7 +143,7 @@ Result<void> play(StoppedWorld& world, const Ledger& ledger, const pb::Image& im
         job.questions.has_shadow_stacks = job.has_shadow_stacks;
         ask_vcpu(job.fd, job.has_irqchip, host, job.tape, job.questions);
       }
-      VMCKPT_TRY(check_tape_against_filters(image.threads(index++), job.tape, TapeNeeds::kNoHarm));
+      VMCKPT_TRY(check_tape_against_filters(one_process(image).process.threads(index++), job.tape, TapeNeeds::kNoHarm));
       tapes.push_back({&thread, &job.tape});
     }
     VMCKPT_TRY(play_tapes(world, ledger, tapes));
@@ -177,7 +178,6 @@ void save_records(const KvmNotes& notes, pb::Kvm* saved) {
     entry->set_order(record->order);
     entry->set_argument(record->argument);
     if (record->payload_bytes == 0) continue;
-    entry->set_has_payload(true);
     entry->set_payload(notes.heap.data() + record->payload, record->payload_bytes);
   }
 }
@@ -199,7 +199,8 @@ bool has_split_irqchip(const KvmNotes& notes) {
 }
 
 Result<void> save_kvm(StoppedWorld& world, const Ledger& ledger, const KvmNotes& notes, KvmHost& host, pb::Image& image) {
-  pb::Kvm* saved = image.mutable_kvm();
+  pb::Kvm* saved = &kvm_of(&image);
+  saved->set_mm_id(one_process(image).memory.id());
   VMCKPT_TRY(refuse_what_was_lost(notes));
   if (has_late_interrupts(notes)) {
     if (!host.irqfd_flush) host.irqfd_flush = IrqfdFlush::make(host);  // it has got its first irqfd since prepare_kvm()
@@ -251,11 +252,12 @@ Result<void> save_kvm(StoppedWorld& world, const Ledger& ledger, const KvmNotes&
   return {};
 }
 
-Result<void> link_kvm_events(const KvmNotes& notes, const pb::DescriptorTable& table, pb::Kvm* saved) {
+Result<void> link_kvm_events(const KvmNotes& notes, pb::Image& image) {
+  const DescriptorsOfFiles descriptors(one_process(image).descriptors);
   std::set<int> numbers;
-  for (const pb::OpenFile& file : table.files()) {
+  for (const pb::OpenFile& file : image.open_files()) {
     if (!file.HasExtension(pb::eventfd)) continue;
-    for (const pb::DescriptorNumber& number : file.numbers()) numbers.insert(number.number());
+    for (const pb::Descriptor& descriptor : descriptors.of(file)) numbers.insert(descriptor.number());
   }
   auto name_of = [&](int number) {
     return static_cast<size_t>(number) < notes.event_names.size() ? notes.event_names[static_cast<size_t>(number)] : 0;
@@ -270,7 +272,7 @@ Result<void> link_kvm_events(const KvmNotes& notes, const pb::DescriptorTable& t
   for (const KvmRecord& record : notes.records) {
     if (record.valid != 0) noted[record.order] = &record;
   }
-  for (pb::KvmRecord& entry : *saved->mutable_records()) {
+  for (pb::KvmRecord& entry : *kvm_of(&image).mutable_records()) {
     if (!kvm_call_refers_to_events(entry.request())) continue;
     const KvmRecord& record = *noted.at(entry.order());
     for (int i = 0; i < 2; ++i) {
@@ -297,25 +299,28 @@ namespace {
 class RestoredDescriptors {
  public:
   RestoredDescriptors(const pb::Image& image, int first_service_fd) {
-    for (const pb::OpenFile& file : image.descriptors().files()) {
-      if (file.HasExtension(pb::kvm)) files_[file.GetExtension(pb::kvm).object()] = &file;
+    const DescriptorsOfFiles descriptors(one_process(image).descriptors);
+    for (const pb::OpenFile& file : image.open_files()) {
+      if (file.HasExtension(pb::kvm)) descriptors_[file.GetExtension(pb::kvm).object()] = descriptors.of(file);
     }
     // Far above whatever restart has opened.
     constexpr int kRoomForRestart = 900;
     next_ = first_service_fd + kRoomForRestart;
-    for (const pb::KvmObject& object : image.kvm().objects()) {
-      auto file = files_.find(object.id());
-      fds_[object.id()] = file != files_.end() ? file->second->numbers(0).number() : next_++;
+    for (const pb::KvmObject& object : kvm_of(image).objects()) {
+      const auto& own = of(object.id());
+      fds_[object.id()] = own.empty() ? next_++ : own.front().number();
     }
   }
   int fd(uint32_t object) const { return fds_.at(object); }
-  const pb::OpenFile* file(uint32_t object) const {
-    auto found = files_.find(object);
-    return found == files_.end() ? nullptr : found->second;
+  // Ascending; none: every one was closed.
+  const std::vector<pb::Descriptor>& of(uint32_t object) const {
+    static const std::vector<pb::Descriptor> kNone;
+    auto found = descriptors_.find(object);
+    return found == descriptors_.end() ? kNone : found->second;
   }
 
  private:
-  std::map<uint32_t, const pb::OpenFile*> files_;
+  std::map<uint32_t, std::vector<pb::Descriptor>> descriptors_;
   std::map<uint32_t, int> fds_;
   int next_;
 };
@@ -323,14 +328,14 @@ class RestoredDescriptors {
 uint64_t number(int fd) { return static_cast<uint64_t>(fd); }
 
 void plan_object(const pb::KvmObject& object, const RestoredDescriptors& descriptors, int device, TapeDraft& tape) {
-  const pb::OpenFile* file = descriptors.file(object.id());
+  const std::vector<pb::Descriptor>& own = descriptors.of(object.id());
   const int fd = descriptors.fd(object.id());
   const int from = object.kind() == pb::KvmObject::VM ? device : descriptors.fd(object.parent());
-  const bool close_on_exec = file == nullptr || file->numbers(0).close_on_exec();
+  const bool close_on_exec = own.empty() || own.front().close_on_exec();
   tape.call(kOpMakeDescriptor, {number(from), object.request(), object.number(), number(fd), close_on_exec ? uint64_t{O_CLOEXEC} : 0}, true,
             fmt::format("{} for descriptor {}", kvm_call_name(object.request()), fd));
-  for (int i = 1; file != nullptr && i < file->numbers_size(); ++i) {
-    const pb::DescriptorNumber& other = file->numbers(i);
+  for (size_t i = 1; i < own.size(); ++i) {
+    const pb::Descriptor& other = own[i];
     tape.call(SYS_dup3, {number(fd), number(other.number()), other.close_on_exec() ? uint64_t{O_CLOEXEC} : 0}, true,
               fmt::format("put a KVM object at number {}", other.number()));
   }
@@ -386,7 +391,7 @@ std::map<uint32_t, TapeWord> plan_tsc_offsets(const pb::Kvm& kvm, const GuestTim
 }  // namespace
 
 Result<void> plan_kvm(const pb::Image& image, int device, int first_service_fd, GuestClock clock, TapeDraft& tape) {
-  const pb::Kvm& kvm = image.kvm();
+  const pb::Kvm& kvm = kvm_of(image);
   if (kvm.objects_size() == 0) return {};
   const RestoredDescriptors descriptors(image, first_service_fd);
   // 1. objects and configuration, as the VMM made them: KVM wants some of it before and some after the first vCPU
@@ -477,13 +482,13 @@ std::vector<RunMapping> run_mappings_of(const pb::AddressSpace& memory) {
 Result<void> save(StateSave& state) {
   if (!state.memory_options.is_vmm) return {};
   state.kvm_notes = VMCKPT_TRY(read_kvm_notes(state.pid, RemoteAddr(state.ledger->kvm)));
-  find_runs(run_mappings_of(state.image.memory()), state.kvm_notes->objects);
+  find_runs(run_mappings_of(one_process(state.image).memory), state.kvm_notes->objects);
   return save_kvm(*state.world, *state.ledger, *state.kvm_notes, *state.kvm_host, state.image);
 }
 
 Result<void> connect(StateSave& state) {
   if (!state.kvm_notes) return {};
-  return link_kvm_events(*state.kvm_notes, state.image.descriptors(), state.image.mutable_kvm());
+  return link_kvm_events(*state.kvm_notes, state.image);
 }
 
 void check(Preflight& preflight) {

@@ -14,6 +14,7 @@
 #include "core/result.h"
 #include "image/image.pb.h"
 #include "modules/host.h"
+#include "modules/kvm.pb.h"
 #include "recorder/ledger.h"
 #include "tracer/stopped_world.h"
 #include "tracer/tape_draft.h"
@@ -82,7 +83,7 @@ bool has_split_irqchip(const KvmNotes& notes);
 // Checkpoint, world stopped, every vCPU at rest. `image` has the threads, whose filters may forbid what they are to ask.
 Result<void> save_kvm(StoppedWorld& world, const Ledger& ledger, const KvmNotes& notes, KvmHost& host, pb::Image& image);
 // ... and the descriptors saved: which of them are the eventfds of irqfds and ioeventfds.
-Result<void> link_kvm_events(const KvmNotes& notes, const pb::DescriptorTable& table, pb::Kvm* saved);
+Result<void> link_kvm_events(const KvmNotes& notes, pb::Image& image);
 
 // Preflight, before anything is started.
 void check_kvm(const pb::Image& image, CpuCheck cpu_check, GuestClock clock, std::vector<Error>& problems, std::vector<std::string>& notes);
@@ -98,6 +99,8 @@ void check_guest_tsc(const pb::Kvm& kvm, const KvmHost& host, CpuCheck cpu_check
 Result<void> plan_kvm(const pb::Image& image, int device, int first_service_fd, GuestClock clock, TapeDraft& tape);
 
 // kvm_check.cc: of an image
+const pb::Kvm& kvm_of(const pb::Image& image);                                  // of its one process; empty: it has none
+pb::Kvm& kvm_of(pb::Image* image);                                             // made where there is none
 std::string kvm_call_name(uint32_t request);
 // The payload of the object's last call of that kind; empty: there is none.
 std::string payload_of(const pb::Kvm& kvm, uint32_t object, uint32_t request);

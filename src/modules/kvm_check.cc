@@ -8,6 +8,16 @@
 
 namespace vmckpt {
 
+const pb::Kvm& kvm_of(const pb::Image& image) {
+  return image.ExtensionSize(pb::virtual_machines) == 0 ? pb::Kvm::default_instance()
+                                                         : image.GetExtension(pb::virtual_machines, 0);
+}
+
+pb::Kvm& kvm_of(pb::Image* image) {
+  return image->ExtensionSize(pb::virtual_machines) == 0 ? *image->AddExtension(pb::virtual_machines)
+                                                          : *image->MutableExtension(pb::virtual_machines, 0);
+}
+
 std::string kvm_call_name(uint32_t request) {
   const KvmCall* call = find_kvm_call(request);
   return call != nullptr ? call->name : fmt::format("the KVM call {:#x}", request);
@@ -101,7 +111,12 @@ void check_msrs(const pb::Kvm& kvm, const pb::KvmObject& vcpu, KvmHost& host, st
 }
 
 void check_kvm(const pb::Image& image, CpuCheck cpu_check, GuestClock clock, std::vector<Error>& problems, std::vector<std::string>& notes) {
-  const pb::Kvm& kvm = image.kvm();
+  if (const int spaces = image.ExtensionSize(pb::virtual_machines); spaces > 1) {
+    return problems.push_back(
+        error(fmt::format("the image has virtual machines of {} address spaces, this release restarts those of one", spaces),
+              "use a newer vmckpt"));
+  }
+  const pb::Kvm& kvm = kvm_of(image);
   if (kvm.objects_size() == 0) return;
   auto host = KvmHost::ask();
   if (!host.ok()) return problems.push_back(error("the image has a KVM virtual machine: " + host.error().message(),

@@ -62,7 +62,7 @@ uint64_t stolen_time_of(const pb::Kvm& kvm, const pb::KvmObject& vcpu) {
 }
 
 int64_t real_time_of(const pb::Image& image, uint32_t vm) {
-  const pb::KvmObject* object = find_kvm_object(image.kvm(), vm);
+  const pb::KvmObject* object = find_kvm_object(kvm_of(image), vm);
   if (object == nullptr) return image.host().realtime_ns();
   const kvm_clock_data clock = kvm_clock_of(object->vm());
   return (clock.flags & KVM_CLOCK_REALTIME) != 0 ? static_cast<int64_t>(clock.realtime) : image.host().realtime_ns();
@@ -87,9 +87,9 @@ uint64_t ticks_of(int64_t ns, uint32_t tsc_khz) {
 GuestTime::GuestTime(const pb::Image& image, GuestClock clock, int64_t now_real_ns, bool kvm_tells_real_time)
     : image_(image), adds_gap_(clock == GuestClock::kAdvance), now_real_ns_(now_real_ns), kvm_tells_real_time_(kvm_tells_real_time),
       same_boot_(is_this_boot(image.host())) {
-  for (const pb::KvmObject& vcpu : image.kvm().objects()) {
+  for (const pb::KvmObject& vcpu : kvm_of(image).objects()) {
     const std::optional<uint64_t> tsc = saved_msr(vcpu.vcpu(), kMsrTsc);
-    if (!vcpu.vcpu().has_tsc_offset() || !tsc || !same_boot_ || has_own_tsc_khz(image.kvm(), vcpu)) continue;
+    if (!vcpu.vcpu().has_tsc_offset() || !tsc || !same_boot_ || has_own_tsc_khz(kvm_of(image), vcpu)) continue;
     uint64_t& latest = unshifted_tsc_[vcpu.parent()];
     latest = std::max(latest, *tsc - static_cast<uint64_t>(vcpu.vcpu().tsc_offset()));
   }
@@ -120,7 +120,7 @@ TscPlan GuestTime::tsc_of(const pb::KvmObject& vcpu) const {
   const std::optional<uint64_t> tsc = saved_msr(state, kMsrTsc);
   const uint64_t gap = ticks_of(gap_ns(vcpu.parent()), state.tsc_khz());
   auto unshifted = unshifted_tsc_.find(vcpu.parent());
-  const bool by_offset = tsc && state.has_tsc_offset() && unshifted != unshifted_tsc_.end() && !has_own_tsc_khz(image_.kvm(), vcpu);
+  const bool by_offset = tsc && state.has_tsc_offset() && unshifted != unshifted_tsc_.end() && !has_own_tsc_khz(kvm_of(image_), vcpu);
   plan.goes_on_at = by_offset ? unshifted->second + static_cast<uint64_t>(state.tsc_offset()) + gap : tsc.value_or(0) + gap;
   plan.by_offset = by_offset;
   return plan;
@@ -128,7 +128,7 @@ TscPlan GuestTime::tsc_of(const pb::KvmObject& vcpu) const {
 
 void GuestTime::plan_stolen_time(const pb::KvmObject& vcpu, TapeDraft& tape) const {
   const int64_t gap = gap_ns(vcpu.parent());
-  const uint64_t stolen = gap > 0 ? stolen_time_of(image_.kvm(), vcpu) : 0;
+  const uint64_t stolen = gap > 0 ? stolen_time_of(kvm_of(image_), vcpu) : 0;
   if (stolen != 0) tape.call(kOpAdd, {stolen, static_cast<uint64_t>(gap)}, true, fmt::format("tell vCPU {} of the time away", vcpu.number()));
 }
 
@@ -137,8 +137,8 @@ void note_guests_that_mind_a_gap(const pb::Image& image, GuestClock clock, std::
   constexpr int64_t kNobodyMinds_ns = 1'000'000'000;
   if (clock != GuestClock::kAdvance) return;
   const GuestTime time(image, clock, clock_ns(CLOCK_REALTIME), false);
-  for (const pb::KvmObject& vcpu : image.kvm().objects()) {
-    if (vcpu.vcpu().regs().empty() || time.gap_ns(vcpu.parent()) < kNobodyMinds_ns || stolen_time_of(image.kvm(), vcpu) != 0) continue;
+  for (const pb::KvmObject& vcpu : kvm_of(image).objects()) {
+    if (vcpu.vcpu().regs().empty() || time.gap_ns(vcpu.parent()) < kNobodyMinds_ns || stolen_time_of(kvm_of(image), vcpu) != 0) continue;
     notes.push_back(fmt::format("the guest's clock goes forward by {} s, and the guest of vCPU {} does not ask KVM for stolen time: it may take the gap "
                                 "for time that a task has run, and a busy guest may seem to stand still for as long",
                                 time.gap_ns(vcpu.parent()) / 1'000'000'000, vcpu.number()));

@@ -25,7 +25,7 @@ Result<void> save(SaveContext& context, const TargetFile& file, int, pb::OpenFil
 }
 
 Result<void> restore(RestoreContext& context) {
-  for (const pb::OpenFile& file : context.table.files()) {
+  for (const pb::OpenFile& file : context.image.open_files()) {
     if (file.HasExtension(pb::kvm)) VMCKPT_TRY(context.put(file, VMCKPT_TRY(open_file("/dev/null", O_RDWR))));
   }
   return {};

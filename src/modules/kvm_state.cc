@@ -186,11 +186,9 @@ bool save_vcpu(const KvmQuestions& questions, const TapeDraft& tape, bool has_la
   if (has_lapic) saved->set_lapic(take(sizeof(kvm_lapic_state)));
   if (host.nested_bytes != 0) saved->set_nested(take(host.nested_bytes));
   if (host.has_tsc_offset && tape.succeeded(questions.tsc_offset)) {
-    saved->set_has_tsc_offset(true);
     saved->set_tsc_offset(tape.as<int64_t>(questions.tsc_offset_room));
   }
   if (questions.ssp_room != 0 && tape.succeeded(questions.ssp)) {
-    saved->set_has_shadow_stack_pointer(true);
     saved->set_shadow_stack_pointer(tape.as<uint64_t>(questions.ssp_room));
   }
   return true;

@@ -28,23 +28,23 @@ bool recognise(const TargetFile& file) {
 
 // Captured files that inotify watches: since Linux 6.14 what happens through the descriptor that memfd_create gives is not
 // reported (FMODE_NONOTIFY, alloc_file_pseudo in fs/file_table.c).
-std::set<uint64_t> find_watched(const pb::DescriptorTable& table) {
+std::set<uint64_t> find_watched(const pb::Image& image) {
   std::set<uint32_t> ids;
-  for (const pb::OpenFile& file : table.files()) {
+  for (const pb::OpenFile& file : image.open_files()) {
     for (const pb::InotifyWatch& watch : file.GetExtension(pb::inotify).watches()) {
-      if (watch.file() != 0) ids.insert(watch.file() - 1);
+      if (watch.has_file()) ids.insert(watch.file());
     }
   }
   std::set<uint64_t> watched;
-  for (const pb::OpenFile& file : table.files()) {
+  for (const pb::OpenFile& file : image.open_files()) {
     if (file.HasExtension(pb::captured) && ids.count(file.id()) != 0) watched.insert(captured_of(file).captured_id());
   }
   return watched;
 }
 
 Result<void> restore(RestoreContext& context) {
-  std::set<uint64_t> given = find_watched(context.table);  // and captured files whose own descriptor the target has
-  for (const pb::OpenFile& file : context.table.files()) {
+  std::set<uint64_t> given = find_watched(context.image);  // and captured files whose own descriptor the target has
+  for (const pb::OpenFile& file : context.image.open_files()) {
     if (!file.HasExtension(pb::captured)) continue;
     int whole = context.restore.captured.fd(captured_of(file).captured_id());
     if (whole < 0)
@@ -70,7 +70,7 @@ Result<void> restore(RestoreContext& context) {
     VMCKPT_TRY(context.put(file, std::move(fd)));
   }
   // Only now: the permissions may forbid opening the file as its descriptors were.
-  for (const pb::OpenFile& file : context.table.files()) {
+  for (const pb::OpenFile& file : context.image.open_files()) {
     if (!file.HasExtension(pb::captured)) continue;
     const int whole = context.restore.captured.fd(captured_of(file).captured_id());
     if (::fchmod(whole, captured_of(file).permissions()) == 0) continue;

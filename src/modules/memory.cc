@@ -1,5 +1,6 @@
 // The address space as a module: what is mapped. Found by memory/address_space.h, which says what is saved and how; its pages are
 // copied after the pause (memory/page_dump.h). Restored by restart/memory_plan.cc, which other modules' tapes stand behind.
+#include "image/one_process.h"
 #include "modules/module.h"
 
 namespace vmckpt {
@@ -12,7 +13,7 @@ Result<void> prepare(StateSave& state) {
 
 Result<void> save(StateSave& state) {
   state.space = VMCKPT_TRY(save_address_space(*state.world, *state.ledger, state.preview, state.backing, state.memory_options,
-                                              state.captured, state.image.mutable_memory()));
+                                              state.captured, &one_process(&state.image).memory));
   state.notes.insert(state.notes.end(), state.space.notes.begin(), state.space.notes.end());
   return {};
 }

@@ -210,7 +210,7 @@ Result<Fd> make(const pb::OpenFile& file) {
 }
 
 void check(CheckContext& context) {
-  for (const pb::OpenFile& file : context.table.files()) {
+  for (const pb::OpenFile& file : context.image.open_files()) {
     if (!file.HasExtension(pb::netlink_socket)) continue;
     auto fd = make(file);
     bool moved = false;  // said at the restart
@@ -220,7 +220,7 @@ void check(CheckContext& context) {
 }
 
 Result<void> restore(RestoreContext& context) {
-  for (const pb::OpenFile& file : context.table.files()) {
+  for (const pb::OpenFile& file : context.image.open_files()) {
     if (!file.HasExtension(pb::netlink_socket)) continue;
     const pb::NetlinkSocket& socket = file.GetExtension(pb::netlink_socket);
     Fd fd = VMCKPT_TRY(make(file));

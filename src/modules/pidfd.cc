@@ -70,7 +70,7 @@ Result<void> open_ended_process(RestoreContext& context, const std::vector<const
 
 Result<void> restore(RestoreContext& context) {
   std::map<uint64_t, std::vector<const pb::OpenFile*>> by_inode;
-  for (const pb::OpenFile& file : context.table.files()) {
+  for (const pb::OpenFile& file : context.image.open_files()) {
     if (!file.HasExtension(pb::pidfd)) continue;
     if (!file.GetExtension(pb::pidfd).self() && file.GetExtension(pb::pidfd).inode() != 0) {
       by_inode[file.GetExtension(pb::pidfd).inode()].push_back(&file);

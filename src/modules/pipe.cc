@@ -69,7 +69,7 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
   auto [known, is_new] =
       context.pipe_ids.try_emplace({file.status.st_dev, file.status.st_ino}, context.pipe_ids.size() + 1);
   if (is_new) {
-    pb::PipeBuffer* pipe = context.table->AddExtension(pb::pipes);
+    pb::PipeBuffer* pipe = context.objects.AddExtension(pb::pipes);
     pipe->set_id(known->second);
     pipe->set_inode(file.status.st_ino);
     if (has_name(file)) {
@@ -136,7 +136,7 @@ Result<void> save_pipe(SaveContext& context, const InsideEnds& ends, pb::PipeBuf
 }
 
 Result<void> save_links(SaveContext& context) {
-  std::vector<InsideEnds> all(static_cast<size_t>(context.table->ExtensionSize(pb::pipes)));
+  std::vector<InsideEnds> all(static_cast<size_t>(context.objects.ExtensionSize(pb::pipes)));
   for (const TargetFile& file : context.files) {
     if (!file.saved->HasExtension(pb::pipe)) continue;
     InsideEnds& ends = all[file.saved->GetExtension(pb::pipe).pipe_id() - 1];
@@ -145,13 +145,13 @@ Result<void> save_links(SaveContext& context) {
     ends.packets |= can_write(file.flags) && (file.flags & O_DIRECT) != 0;
   }
   for (size_t i = 0; i < all.size(); ++i) {
-    VMCKPT_TRY(save_pipe(context, all[i], context.table->MutableExtension(pb::pipes, static_cast<int>(i))));
+    VMCKPT_TRY(save_pipe(context, all[i], context.objects.MutableExtension(pb::pipes, static_cast<int>(i))));
   }
   return {};
 }
 
 void check(CheckContext& context) {
-  for (const pb::PipeBuffer& pipe : context.table.GetRepeatedExtension(pb::pipes)) {
+  for (const pb::PipeBuffer& pipe : context.image.objects().GetRepeatedExtension(pb::pipes)) {
     if (pipe.path().empty()) continue;
     struct stat now;
     auto located = context.access.locate(pipe.path(), 0, pipe.origin());
@@ -167,17 +167,19 @@ void check(CheckContext& context) {
 
 std::vector<const pb::OpenFile*> ends_of(const RestoreContext& context, const pb::PipeBuffer& pipe) {
   std::vector<const pb::OpenFile*> ends;
-  for (const pb::OpenFile& file : context.table.files()) {
+  for (const pb::OpenFile& file : context.image.open_files()) {
     if (file.HasExtension(pb::pipe) && file.GetExtension(pb::pipe).pipe_id() == pipe.id()) ends.push_back(&file);
   }
   return ends;
 }
 
 Result<void> attach_ends(RestoreContext& context, const std::vector<const pb::OpenFile*>& ends) {
-  uint32_t lowest = 2;
-  for (const pb::OpenFile* end : ends) lowest = std::min(lowest, end->id());
+  int lowest = 2;
   for (const pb::OpenFile* end : ends) {
-    int number = static_cast<int>(end->id() <= 2 ? end->id() : lowest);
+    if (const int number = context.descriptors.stdio(*end); number >= 0) lowest = std::min(lowest, number);
+  }
+  for (const pb::OpenFile* end : ends) {
+    const int own = context.descriptors.stdio(*end), number = own >= 0 ? own : lowest;
     VMCKPT_TRY(context.put(*end, VMCKPT_TRY(attach_stdio(context, *end, number))));
   }
   return {};
@@ -250,7 +252,9 @@ Result<void> restore_pipe(RestoreContext& context, const pb::PipeBuffer& pipe) {
 }
 
 Result<void> restore(RestoreContext& context) {
-  for (const pb::PipeBuffer& pipe : context.table.GetRepeatedExtension(pb::pipes)) VMCKPT_TRY(restore_pipe(context, pipe));
+  for (const pb::PipeBuffer& pipe : context.image.objects().GetRepeatedExtension(pb::pipes)) {
+    VMCKPT_TRY(restore_pipe(context, pipe));
+  }
   return {};
 }
 

@@ -18,6 +18,7 @@
 
 #include "core/fd.h"
 #include "core/proc.h"
+#include "image/one_process.h"
 #include "memory/address_space.h"
 #include "modules/credentials.h"
 #include "modules/module.h"
@@ -46,27 +47,27 @@ std::string directory_link(pid_t pid, const char* which) {
 }
 
 // A removed one comes back as a removed one: relative paths lead nowhere there.
-Result<void> save_working_directory(pid_t pid, pb::Process* process) {
+Result<void> save_working_directory(pid_t pid, pb::FileSystemContext* fs) {
   const Fd fd = VMCKPT_TRY(open_file(fmt::format("/proc/{}/cwd", pid), O_PATH | O_DIRECTORY));
-  process->set_working_directory(directory_link(pid, "cwd"));
-  *process->mutable_working_directory_origin() = inode_of(fd.get());
+  fs->set_working_directory(directory_link(pid, "cwd"));
+  *fs->mutable_working_directory_origin() = inode_of(fd.get());
   struct stat now {}, there {};
   if (::fstat(fd.get(), &now) != 0) return errno_error(fmt::format("look at the working directory of process {}", pid));
-  const std::string path = fmt::format("/proc/{}/root{}", pid, process->working_directory());
+  const std::string path = fmt::format("/proc/{}/root{}", pid, fs->working_directory());
   const bool leads_there = ::stat(path.c_str(), &there) == 0 && there.st_ino == now.st_ino && there.st_dev == now.st_dev;
-  process->set_working_directory_removed(process->working_directory().ends_with(" (deleted)") && !leads_there);
+  fs->set_working_directory_removed(fs->working_directory().ends_with(" (deleted)") && !leads_there);
   return {};
 }
 
 // With the target's rights; the caller's are lent only for the very folder in which it already was.
-Result<void> enter_working_directory(const pb::Process& process, const FileAccess& access) {
-  const pb::Inode& then = process.working_directory_origin();
-  Fd fd = VMCKPT_TRY(process.working_directory_removed()
+Result<void> enter_working_directory(const pb::FileSystemContext& fs, const FileAccess& access) {
+  const pb::Inode& then = fs.working_directory_origin();
+  Fd fd = VMCKPT_TRY(fs.working_directory_removed()
                          ? access.make_removed_directory(O_PATH)
-                         : access.locate(process.working_directory(), O_DIRECTORY, then));
+                         : access.locate(fs.working_directory(), O_DIRECTORY, then));
   if (access.as_target([&] { return ::fchdir(fd.get()); }) == 0) return {};
   if (errno == EACCES && is_same_inode(then, inode_of(fd.get())) && ::fchdir(fd.get()) == 0) return {};
-  return errno_error("enter the working directory " + process.working_directory());
+  return errno_error("enter the working directory " + fs.working_directory());
 }
 
 // linux/membarrier.h; the first since Linux 6.3.
@@ -137,10 +138,10 @@ Result<std::vector<NamedLimit>> read_limits(pid_t pid) {
   return limits;
 }
 
-Result<void> save_limits(pid_t pid, pb::Process* process) {
+Result<void> save_limits(pid_t pid, pb::ProcessState* state) {
   const std::vector<NamedLimit> limits = VMCKPT_TRY(read_limits(pid));
   for (uint32_t resource = 0; resource < kLimits; ++resource) {
-    pb::ResourceLimit* saved = process->add_limits();
+    pb::ResourceLimit* saved = state->add_limits();
     saved->set_resource(resource);
     saved->set_soft(limits[resource].limit.rlim_cur);
     saved->set_hard(limits[resource].limit.rlim_max);
@@ -194,30 +195,31 @@ ProcessAnswers ask_process(const pb::Thread& leader, TapeDraft& tape) {
   return questions;
 }
 
-void save_process_answers(const ProcessAnswers& questions, const TapeDraft& tape, pb::Process* process) {
-  process->set_dumpable(static_cast<int32_t>(tape.result(questions.dumpable)));
-  process->set_child_subreaper(tape.as<int>(questions.subreaper_answer) != 0);
+void save_process_answers(const ProcessAnswers& questions, const TapeDraft& tape, pb::ProcessState* state) {
+  state->set_dumpable(static_cast<int32_t>(tape.result(questions.dumpable)));
+  state->set_child_subreaper(tape.as<int>(questions.subreaper_answer) != 0);
   if (tape.succeeded(questions.thp_disabled)) {
     const auto thp = static_cast<uint32_t>(tape.result(questions.thp_disabled));
-    process->set_thp_disabled(thp & 1);
-    process->set_thp_disable_flags(thp & ~1u);
+    state->set_thp_disabled(thp & 1);
+    state->set_thp_disable_flags(thp & ~1u);
   }
   if (questions.deny_write_execute && tape.succeeded(*questions.deny_write_execute)) {
-    process->set_deny_write_execute(static_cast<uint32_t>(tape.result(*questions.deny_write_execute)));
+    state->set_deny_write_execute(static_cast<uint32_t>(tape.result(*questions.deny_write_execute)));
   }
-  if (questions.memory_merge) process->set_memory_merge(tape.result(*questions.memory_merge) == 1);
+  if (questions.memory_merge) state->set_memory_merge(tape.result(*questions.memory_merge) == 1);
   if (questions.membarrier && tape.succeeded(*questions.membarrier)) {
-    process->set_membarrier(static_cast<uint32_t>(tape.result(*questions.membarrier)));
+    state->set_membarrier(static_cast<uint32_t>(tape.result(*questions.membarrier)));
   }
   if (tape.succeeded(questions.xstate_permission)) {
-    process->set_xstate_permission(tape.as<uint64_t>(questions.xstate_permission_answer));
+    state->set_xstate_permission(tape.as<uint64_t>(questions.xstate_permission_answer));
   }
   if (tape.succeeded(questions.xstate_guest_permission)) {
-    process->set_xstate_guest_permission(tape.as<uint64_t>(questions.xstate_guest_permission_answer));
+    state->set_xstate_guest_permission(tape.as<uint64_t>(questions.xstate_guest_permission_answer));
   }
 }
 
-Result<void> save_process(const StoppedWorld& world, pb::Process* process) {
+Result<void> save_process(const StoppedWorld& world, pb::Process* process, pb::FileSystemContext* fs) {
+  pb::ProcessState* state = process->MutableExtension(pb::process_state);
   const pid_t pid = world.pid();
   StatusFields status = VMCKPT_TRY(read_status(pid));
   std::vector<std::string> stat = VMCKPT_TRY(read_stat(pid));
@@ -225,55 +227,59 @@ Result<void> save_process(const StoppedWorld& world, pb::Process* process) {
   process->set_pid(world.pid_in_target());
   process->set_process_group(static_cast<int32_t>(status_innermost(status, "NSpgid")));
   process->set_session(static_cast<int32_t>(status_innermost(status, "NSsid")));
-  process->set_has_terminal(stat[4] != "0");
-  process->set_foreground(process->has_terminal() && stat[5] == stat[2]);
-  process->set_command_name(command_of(pid));
+  state->set_has_terminal(stat[4] != "0");
+  state->set_foreground(state->has_terminal() && stat[5] == stat[2]);
+  state->set_command_name(command_of(pid));
   for (const std::string& text : split_nul(VMCKPT_TRY(read_whole_file(fmt::format("/proc/{}/cmdline", pid))))) {
-    process->add_arguments(text);
+    state->add_arguments(text);
   }
   if (auto environment = read_whole_file(fmt::format("/proc/{}/environ", pid)); environment.ok()) {
-    for (const std::string& text : split_nul(*environment)) process->add_environment(text);
+    for (const std::string& text : split_nul(*environment)) state->add_environment(text);
   }
-  process->set_executable(directory_link(pid, "exe"));
-  VMCKPT_TRY(save_working_directory(pid, process));
-  process->set_root_directory(directory_link(pid, "root"));
-  process->set_umask(static_cast<uint32_t>(std::strtoul(std::string(status_field(status, "Umask")).c_str(), nullptr, 8)));
-  VMCKPT_TRY(save_limits(pid, process));
+  state->set_executable(directory_link(pid, "exe"));
+  VMCKPT_TRY(save_working_directory(pid, fs));
+  fs->set_root_directory(directory_link(pid, "root"));
+  fs->set_umask(static_cast<uint32_t>(std::strtoul(std::string(status_field(status, "Umask")).c_str(), nullptr, 8)));
+  VMCKPT_TRY(save_limits(pid, state));
   if (auto text = read_whole_file(fmt::format("/proc/{}/personality", pid)); text.ok()) {
-    process->set_personality(static_cast<uint32_t>(parse_hex(*text)));
+    state->set_personality(static_cast<uint32_t>(parse_hex(*text)));
   }
   if (auto text = read_whole_file(fmt::format("/proc/{}/coredump_filter", pid)); text.ok()) {
-    process->set_coredump_filter(static_cast<uint32_t>(parse_hex(split_words(*text).empty() ? "" : split_words(*text)[0])));
+    state->set_coredump_filter(static_cast<uint32_t>(parse_hex(split_words(*text).empty() ? "" : split_words(*text)[0])));
   }
   if (auto text = read_whole_file(fmt::format("/proc/{}/oom_score_adj", pid)); text.ok()) {
-    process->set_oom_score_adj(static_cast<int32_t>(parse_number(*text)));
+    state->set_oom_score_adj(static_cast<int32_t>(parse_number(*text)));
   }
   if (auto text = read_whole_file(fmt::format("/proc/{}/cgroup", pid)); text.ok()) {
-    for (std::string_view line : split_lines(*text)) process->add_cgroups(std::string(line));
+    for (std::string_view line : split_lines(*text)) state->add_cgroups(std::string(line));
   }
   if (auto text = read_whole_file(fmt::format("/proc/{}/loginuid", pid)); text.ok()) {
-    process->set_login_uid(static_cast<uint32_t>(parse_number(*text)));
+    state->set_login_uid(static_cast<uint32_t>(parse_number(*text)));
   }
   const StoppedThread& leader = world.threads().front();
-  process->set_group_stopped(leader.group_stopped);
+  process->set_state(leader.group_stopped ? pb::Process::STOPPED : pb::Process::RUNNING);
   process->set_stop_signal(leader.stop_signal);
   return {};
 }
 
-void check_process(const pb::Process& process, const FileAccess& access, std::vector<Error>& problems) {
-  auto located = process.working_directory_removed()
+void check_process(const pb::Process& process, const pb::FileSystemContext& fs, const FileAccess& access,
+                   std::vector<Error>& problems) {
+  if (!process.HasExtension(pb::process_state)) {
+    return problems.push_back(error(fmt::format("the image has no settings of process {}", process.pid())));
+  }
+  auto located = fs.working_directory_removed()
                      ? Result<Fd>(Fd())
-                     : access.locate(process.working_directory(), O_DIRECTORY, process.working_directory_origin());
+                     : access.locate(fs.working_directory(), O_DIRECTORY, fs.working_directory_origin());
   if (!located.ok()) {
     const Error& why = located.error();
-    problems.push_back(error(fmt::format("the working directory {} cannot be used: {}", process.working_directory(), why.message()),
+    problems.push_back(error(fmt::format("the working directory {} cannot be used: {}", fs.working_directory(), why.message()),
                              why.cure.empty() ? "make it again" : ""));
   }
-  if (process.root_directory() != "/") {
-    problems.push_back(error(fmt::format("the process had the root directory {}", process.root_directory()),
+  if (fs.root_directory() != "/") {
+    problems.push_back(error(fmt::format("the process had the root directory {}", fs.root_directory()),
                              "restart it inside the same chroot"));
   }
-  if (process.deny_write_execute() != 0 && ::prctl(kPrGetMdwe, 0, 0, 0, 0) < 0) {
+  if (state_of(process).deny_write_execute() != 0 && ::prctl(kPrGetMdwe, 0, 0, 0, 0) < 0) {
     problems.push_back(error("the process had forbidden itself memory that is writable and executable (PR_SET_MDWE), which this "
                              "kernel does not know",
                              "restart it on Linux 6.3 or newer"));
@@ -281,103 +287,115 @@ void check_process(const pb::Process& process, const FileAccess& access, std::ve
 }
 
 void plan_process(const pb::Process& process, TapeDraft& tape) {
+  const pb::ProcessState& state = state_of(process);
   // Before there are threads, when it costs nothing. A registration too many only costs a little, one too few makes barriers fail,
   // or not reach this process: so where the kernel could not tell, all of them.
   for (uint32_t registration : kMembarrierRegistrations) {
-    if (!process.has_membarrier() || (process.membarrier() & registration)) tape.call(SYS_membarrier, {registration, 0, 0});
+    if (!state.has_membarrier() || (state.membarrier() & registration)) tape.call(SYS_membarrier, {registration, 0, 0});
   }
-  if (process.child_subreaper()) tape.call(SYS_prctl, {PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0});
-  if (process.thp_disabled()) tape.call(SYS_prctl, {PR_SET_THP_DISABLE, 1, process.thp_disable_flags(), 0, 0});
-  if (process.xstate_permission() >> kAmxTileData & 1) {
+  if (state.child_subreaper()) tape.call(SYS_prctl, {PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0});
+  if (state.thp_disabled()) tape.call(SYS_prctl, {PR_SET_THP_DISABLE, 1, state.thp_disable_flags(), 0, 0});
+  if (state.xstate_permission() >> kAmxTileData & 1) {
     tape.call(SYS_arch_prctl, {ARCH_REQ_XCOMP_PERM, kAmxTileData}, true, "ask for AMX");
   }
   // Before any vCPU is made: it fixes the size of their state.
-  if (process.xstate_guest_permission() >> kAmxTileData & 1) {
+  if (state.xstate_guest_permission() >> kAmxTileData & 1) {
     tape.call(SYS_arch_prctl, {ARCH_REQ_XCOMP_GUEST_PERM, kAmxTileData}, true, "ask for AMX for guests");
   }
 }
 
 void plan_memory_rules(const pb::Process& process, TapeDraft& tape) {
-  if (process.personality() & READ_IMPLIES_EXEC) tape.call(SYS_personality, {process.personality()}, true, "set the personality");
-  if (process.memory_merge()) tape.call(SYS_prctl, {kPrSetMemoryMerge, 1, 0, 0, 0});
+  const pb::ProcessState& state = state_of(process);
+  if (state.personality() & READ_IMPLIES_EXEC) tape.call(SYS_personality, {state.personality()}, true, "set the personality");
+  if (state.memory_merge()) tape.call(SYS_prctl, {kPrSetMemoryMerge, 1, 0, 0, 0});
   // It cannot be taken back, and a program relies on that.
-  if (process.deny_write_execute() != 0) {
-    tape.call(SYS_prctl, {kPrSetMdwe, process.deny_write_execute(), 0, 0, 0}, true,
+  if (state.deny_write_execute() != 0) {
+    tape.call(SYS_prctl, {kPrSetMdwe, state.deny_write_execute(), 0, 0, 0}, true,
               "forbid memory that is writable and executable");
   }
 }
 
 void plan_process_end(const pb::Process& process, TapeDraft& tape) {
+  const pb::ProcessState& state = state_of(process);
   // Only 0 and 1 can be set; 2 (after a change of credentials) comes by itself.
-  if (process.dumpable() == 0 || process.dumpable() == 1) {
-    tape.call(SYS_prctl, {PR_SET_DUMPABLE, static_cast<uint64_t>(process.dumpable()), 0, 0, 0});
+  if (state.dumpable() == 0 || state.dumpable() == 1) {
+    tape.call(SYS_prctl, {PR_SET_DUMPABLE, static_cast<uint64_t>(state.dumpable()), 0, 0, 0});
   }
 }
 
 // A process of another user takes its limits from nobody without CAP_SYS_RESOURCE.
 void plan_limits(const pb::Process& process, const pb::Credentials& credentials, TapeDraft& tape) {
   if (has_capability(CAP_SYS_RESOURCE) || !had_other_ids(credentials)) return;
-  for (const pb::ResourceLimit& saved : process.limits()) {
+  for (const pb::ResourceLimit& saved : state_of(process).limits()) {
     rlimit now{};
     if (::getrlimit(static_cast<__rlimit_resource>(saved.resource()), &now) != 0) continue;
     tape.call(SYS_prlimit64, {0, saved.resource(), tape.data_of(at_most(saved, now.rlim_max)), 0});
   }
 }
 
-Result<void> save(StateSave& save) { return save_process(*save.world, save.image.mutable_process()); }
+Result<void> save(StateSave& save) {
+  const OneProcessToSave one = one_process(&save.image);
+  return save_process(*save.world, &one.process, &one.fs);
+}
 
 Result<void> ask(Questions& questions) {
-  const ProcessAnswers answers = ask_process(questions.image.threads(0), questions.leader());
+  const ProcessAnswers answers = ask_process(one_process(questions.image).leader, questions.leader());
   const BrkQuestion brk = ask_brk(questions.leader());
   questions.when_answered([answers, brk](const std::vector<TapeDraft>& tapes, pb::Image& image) {
-    save_process_answers(answers, tapes.front(), image.mutable_process());
-    save_brk(brk, tapes.front(), image.mutable_memory());
+    save_process_answers(answers, tapes.front(), one_process(&image).process.MutableExtension(pb::process_state));
+    save_brk(brk, tapes.front(), &one_process(&image).memory);
   });
   return {};
 }
 
-void check(Preflight& preflight) { check_process(preflight.image.process(), preflight.access, preflight.problems); }
+void check(Preflight& preflight) {
+  const OneProcess one = one_process(preflight.image);
+  check_process(one.process, one.fs, preflight.access, preflight.problems);
+}
 
 Result<void> plan(ProcessPlan& process) {
-  plan_process(process.image.process(), process.tape);
+  plan_process(one_process(process.image).process, process.tape);
   return {};
 }
 
 Result<void> plan_rules(ProcessPlan& process) {
-  plan_memory_rules(process.image.process(), process.tape);
+  plan_memory_rules(one_process(process.image).process, process.tape);
   return {};
 }
 
 // Of the whole process, by the leader when it is who it was.
 Result<void> plan_end(ThreadPlan& plan) {
   if (!plan.leads) return {};
-  plan_process_end(plan.image.process(), plan.tape);
-  plan_limits(plan.image.process(), plan.thread.credentials(), plan.tape);
+  plan_process_end(one_process(plan.image).process, plan.tape);
+  plan_limits(one_process(plan.image).process, credentials_of(plan.thread), plan.tape);
   return {};
 }
 
 }  // namespace
 
-Result<void> restore_process(const pb::Process& process, const FileAccess& access) {
+Result<void> restore_process(const pb::Image& image, const FileAccess& access) {
+  const OneProcess one = one_process(image);
+  const pb::Process& process = one.process;
+  const pb::ProcessState& state = state_of(process);
   // A process group or session that the target led is made again; one that it merely joined (its shell's) is restart's own.
   if (process.session() == process.pid() && ::getsid(0) != process.pid()) {
     if (::setsid() < 0) return errno_error("make the session of the process");
   } else if (process.process_group() == process.pid() && ::getpgrp() != process.pid()) {
     if (::setpgid(0, 0) != 0) return errno_error("make the process group of the process");
   }
-  ::umask(static_cast<mode_t>(process.umask()));
-  VMCKPT_TRY(enter_working_directory(process, access));
+  ::umask(static_cast<mode_t>(one.fs.umask()));
+  VMCKPT_TRY(enter_working_directory(one.fs, access));
   // With READ_IMPLIES_EXEC, all readable memory that is made from now on would be executable: that comes in plan_memory_rules().
-  if (::personality(process.personality() & ~uint32_t{READ_IMPLIES_EXEC}) < 0) return errno_error("set the personality");
-  (void)write_file("/proc/self/coredump_filter", fmt::format("{:#x}", process.coredump_filter()));
-  (void)write_file("/proc/self/oom_score_adj", fmt::format("{}", process.oom_score_adj()));
+  if (::personality(state.personality() & ~uint32_t{READ_IMPLIES_EXEC}) < 0) return errno_error("set the personality");
+  (void)write_file("/proc/self/coredump_filter", fmt::format("{:#x}", state.coredump_filter()));
+  (void)write_file("/proc/self/oom_score_adj", fmt::format("{}", state.oom_score_adj()));
   // Everybody may give one to a process that has none, and CAP_AUDIT_CONTROL another one; only the process itself.
-  if (process.has_login_uid()) (void)write_file("/proc/self/loginuid", fmt::format("{}", process.login_uid()));
+  if (state.has_login_uid()) (void)write_file("/proc/self/loginuid", fmt::format("{}", state.login_uid()));
   return {};
 }
 
 void restore_limits(const pb::Process& process, pid_t pid, std::vector<std::string>& notes) {
-  for (const pb::ResourceLimit& saved : process.limits()) {
+  for (const pb::ResourceLimit& saved : state_of(process).limits()) {
     auto resource = static_cast<__rlimit_resource>(saved.resource());
     rlimit limit{saved.soft(), saved.hard()};
     if (::prlimit(pid, resource, &limit, nullptr) == 0) continue;
@@ -389,7 +407,7 @@ void restore_limits(const pb::Process& process, pid_t pid, std::vector<std::stri
   // Whoever set them: what counts is what they are.
   auto limits = read_limits(pid);
   if (!limits.ok()) return notes.push_back(limits.error().message());
-  for (const pb::ResourceLimit& saved : process.limits()) {
+  for (const pb::ResourceLimit& saved : state_of(process).limits()) {
     if (saved.resource() >= limits->size()) continue;
     const auto& [name, now] = (*limits)[saved.resource()];
     if (now.rlim_cur == saved.soft() && now.rlim_max == saved.hard()) continue;
@@ -399,9 +417,10 @@ void restore_limits(const pb::Process& process, pid_t pid, std::vector<std::stri
 }
 
 void restore_surroundings(const pb::Process& process, pid_t pid, std::vector<std::string>& notes) {
+  const pb::ProcessState& state = state_of(process);
   std::string lost;
   auto mountinfo = read_whole_file("/proc/self/mountinfo");
-  for (const std::string& line : process.cgroups()) {
+  for (const std::string& line : state.cgroups()) {
     auto cgroup = parse_cgroup(line);
     if (!cgroup) continue;
     const std::string now = cgroup_path_now(pid, *cgroup);
@@ -413,11 +432,11 @@ void restore_surroundings(const pb::Process& process, pid_t pid, std::vector<std
   }
   if (!lost.empty()) notes.push_back("the process is in restart's cgroups, not in those it had, which are gone or may not be entered: " + lost);
   auto login = read_whole_file(fmt::format("/proc/{}/loginuid", pid));
-  if (!process.has_login_uid() || !login.ok()) return;
+  if (!state.has_login_uid() || !login.ok()) return;
   const auto now = static_cast<uint32_t>(parse_number(*login));
-  if (now == process.login_uid()) return;
+  if (now == state.login_uid()) return;
   auto name = [](uint32_t uid) { return uid == ~uint32_t{0} ? "none" : fmt::format("{}", uid); };
-  notes.push_back(fmt::format("the login user id (of audit records) was {}, now it is {}", name(process.login_uid()), name(now)));
+  notes.push_back(fmt::format("the login user id (of audit records) was {}, now it is {}", name(state.login_uid()), name(now)));
 }
 
 extern const StateModule kProcessModule{

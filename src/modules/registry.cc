@@ -6,7 +6,7 @@ namespace vmckpt {
 
 extern const StateModule kHostModule, kClocksModule, kHiddenStateModule, kCpuidModule, kPrivilegedFiltersModule, kThreadsModule,
     kMemoryModule, kAioModule, kProcessModule, kFiltersModule, kVirtualMachinesModule, kSignalsModule, kMemoryRulesModule, kTimersModule,
-    kDescriptorsModule;
+    kDescriptorsModule, kPluginsModule;
 
 namespace {
 
@@ -26,6 +26,7 @@ constexpr const StateModule* kModules[] = {
     &kMemoryRulesModule,        // when all memory has been made
     &kTimersModule,             // late: they do not run while the process is being built, and may be for one of its threads
     &kDescriptorsModule,
+    &kPluginsModule,            // what this vmckpt does not have
 };
 
 }  // namespace

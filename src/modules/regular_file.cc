@@ -203,7 +203,7 @@ bool may_be_read_by_target(const SaveContext& context, const TargetFile& file) {
   pb::Credentials target;
   save_credentials(*status, &target);
   if (target.uid_size() != 4) return false;
-  return !FileAccess(target, {}).is_foreign() || file.status.st_uid == target.uid(3);
+  return !file_access_of(target, {}).is_foreign() || file.status.st_uid == target.uid(3);
 }
 
 // A file that the program is writing may be a temporary one: renamed or removed by the time of the restart.
@@ -262,11 +262,11 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
 // The copy serves all that is open of the same file.
 Result<void> share_kept_content(SaveContext& context) {
   std::map<std::pair<uint64_t, uint64_t>, uint64_t> kept;
-  for (const pb::OpenFile& file : context.table->files()) {
+  for (const pb::OpenFile& file : context.image.open_files()) {
     const pb::PathFile& path_file = file.GetExtension(pb::path_file);
     if (path_file.content_id() != 0) kept[{path_file.device(), path_file.inode()}] = path_file.content_id();
   }
-  for (pb::OpenFile& file : *context.table->mutable_files()) {
+  for (pb::OpenFile& file : *context.image.mutable_open_files()) {
     if (!file.HasExtension(pb::path_file)) continue;
     auto found = kept.find({file.GetExtension(pb::path_file).device(), file.GetExtension(pb::path_file).inode()});
     if (found != kept.end()) file.MutableExtension(pb::path_file)->set_content_id(found->second);
@@ -279,8 +279,8 @@ bool belongs_to_target(const std::string& path) {
 }
 
 // Standard input, output and error may be restart's own instead: for the two that are written it is as good as any other.
-bool may_be_own(const pb::OpenFile& file, int error) {
-  if (file.id() > 2) return false;
+bool may_be_own(const DescriptorsOfFiles& descriptors, const pb::OpenFile& file, int error) {
+  if (descriptors.stdio(file) < 0) return false;
   return !can_read(file.status_flags()) || error == EACCES || error == EPERM;
 }
 
@@ -306,7 +306,8 @@ int located_flags(const pb::PathFile& file) {
 void check_access(CheckContext& context, const pb::OpenFile& file, int located) {
   if ((file.status_flags() & O_PATH) != 0) return;
   int wanted = (can_read(file.status_flags()) ? R_OK : 0) | (can_write(file.status_flags()) ? W_OK : 0);
-  if (context.access.permits(located, wanted, file.GetExtension(pb::path_file).origin()) || may_be_own(file, errno)) return;
+  if (context.access.permits(located, wanted, file.GetExtension(pb::path_file).origin())) return;
+  if (may_be_own(context.descriptors, file, errno)) return;
   context.problem(
       errno_error(fmt::format("file \"{}\" ({}) may not be opened again", file.GetExtension(pb::path_file).path(), describe(file)),
                   "restart as the user who owns it, or change its permissions"));
@@ -328,7 +329,7 @@ std::string describe_change(const pb::OpenFile& file, const Change& change, cons
   const pb::PathFile& then = file.GetExtension(pb::path_file);
   std::string what = change.inode ? "has been replaced" : "has been changed";
   if (change.size) what += fmt::format(" (size {} bytes, was {})", now.st_size, then.size_bytes());
-  std::string text = fmt::format("file \"{}\" (descriptor {}) {} since the checkpoint", then.path(), file.id(), what);
+  std::string text = fmt::format("file \"{}\" (descriptor {}) {} since the checkpoint", then.path(), file.shown_number(), what);
   if (can_read(file.status_flags()) && then.position() > now.st_size) {
     text += fmt::format("; it now ends before the program's position {}", then.position());
   }
@@ -348,7 +349,7 @@ void check_changes(CheckContext& context, const pb::OpenFile& file, const struct
     Error problem = another_users(then.path(), then.origin(), now.st_uid);
     problem.what = fmt::format("{}: {}", describe(file), problem.what);
     if (context.access.policy().accept_changed) context.note(problem.what);
-    else if (may_be_own(file, EPERM)) return;
+    else if (may_be_own(context.descriptors, file, EPERM)) return;
     else return context.problem(std::move(problem));
   }
   const Change change = change_of(then, now);
@@ -358,7 +359,7 @@ void check_changes(CheckContext& context, const pb::OpenFile& file, const struct
   const bool has_grown = !change.inode && static_cast<uint64_t>(now.st_size) >= then.size_bytes();
   if (appends && has_grown) return;
   const bool at_its_end = !can_read(file.status_flags()) && static_cast<uint64_t>(then.position()) >= then.size_bytes();
-  const bool is_stream = appends || file.id() <= 2 || (at_its_end && has_grown);
+  const bool is_stream = appends || context.descriptors.stdio(file) >= 0 || (at_its_end && has_grown);
   const bool guarded = file.locks_size() != 0 || (writes && !is_stream);
   std::string text = describe_change(file, change, now);
   if (!guarded || context.access.policy().accept_changed) {
@@ -389,7 +390,7 @@ void check_missing(CheckContext& context, const pb::OpenFile& file, const Error&
                                                   : "it is made anew, without its content"));
     }
   }
-  if (may_be_own(file, ENOENT)) return;
+  if (may_be_own(context.descriptors, file, ENOENT)) return;
   const bool can_be_empty = S_ISREG(then.mode()) && !then.volatile_content();
   context.problem(Error{fmt::format("file \"{}\" ({}) is missing", then.path(), describe(file)), why.err,
                         can_be_empty ? "put it back where it was, or pass --missing-files=empty" : "put it back where it was"});
@@ -401,7 +402,7 @@ void check_file(CheckContext& context, const pb::OpenFile& file) {
   struct stat now;
   if (!located.ok() && located.error().err == ENOENT) return check_missing(context, file, located.error());
   if (!located.ok() && located.error().err != ENOTDIR) {
-    if (may_be_own(file, located.error().err)) return;
+    if (may_be_own(context.descriptors, file, located.error().err)) return;
     Error problem = located.error();
     problem.what = fmt::format("{}: {}", describe(file), problem.what);
     if (problem.cure.empty()) problem.cure = "restart as the user who owns it, or put back what was there";
@@ -412,7 +413,7 @@ void check_file(CheckContext& context, const pb::OpenFile& file) {
   if (!other.ok()) return check_missing(context, file, other.error());
   if (::fstat(other->get(), &now) != 0) return context.problem(errno_error("look at " + describe(file)));
   if ((now.st_mode & S_IFMT) != (then.mode() & S_IFMT)) {
-    if (may_be_own(file, ENOENT)) return;
+    if (may_be_own(context.descriptors, file, ENOENT)) return;
     return context.problem(error(fmt::format("\"{}\" ({}) is {} now and was {}", then.path(), describe(file),
                                              type_name(now.st_mode), type_name(then.mode())),
                                  "put back what was there"));
@@ -428,7 +429,7 @@ void check_file(CheckContext& context, const pb::OpenFile& file) {
 }
 
 void check(CheckContext& context) {
-  for (const pb::OpenFile& file : context.table.files()) {
+  for (const pb::OpenFile& file : context.image.open_files()) {
     if (is_seen_by_path(file) && context.put_back.count(file.GetExtension(pb::path_file).path()) == 0) check_file(context, file);
   }
 }
@@ -507,16 +508,16 @@ class Opener {
 
 Result<Fd> open_or_attach(RestoreContext& context, Opener& opener, const pb::OpenFile& file, bool* attached) {
   auto fd = opener.open_again(file);
-  if (fd.ok() || !may_be_own(file, fd.error().err)) return fd;
+  if (fd.ok() || !may_be_own(context.descriptors, file, fd.error().err)) return fd;
   *attached = true;
   context.note(fmt::format("{} cannot be opened again ({}); restart's own takes its place", describe(file),
                            fd.error().message()));
-  return attach_stdio(context, file, static_cast<int>(file.id()));
+  return attach_stdio(context, file, context.descriptors.stdio(file));
 }
 
 Result<void> restore(RestoreContext& context) {
   Opener opener(context);
-  for (const pb::OpenFile& file : context.table.files()) {
+  for (const pb::OpenFile& file : context.image.open_files()) {
     if (!file.HasExtension(pb::path_file)) continue;
     bool attached = false;
     Fd fd = VMCKPT_TRY(open_or_attach(context, opener, file, &attached));

@@ -110,7 +110,7 @@ uint32_t severity(uint32_t answer) {
 
 std::vector<FilterProgram> programs_of(const pb::Thread& thread) {
   std::vector<FilterProgram> programs;
-  for (const pb::SeccompFilter& filter : thread.filters()) {
+  for (const pb::SeccompFilter& filter : filters_of(thread)) {
     FilterProgram& program = programs.emplace_back(filter.program().size() / sizeof(sock_filter));
     std::memcpy(program.data(), filter.program().data(), program.size() * sizeof(sock_filter));
   }
@@ -132,7 +132,7 @@ uint32_t answer_of(const std::vector<FilterProgram>& programs, int64_t number, c
   return answer;
 }
 
-void add_filter(pb::Thread* saved, uint32_t flags, const sock_filter* program, size_t instructions) {
+void add_filter(pb::Seccomp* saved, uint32_t flags, const sock_filter* program, size_t instructions) {
   pb::SeccompFilter* filter = saved->add_filters();
   filter->set_flags(flags);
   filter->set_program(program, instructions * sizeof(sock_filter));
@@ -140,7 +140,7 @@ void add_filter(pb::Thread* saved, uint32_t flags, const sock_filter* program, s
 
 // Exact, but needs CAP_SYS_ADMIN in the initial user namespace. Index 0 is the oldest filter (kernel/seccomp.c,
 // get_nth_filter; ptrace(2) has it the other way round). A later one may forbid seccomp(2), so the order matters.
-bool read_filters_by_ptrace(pid_t tid, int64_t count, pb::Thread* saved) {
+bool read_filters_by_ptrace(pid_t tid, int64_t count, pb::Seccomp* saved) {
   std::vector<FilterProgram> programs;
   for (int64_t i = 0; i < count; ++i) {
     long instructions = ::ptrace(PTRACE_SECCOMP_GET_FILTER, tid, i, nullptr);
@@ -154,7 +154,7 @@ bool read_filters_by_ptrace(pid_t tid, int64_t count, pb::Thread* saved) {
 }
 
 // What the recorder noted: filters this thread installed, or that a thread installed for all (TSYNC).
-int64_t add_noted_filters(const StoppedThread& thread, const Ledger& ledger, bool of_every_thread, pb::Thread* saved) {
+int64_t add_noted_filters(const StoppedThread& thread, const Ledger& ledger, bool of_every_thread, pb::Seccomp* saved) {
   int64_t added = 0;
   uint32_t used = std::min(ledger.filters_used, kLedgerFilters);
   for (uint32_t i = 0; i < used; ++i) {
@@ -216,10 +216,10 @@ Result<void> install_filter(const FilterProgram& program) {
   return {};
 }
 
-Result<void> save_seccomp(const StoppedThread& thread, const Ledger& ledger, bool launch_filter, pb::Thread* saved) {
+Result<void> save_seccomp(const StoppedThread& thread, const Ledger& ledger, bool launch_filter, pb::Seccomp* saved) {
   StatusFields status = VMCKPT_TRY(read_status(thread.tid));
   int mode = static_cast<int>(status_number(status, "Seccomp"));
-  saved->set_seccomp_mode(mode);
+  saved->set_mode(mode);
   if (mode == SECCOMP_MODE_DISABLED) return {};
   if (mode == SECCOMP_MODE_STRICT) {
     return error(fmt::format("thread {} is in seccomp's strict mode, which forbids every checkpoint call", thread.tid));
@@ -250,7 +250,7 @@ uint32_t evaluate_filters(const pb::Thread& thread, int64_t number, const uint64
 }
 
 Result<void> check_tape_against_filters(const pb::Thread& thread, const TapeDraft& tape, TapeNeeds needs) {
-  if (thread.filters_size() == 0) return {};
+  if (filters_of(thread).empty()) return {};
   std::vector<TapeCall> calls = tape.plain_calls();
   auto add = [&](int64_t number, uint64_t first_argument = 0) {
     TapeCall call{};
@@ -277,10 +277,10 @@ Result<void> check_tape_against_filters(const pb::Thread& thread, const TapeDraf
 namespace {
 
 void plan_seccomp(const pb::Thread& thread, TapeDraft& tape) {
-  if (thread.filters_size() != 0 && !thread.credentials().no_new_privileges() && !has_capability(CAP_SYS_ADMIN)) {
+  if (!filters_of(thread).empty() && !credentials_of(thread).no_new_privileges() && !has_capability(CAP_SYS_ADMIN)) {
     tape.call(SYS_prctl, {PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0}, true, "set no_new_privs");
   }
-  for (const pb::SeccompFilter& filter : thread.filters()) {
+  for (const pb::SeccompFilter& filter : filters_of(thread)) {
     // sock_fprog holds a pointer: place program and struct together and let the tape fill it in.
     const TapeWord program = tape.data(filter.program().data(), filter.program().size());
     uint64_t head[2] = {filter.program().size() / sizeof(sock_filter), 0};
@@ -295,12 +295,12 @@ void plan_seccomp(const pb::Thread& thread, TapeDraft& tape) {
 // A filter needs no_new_privs or CAP_SYS_ADMIN. With the first it comes last of all; without it, it was installed with
 // privileges that the credentials may not have any more, and comes before them.
 Result<void> plan_before_credentials(ThreadPlan& plan) {
-  if (!plan.thread.credentials().no_new_privileges()) plan_seccomp(plan.thread, plan.tape);
+  if (!credentials_of(plan.thread).no_new_privileges()) plan_seccomp(plan.thread, plan.tape);
   return {};
 }
 
 Result<void> plan_after_credentials(ThreadPlan& plan) {
-  if (plan.thread.credentials().no_new_privileges()) plan_seccomp(plan.thread, plan.tape);
+  if (credentials_of(plan.thread).no_new_privileges()) plan_seccomp(plan.thread, plan.tape);
   return {};
 }
 

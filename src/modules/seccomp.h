@@ -17,6 +17,7 @@
 
 #include "core/result.h"
 #include "image/image.pb.h"
+#include "modules/seccomp.pb.h"
 #include "recorder/ledger.h"
 #include "tracer/stopped_world.h"
 #include "tracer/tape_draft.h"
@@ -29,7 +30,10 @@ using FilterProgram = std::vector<sock_filter>;
 Result<FilterProgram> make_launch_filter();
 Result<void> install_filter(const FilterProgram& program);  // in the calling process
 
-Result<void> save_seccomp(const StoppedThread& thread, const Ledger& ledger, bool launch_filter, pb::Thread* saved);
+// Oldest first.
+inline const auto& filters_of(const pb::Thread& thread) { return thread.GetExtension(pb::seccomp).filters(); }
+
+Result<void> save_seccomp(const StoppedThread& thread, const Ledger& ledger, bool launch_filter, pb::Seccomp* saved);
 
 // What the filters of `thread` answer to a call: a SECCOMP_RET_* value with its data.
 uint32_t evaluate_filters(const pb::Thread& thread, int64_t number, const uint64_t (&args)[6], uint64_t instruction_pointer);

@@ -22,7 +22,7 @@ Result<void> save(SaveContext&, const TargetFile& file, int, pb::OpenFile* saved
 }
 
 Result<void> restore(RestoreContext& context) {
-  for (const pb::OpenFile& file : context.table.files()) {
+  for (const pb::OpenFile& file : context.image.open_files()) {
     if (!file.HasExtension(pb::signalfd)) continue;
     // The system call itself: the mask is the kernel's 64 bits, not libc's sigset_t.
     uint64_t mask = file.GetExtension(pb::signalfd).mask();

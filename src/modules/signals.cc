@@ -6,6 +6,7 @@
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 
+#include "image/one_process.h"
 #include "modules/module.h"
 
 namespace vmckpt {
@@ -45,11 +46,11 @@ ActionAnswers ask_signal_actions(TapeDraft& tape) {
   return questions;
 }
 
-void save_signal_actions(const ActionAnswers& questions, const TapeDraft& tape, pb::Process* process) {
+void save_signal_actions(const ActionAnswers& questions, const TapeDraft& tape, pb::SignalHandlers* handlers) {
   for (const auto& question : questions.actions) {
     const auto& action = tape.as<KernelAction>(question.answer);
     if (action.handler == 0 && action.flags == 0 && action.mask == 0) continue;  // SIG_DFL
-    pb::SignalAction* saved = process->add_actions();
+    pb::SignalAction* saved = handlers->AddExtension(pb::actions);
     saved->set_number(static_cast<uint32_t>(question.number));
     saved->set_handler(action.handler);
     saved->set_flags(action.flags);
@@ -58,11 +59,11 @@ void save_signal_actions(const ActionAnswers& questions, const TapeDraft& tape, 
   }
 }
 
-void plan_signal_actions(const pb::Process& process, TapeDraft& tape) {
+void plan_signal_actions(const pb::SignalHandlers& handlers, TapeDraft& tape) {
   for (int number = 1; number <= kSignals; ++number) {
     if (!has_action(number)) continue;
     KernelAction action{};
-    for (const pb::SignalAction& saved : process.actions()) {
+    for (const pb::SignalAction& saved : handlers.GetRepeatedExtension(pb::actions)) {
       if (static_cast<int>(saved.number()) == number) {
         action = {saved.handler(), saved.flags(), saved.restorer(), saved.mask()};
       }
@@ -73,31 +74,27 @@ void plan_signal_actions(const pb::Process& process, TapeDraft& tape) {
 }
 
 void plan_pending_signals(const pb::Process& process, TapeDraft& tape) {
-  for (const pb::Signal& signal : process.pending()) {
+  for (const pb::Signal& signal : process.GetRepeatedExtension(pb::pending_signals)) {
     tape.call(SYS_rt_sigqueueinfo,
               {static_cast<uint64_t>(process.pid()), signal.number(), tape.data(signal.info().data(), signal.info().size())},
               true, fmt::format("queue pending signal {}", signal.number()));
   }
 }
 
-Result<void> save(StateSave& save) {
-  return save_pending_signals(save.pid, true, save.image.mutable_process()->mutable_pending());
-}
-
 Result<void> ask(Questions& questions) {
   questions.when_answered([answers = ask_signal_actions(questions.leader())](const std::vector<TapeDraft>& tapes, pb::Image& image) {
-    save_signal_actions(answers, tapes.front(), image.mutable_process());
+    save_signal_actions(answers, tapes.front(), &one_process(&image).signal_handlers);
   });
   return {};
 }
 
 Result<void> plan(ProcessPlan& process) {
-  plan_signal_actions(process.image.process(), process.tape);
+  plan_signal_actions(one_process(process.image).signal_handlers, process.tape);
   return {};
 }
 
 Result<void> plan_late(ProcessPlan& process) {
-  plan_pending_signals(process.image.process(), process.tape);
+  plan_pending_signals(one_process(process.image).process, process.tape);
   return {};
 }
 
@@ -124,7 +121,7 @@ Result<void> save_pending_signals(pid_t tid, bool shared, google::protobuf::Repe
 }
 
 void plan_pending_signals(const pb::Thread& thread, int32_t pid, TapeDraft& tape) {
-  for (const pb::Signal& signal : thread.pending()) {
+  for (const pb::Signal& signal : thread.GetRepeatedExtension(pb::own_pending_signals)) {
     tape.call(SYS_rt_tgsigqueueinfo,
               {static_cast<uint64_t>(pid), static_cast<uint64_t>(thread.tid()), signal.number(),
                tape.data(signal.info().data(), signal.info().size())},
@@ -132,6 +129,6 @@ void plan_pending_signals(const pb::Thread& thread, int32_t pid, TapeDraft& tape
   }
 }
 
-extern const StateModule kSignalsModule{.name = "signals", .save = save, .ask = ask, .plan = plan, .plan_late = plan_late};
+extern const StateModule kSignalsModule{.name = "signals", .ask = ask, .plan = plan, .plan_late = plan_late};
 
 }  // namespace vmckpt

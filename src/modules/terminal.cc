@@ -81,11 +81,11 @@ Session read_session(pid_t pid) {
 }
 
 pb::Terminal* find_or_add(SaveContext& context, const std::string& path, unsigned index, bool* added) {
-  for (pb::Terminal& terminal : *context.table->MutableRepeatedExtension(pb::terminals)) {
+  for (pb::Terminal& terminal : *context.objects.MutableRepeatedExtension(pb::terminals)) {
     if (terminal.path() == path) return &terminal;
   }
-  pb::Terminal* terminal = context.table->AddExtension(pb::terminals);
-  terminal->set_id(static_cast<uint32_t>(context.table->ExtensionSize(pb::terminals)));
+  pb::Terminal* terminal = context.objects.AddExtension(pb::terminals);
+  terminal->set_id(static_cast<uint32_t>(context.objects.ExtensionSize(pb::terminals)));
   terminal->set_path(path);
   terminal->set_index(index);
   *added = true;
@@ -264,7 +264,7 @@ Result<void> save_contents(SaveContext& context) {
   struct Sides {
     int master = -1, slave = -1;
   };
-  std::vector<Sides> all(static_cast<size_t>(context.table->ExtensionSize(pb::terminals)));
+  std::vector<Sides> all(static_cast<size_t>(context.objects.ExtensionSize(pb::terminals)));
   for (const TargetFile& file : context.files) {
     if (!file.saved->HasExtension(pb::terminal)) continue;
     const pb::TerminalSide& side = file.saved->GetExtension(pb::terminal);
@@ -275,7 +275,7 @@ Result<void> save_contents(SaveContext& context) {
   }
   for (size_t i = 0; i < all.size(); ++i) {
     if (all[i].master < 0) continue;
-    pb::Terminal* terminal = context.table->MutableExtension(pb::terminals, static_cast<int>(i));
+    pb::Terminal* terminal = context.objects.MutableExtension(pb::terminals, static_cast<int>(i));
     int unread = 0;
     if (all[i].slave >= 0) {
       VMCKPT_TRY(save_content(context, all[i].master, all[i].slave, terminal));
@@ -290,9 +290,9 @@ Result<void> save_contents(SaveContext& context) {
 
 // Only now is it known whether a terminal's master is inside.
 Result<void> save_links(SaveContext& context) {
-  if (context.table->ExtensionSize(pb::terminals) == 0) return {};
+  if (context.objects.ExtensionSize(pb::terminals) == 0) return {};
   Session session = read_session(context.pid());
-  for (pb::Terminal& terminal : *context.table->MutableRepeatedExtension(pb::terminals)) {
+  for (pb::Terminal& terminal : *context.objects.MutableRepeatedExtension(pb::terminals)) {
     uint64_t device = device_of(context, terminal);
     bool is_controlling = session.terminal != 0 && (device == session.terminal || device == 0);
     if (terminal.kind() == pb::Terminal::INSIDE) {
@@ -311,7 +311,7 @@ Result<void> save_links(SaveContext& context) {
 }
 
 void check(CheckContext& context) {
-  for (const pb::Terminal& terminal : context.table.GetRepeatedExtension(pb::terminals)) {
+  for (const pb::Terminal& terminal : context.image.objects().GetRepeatedExtension(pb::terminals)) {
     if (terminal.kind() != pb::Terminal::DEVICE) continue;
     struct stat now;
     auto located = context.access.locate(terminal.path(), 0, terminal.origin());
@@ -412,7 +412,7 @@ Result<Pair> make_pair_of(const pb::Terminal& terminal, Slave slave) {
 std::vector<const pb::OpenFile*> sides_of(const RestoreContext& context, const pb::Terminal& terminal,
                                           pb::TerminalSide::Side side) {
   std::vector<const pb::OpenFile*> sides;
-  for (const pb::OpenFile& file : context.table.files()) {
+  for (const pb::OpenFile& file : context.image.open_files()) {
     if (file.HasExtension(pb::terminal) && file.GetExtension(pb::terminal).terminal_id() == terminal.id() && file.GetExtension(pb::terminal).side() == side) {
       sides.push_back(&file);
     }
@@ -538,7 +538,7 @@ Result<void> restore_without_terminal(RestoreContext& context, const pb::Termina
 
 Result<void> restore_outside(RestoreContext& context, const pb::Terminal& terminal) {
   auto slaves = sides_of(context, terminal, pb::TerminalSide::SLAVE);
-  int number = slaves.empty() ? 0 : static_cast<int>(slaves[0]->id());
+  int number = slaves.empty() ? 0 : context.descriptors.lowest(*slaves[0]);
   int own = find_own_terminal(context, number);
   if (own < 0) return restore_without_terminal(context, terminal);
   for (const pb::OpenFile* file : slaves) {
@@ -566,7 +566,7 @@ Result<void> restore_device(RestoreContext& context, const pb::Terminal& termina
 }
 
 Result<void> restore(RestoreContext& context) {
-  for (const pb::Terminal& terminal : context.table.GetRepeatedExtension(pb::terminals)) {
+  for (const pb::Terminal& terminal : context.image.objects().GetRepeatedExtension(pb::terminals)) {
     switch (terminal.kind()) {
       case pb::Terminal::INSIDE: VMCKPT_TRY(restore_inside(context, terminal)); break;
       case pb::Terminal::OUTSIDE: VMCKPT_TRY(restore_outside(context, terminal)); break;

@@ -15,6 +15,7 @@
 
 #include "core/fd.h"
 #include "core/proc.h"
+#include "image/one_process.h"
 #include "modules/credentials.h"
 #include "modules/module.h"
 #include "modules/played/operations.h"
@@ -65,7 +66,7 @@ RseqConfiguration rseq_of(const StoppedThread& thread, const Ledger& ledger) {
   return rseq;
 }
 
-Result<void> save_scheduling(pid_t tid, pb::Thread* saved) {
+Result<void> save_scheduling(pid_t tid, pb::ThreadState* saved) {
   SchedulingAttributes attributes{};
   if (::syscall(SYS_sched_getattr, tid, &attributes, sizeof attributes, 0) != 0) {
     return errno_error(fmt::format("read scheduling of thread {}", tid));
@@ -98,7 +99,7 @@ bool may_schedule(uint32_t policy, uint32_t priority) {
   return true;
 }
 
-bool has_debug_registers(pid_t tid, pb::Thread* saved) {
+bool has_debug_registers(pid_t tid, pb::ThreadState* saved) {
   constexpr size_t kOffset = offsetof(struct user, u_debugreg);
   errno = 0;
   uint64_t control = static_cast<uint64_t>(::ptrace(PTRACE_PEEKUSER, tid, kOffset + 7 * sizeof(long), 0));
@@ -111,7 +112,7 @@ bool has_debug_registers(pid_t tid, pb::Thread* saved) {
 
 // Tile registers come through ptrace like all others, once the thread has room for them: each thread must use them itself.
 void plan_tiles(const pb::Thread& thread, TapeDraft& tape) {
-  if (!uses_tiles({thread.xstate().begin(), thread.xstate().end()})) return;
+  if (!uses_tiles({state_of(thread).xstate().begin(), state_of(thread).xstate().end()})) return;
   struct {  // Intel SDM volume 1, 18.2: one tile with one row
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
     uint16_t row_bytes[16] = {64};
@@ -170,7 +171,8 @@ ThreadAnswers ask_thread(const pb::Thread& thread, TapeDraft& tape) {
   return questions;
 }
 
-void save_thread_answers(const ThreadAnswers& questions, const TapeDraft& tape, pb::Thread* saved) {
+void save_thread_answers(const ThreadAnswers& questions, const TapeDraft& tape, pb::Thread* thread) {
+  pb::ThreadState* saved = thread->MutableExtension(pb::thread_state);
   const auto& stack = tape.as<stack_t>(questions.alternate_stack);
   saved->set_alternate_stack(reinterpret_cast<uint64_t>(stack.ss_sp));
   saved->set_alternate_stack_bytes(stack.ss_size);
@@ -178,7 +180,7 @@ void save_thread_answers(const ThreadAnswers& questions, const TapeDraft& tape, 
   saved->set_clear_child_tid(tape.as<uint64_t>(questions.clear_child_tid));
   saved->set_parent_death_signal(tape.as<int>(questions.parent_death_signal));
   if (tape.succeeded(questions.securebits_call)) {
-    saved->mutable_credentials()->set_securebits(static_cast<uint32_t>(tape.result(questions.securebits_call)));
+    thread->MutableExtension(pb::credentials)->set_securebits(static_cast<uint32_t>(tape.result(questions.securebits_call)));
   }
   saved->set_mce_kill_policy(tape.succeeded(questions.mce_kill_call) ? static_cast<uint32_t>(tape.result(questions.mce_kill_call))
                                                                      : PR_MCE_KILL_DEFAULT);
@@ -189,8 +191,9 @@ void save_thread_answers(const ThreadAnswers& questions, const TapeDraft& tape, 
 }
 
 Result<void> save_thread(const StoppedWorld& world, const StoppedThread& thread, const Ledger& ledger, bool launch_filter,
-                         pb::Thread* saved) {
-  saved->set_tid(thread.tid_in_target);
+                         pb::Thread* saved_thread) {
+  saved_thread->set_tid(thread.tid_in_target);
+  pb::ThreadState* saved = saved_thread->MutableExtension(pb::thread_state);
   StatusFields status = VMCKPT_TRY(read_status(world.pid(), thread.tid));
   if (status_field(status, "x86_Thread_features").find("shstk") != std::string_view::npos) {
     return error(fmt::format("thread {} uses a user-space shadow stack (CET), which cannot be restored yet", thread.tid),
@@ -211,7 +214,7 @@ Result<void> save_thread(const StoppedWorld& world, const StoppedThread& thread,
     dispatch->set_offset(thread.dispatch.offset);
     dispatch->set_bytes(thread.dispatch.bytes);
   }
-  VMCKPT_TRY(save_pending_signals(thread.tid, false, saved->mutable_pending()));
+  VMCKPT_TRY(save_pending_signals(thread.tid, false, saved_thread->MutableRepeatedExtension(pb::own_pending_signals)));
   RseqConfiguration rseq = rseq_of(thread, ledger);
   saved->set_rseq_address(rseq.pointer);
   saved->set_rseq_bytes(rseq.bytes);
@@ -224,15 +227,16 @@ Result<void> save_thread(const StoppedWorld& world, const StoppedThread& thread,
   saved->set_robust_list(robust_head);
   saved->set_robust_list_bytes(robust_bytes);
   VMCKPT_TRY(save_scheduling(thread.tid, saved));
-  save_credentials(status, saved->mutable_credentials());
+  save_credentials(status, saved_thread->MutableExtension(pb::credentials));
   has_debug_registers(thread.tid, saved);
-  return save_seccomp(thread, ledger, launch_filter, saved);
+  return save_seccomp(thread, ledger, launch_filter, saved_thread->MutableExtension(pb::seccomp));
 }
 
 Result<void> check_thread(const pb::Thread& thread, std::vector<std::string>& notes) {
+  if (!thread.HasExtension(pb::thread_state)) return error(fmt::format("the image has no registers of thread {}", thread.tid()));
   VMCKPT_TRY(check_credentials(thread, notes));
-  bool wants_realtime = thread.policy() == SCHED_FIFO || thread.policy() == SCHED_RR;
-  if (wants_realtime && !may_schedule(thread.policy(), thread.priority())) {
+  bool wants_realtime = state_of(thread).policy() == SCHED_FIFO || state_of(thread).policy() == SCHED_RR;
+  if (wants_realtime && !may_schedule(state_of(thread).policy(), state_of(thread).priority())) {
     return error(fmt::format("thread {} ran with real-time scheduling, which you may not set", thread.tid()),
                  "raise RLIMIT_RTPRIO or restart as root");
   }
@@ -240,56 +244,60 @@ Result<void> check_thread(const pb::Thread& thread, std::vector<std::string>& no
 }
 
 void plan_cpuid(const pb::Thread& thread, TapeDraft& tape) {
-  if (!thread.cpuid_faults()) return;
+  if (!state_of(thread).cpuid_faults()) return;
   tape.call(SYS_arch_prctl, {ARCH_SET_CPUID, 0}, true,
             fmt::format("let CPUID fault in thread {} (needs a processor that can)", thread.tid()));
 }
 
 Result<void> plan_thread(const pb::Thread& thread, const pb::Process& process, TapeDraft& tape) {
+  const pb::ThreadState& state = state_of(thread);
   auto what = [&](const char* action) { return fmt::format("{} thread {}", action, thread.tid()); };
   plan_tiles(thread, tape);
-  if (thread.rseq_address() != 0) {
-    tape.call(SYS_rseq, {thread.rseq_address(), thread.rseq_bytes(), 0, thread.rseq_signature()}, true,
+  if (state.rseq_address() != 0) {
+    tape.call(SYS_rseq, {state.rseq_address(), state.rseq_bytes(), 0, state.rseq_signature()}, true,
               what("register the rseq area of"));
   }
-  tape.call(SYS_set_tid_address, {thread.clear_child_tid()});
-  tape.call(SYS_set_robust_list, {thread.robust_list(), thread.robust_list_bytes()}, true, what("set the robust list of"));
-  if (!(thread.alternate_stack_flags() & SS_DISABLE)) {
+  tape.call(SYS_set_tid_address, {state.clear_child_tid()});
+  tape.call(SYS_set_robust_list, {state.robust_list(), state.robust_list_bytes()}, true, what("set the robust list of"));
+  if (!(state.alternate_stack_flags() & SS_DISABLE)) {
     stack_t stack{};
-    stack.ss_sp = reinterpret_cast<void*>(thread.alternate_stack());
-    stack.ss_size = thread.alternate_stack_bytes();
-    stack.ss_flags = static_cast<int>(thread.alternate_stack_flags()) & ~SS_ONSTACK;
+    stack.ss_sp = reinterpret_cast<void*>(state.alternate_stack());
+    stack.ss_size = state.alternate_stack_bytes();
+    stack.ss_flags = static_cast<int>(state.alternate_stack_flags()) & ~SS_ONSTACK;
     tape.call(SYS_sigaltstack, {tape.data_of(stack), 0}, true, what("set the alternate stack of"));
   }
   char name[16] = {};
-  std::strncpy(name, thread.name().c_str(), sizeof name - 1);
+  std::strncpy(name, state.name().c_str(), sizeof name - 1);
   tape.call(SYS_prctl, {PR_SET_NAME, tape.data(name, sizeof name), 0, 0, 0});
-  if (thread.timer_slack_ns() != 0) tape.call(SYS_prctl, {PR_SET_TIMERSLACK, thread.timer_slack_ns(), 0, 0, 0});
-  if (!thread.affinity().empty()) {
+  if (state.timer_slack_ns() != 0) tape.call(SYS_prctl, {PR_SET_TIMERSLACK, state.timer_slack_ns(), 0, 0, 0});
+  if (!state.affinity().empty()) {
     // Not an error when it fails: this host may have none of those processors.
-    tape.call(SYS_sched_setaffinity, {0, thread.affinity().size(), tape.data(thread.affinity().data(), thread.affinity().size())});
+    tape.call(SYS_sched_setaffinity, {0, state.affinity().size(), tape.data(state.affinity().data(), state.affinity().size())});
   }
-  if (thread.mce_kill_policy() != PR_MCE_KILL_DEFAULT) {
-    tape.call(SYS_prctl, {PR_MCE_KILL, PR_MCE_KILL_SET, thread.mce_kill_policy(), 0, 0});
+  if (state.mce_kill_policy() != PR_MCE_KILL_DEFAULT) {
+    tape.call(SYS_prctl, {PR_MCE_KILL, PR_MCE_KILL_SET, state.mce_kill_policy(), 0, 0});
   }
-  if (thread.io_priority() != 0) tape.call(SYS_ioprio_set, {1, 0, thread.io_priority()});
-  SchedulingAttributes attributes{sizeof(SchedulingAttributes), thread.policy(), thread.scheduling_flags(), thread.nice(),
-                                  thread.priority(), thread.slice_ns(), 0, 0};
+  if (state.io_priority() != 0) tape.call(SYS_ioprio_set, {1, 0, state.io_priority()});
+  SchedulingAttributes attributes{sizeof(SchedulingAttributes), state.policy(), state.scheduling_flags(), state.nice(),
+                                  state.priority(), state.slice_ns(), 0, 0};
   tape.call(SYS_sched_setattr, {0, tape.data_of(attributes), 0});
   plan_pending_signals(thread, process.pid(), tape);
   VMCKPT_TRY(plan_credentials(thread, tape));
   // Cleared by every change of credentials, so after them.
-  if (thread.parent_death_signal() != 0) {
-    tape.call(SYS_prctl, {PR_SET_PDEATHSIG, static_cast<uint64_t>(thread.parent_death_signal()), 0, 0, 0});
+  if (state.parent_death_signal() != 0) {
+    tape.call(SYS_prctl, {PR_SET_PDEATHSIG, static_cast<uint64_t>(state.parent_death_signal()), 0, 0, 0});
   }
   return {};
 }
 
 // Everything but what the tapes answer; before tapes are played, since the filters decide whether they may be.
 Result<void> save(StateSave& save) {
+  // Those of the process, too: tapes leave signals unblocked, and would take one.
+  pb::Process& process = one_process(&save.image).process;
+  VMCKPT_TRY(save_pending_signals(save.pid, true, process.MutableRepeatedExtension(pb::pending_signals)));
   for (StoppedThread& thread : save.world->threads()) {
     abort_rseq_section(thread, save.pid, *save.ledger);
-    VMCKPT_TRY(save_thread(*save.world, thread, *save.ledger, save.launch_filter, save.image.add_threads()));
+    VMCKPT_TRY(save_thread(*save.world, thread, *save.ledger, save.launch_filter, process.add_threads()));
   }
   return {};
 }
@@ -297,23 +305,24 @@ Result<void> save(StateSave& save) {
 Result<void> ask(Questions& questions) {
   std::vector<ThreadAnswers> answers;
   for (size_t i = 0; i < questions.tapes.size(); ++i) {
-    answers.push_back(ask_thread(questions.image.threads(static_cast<int>(i)), questions.tapes[i]));
+    answers.push_back(ask_thread(one_process(questions.image).process.threads(static_cast<int>(i)), questions.tapes[i]));
   }
   questions.when_answered([answers = std::move(answers)](const std::vector<TapeDraft>& tapes, pb::Image& image) {
-    for (size_t i = 0; i < tapes.size(); ++i) save_thread_answers(answers[i], tapes[i], image.mutable_threads(static_cast<int>(i)));
+    pb::Process& process = one_process(&image).process;
+    for (size_t i = 0; i < tapes.size(); ++i) save_thread_answers(answers[i], tapes[i], process.mutable_threads(static_cast<int>(i)));
   });
   return {};
 }
 
 void check(Preflight& preflight) {
-  for (const pb::Thread& thread : preflight.image.threads()) {
+  for (const pb::Thread& thread : one_process(preflight.image).process.threads()) {
     auto checked = check_thread(thread, preflight.notes);
     preflight.keep(checked);
     if (!checked.ok()) break;  // the other threads have the same
   }
 }
 
-Result<void> plan_own(ThreadPlan& plan) { return plan_thread(plan.thread, plan.image.process(), plan.tape); }
+Result<void> plan_own(ThreadPlan& plan) { return plan_thread(plan.thread, one_process(plan.image).process, plan.tape); }
 
 Result<void> plan_own_cpuid(ThreadPlan& plan) {
   plan_cpuid(plan.thread, plan.tape);
@@ -326,10 +335,10 @@ StoppedThread restored_state(const pb::Thread& thread, pid_t tid) {
   StoppedThread state;
   state.tid = tid;
   state.tid_in_target = thread.tid();
-  std::memcpy(&state.regs, thread.registers().data(), std::min(thread.registers().size(), sizeof state.regs));
-  state.xstate.assign(thread.xstate().begin(), thread.xstate().end());
-  state.signal_mask = thread.signal_mask();
-  const pb::SyscallDispatch& dispatch = thread.dispatch();
+  std::memcpy(&state.regs, state_of(thread).registers().data(), std::min(state_of(thread).registers().size(), sizeof state.regs));
+  state.xstate.assign(state_of(thread).xstate().begin(), state_of(thread).xstate().end());
+  state.signal_mask = state_of(thread).signal_mask();
+  const pb::SyscallDispatch& dispatch = state_of(thread).dispatch();
   state.dispatch = {dispatch.mode(), dispatch.selector(), dispatch.offset(), dispatch.bytes()};
   state.disturbed = true;
   return state;

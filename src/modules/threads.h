@@ -11,11 +11,14 @@
 
 #include "core/result.h"
 #include "image/image.pb.h"
+#include "modules/threads.pb.h"
 #include "recorder/ledger.h"
 #include "tracer/stopped_world.h"
 #include "tracer/tape_draft.h"
 
 namespace vmckpt {
+
+inline const pb::ThreadState& state_of(const pb::Thread& thread) { return thread.GetExtension(pb::thread_state); }
 
 // The state to put into the restored thread.
 StoppedThread restored_state(const pb::Thread& thread, pid_t tid);

@@ -66,7 +66,7 @@ Result<void> look_until_decided(SaveContext& context, const TargetFile& seen, Ta
     const bool ticked = parse_number(fdinfo_field(file->fdinfo, "ticks")) != 0;
     if (ticked || VMCKPT_TRY(parse_time(*file, "it_value")) != 0) return {};
     const bool periodic = VMCKPT_TRY(parse_time(*file, "it_interval")) != 0;
-    file->fdinfo = VMCKPT_TRY(read_whole_file(fmt::format("/proc/{}/fdinfo/{}", context.pid(), seen.id())));
+    file->fdinfo = VMCKPT_TRY(read_whole_file(fmt::format("/proc/{}/fdinfo/{}", context.pid(), seen.lowest())));
     if (!periodic || monotonic_us() - begin_us > kLateUs) return {};
     ::usleep(50);
   }
@@ -86,7 +86,7 @@ Result<void> save(SaveContext& context, const TargetFile& seen, int fd, pb::Open
     if (::timerfd_gettime(fd, &now) != 0) return errno_error("read the timer of " + file.describe());
     timer->set_remaining_ns(std::max<int64_t>(to_ns(now.it_value), 1));
     // gettime has moved the timer on by whole intervals and added them to its ticks.
-    std::string info = VMCKPT_TRY(read_whole_file(fmt::format("/proc/{}/fdinfo/{}", context.pid(), file.id())));
+    std::string info = VMCKPT_TRY(read_whole_file(fmt::format("/proc/{}/fdinfo/{}", context.pid(), file.lowest())));
     timer->set_ticks(static_cast<uint64_t>(parse_number(fdinfo_field(info, "ticks"))));
   }
   if (is_realtime(timer->clock()) && (timer->settime_flags() & TFD_TIMER_ABSTIME) != 0 && timer->remaining_ns() != 0) {
@@ -126,7 +126,7 @@ Result<void> set_ticks(RestoreContext& context, const pb::OpenFile& file, int fd
 }
 
 Result<void> restore(RestoreContext& context) {
-  for (const pb::OpenFile& file : context.table.files()) {
+  for (const pb::OpenFile& file : context.image.open_files()) {
     if (!file.HasExtension(pb::timerfd)) continue;
     const pb::TimerFd& timer = file.GetExtension(pb::timerfd);
     Fd fd = VMCKPT_TRY(make_timer(context, file));

@@ -16,7 +16,9 @@
 
 #include "core/fd.h"
 #include "core/proc.h"
+#include "image/one_process.h"
 #include "modules/module.h"
+#include "modules/timers.pb.h"
 
 #ifndef PR_TIMER_CREATE_RESTORE_IDS
 #define PR_TIMER_CREATE_RESTORE_IDS 77
@@ -69,7 +71,8 @@ std::vector<pb::PosixTimer> parse_timers(const std::string& text) {
 }
 
 bool has_thread(const pb::Image& image, int32_t tid) {
-  return std::any_of(image.threads().begin(), image.threads().end(), [&](const pb::Thread& thread) { return thread.tid() == tid; });
+  const auto& threads = one_process(image).process.threads();
+  return std::any_of(threads.begin(), threads.end(), [&](const pb::Thread& thread) { return thread.tid() == tid; });
 }
 
 int64_t to_us(const timeval& time) { return int64_t{time.tv_sec} * 1'000'000 + time.tv_usec; }
@@ -87,18 +90,18 @@ struct TimerAnswers {
   std::vector<Posix> posix;
 };
 
-void save_timers(const TimerAnswers& questions, const TapeDraft& tape, pb::Process* process) {
+void save_timers(const TimerAnswers& questions, const TapeDraft& tape, pb::Timers* saved) {
   for (uint32_t which : {ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF}) {
     const auto& value = tape.as<itimerval>(questions.interval_answers[which]);
     if (to_us(value.it_value) == 0 && to_us(value.it_interval) == 0) continue;
-    pb::IntervalTimer* timer = process->add_interval_timers();
+    pb::IntervalTimer* timer = saved->add_interval_timers();
     timer->set_which(which);
     timer->set_value_us(to_us(value.it_value));
     timer->set_interval_us(to_us(value.it_interval));
   }
   for (const auto& question : questions.posix) {
     const auto& value = tape.as<itimerspec>(question.answer);
-    pb::PosixTimer* timer = process->add_posix_timers();
+    pb::PosixTimer* timer = saved->add_posix_timers();
     *timer = question.timer;
     timer->set_value_ns(to_ns(value.it_value));
     timer->set_interval_ns(to_ns(value.it_interval));
@@ -131,14 +134,14 @@ Result<void> ask(Questions& asked) {
     questions.posix.push_back({std::move(timer), answer, overrun_call});
   }
   asked.when_answered([questions = std::move(questions)](const std::vector<TapeDraft>& tapes, pb::Image& image) {
-    save_timers(questions, tapes.front(), image.mutable_process());
+    save_timers(questions, tapes.front(), one_process(&image).process.MutableExtension(pb::timers));
   });
   return {};
 }
 
-Result<void> check_timers(const pb::Process& process) {
+Result<void> check_timers(const pb::Timers& timers) {
   int32_t highest = 0;
-  for (const pb::PosixTimer& timer : process.posix_timers()) highest = std::max(highest, timer.id());
+  for (const pb::PosixTimer& timer : timers.posix_timers()) highest = std::max(highest, timer.id());
   bool keeps_ids = ::prctl(PR_TIMER_CREATE_RESTORE_IDS, 2, 0, 0, 0) >= 0;  // 2: PR_TIMER_CREATE_RESTORE_IDS_GET
   if (!keeps_ids && highest > kMaxBurnedTimerIds) {
     return error(fmt::format("POSIX timer id {} cannot be given again on this kernel", highest), "use Linux 6.15 or newer");
@@ -147,13 +150,13 @@ Result<void> check_timers(const pb::Process& process) {
 }
 
 void plan_timers(const pb::Image& image, TapeDraft& tape) {
-  const pb::Process& process = image.process();
+  const pb::Timers& timers = one_process(image).process.GetExtension(pb::timers);
   bool keeps_ids = ::prctl(PR_TIMER_CREATE_RESTORE_IDS, 2, 0, 0, 0) >= 0;
-  if (keeps_ids && process.posix_timers_size() > 0) {
+  if (keeps_ids && timers.posix_timers_size() > 0) {
     tape.call(SYS_prctl, {PR_TIMER_CREATE_RESTORE_IDS, 1, 0, 0, 0}, true, "ask for POSIX timers with given ids");
   }
   int32_t next_id = 0;
-  for (const pb::PosixTimer& timer : process.posix_timers()) {
+  for (const pb::PosixTimer& timer : timers.posix_timers()) {
     KernelSigevent event{};
     event.value = timer.sigev_value();
     event.signal = timer.signal();
@@ -172,21 +175,21 @@ void plan_timers(const pb::Image& image, TapeDraft& tape) {
     create(timer.id());
     next_id = timer.id() + 1;
   }
-  if (keeps_ids && process.posix_timers_size() > 0) tape.call(SYS_prctl, {PR_TIMER_CREATE_RESTORE_IDS, 0, 0, 0, 0});
-  for (const pb::PosixTimer& timer : process.posix_timers()) {
+  if (keeps_ids && timers.posix_timers_size() > 0) tape.call(SYS_prctl, {PR_TIMER_CREATE_RESTORE_IDS, 0, 0, 0, 0});
+  for (const pb::PosixTimer& timer : timers.posix_timers()) {
     if (timer.value_ns() == 0) continue;
     itimerspec value{from_ns(timer.interval_ns()), from_ns(timer.value_ns())};
     tape.call(SYS_timer_settime, {static_cast<uint64_t>(timer.id()), 0, tape.data_of(value), 0}, true,
               fmt::format("arm POSIX timer {}", timer.id()));
   }
-  for (const pb::IntervalTimer& timer : process.interval_timers()) {
+  for (const pb::IntervalTimer& timer : timers.interval_timers()) {
     // A periodic timer whose signal is still pending shows 0: it is started anew when that is taken.
     itimerval value{from_us(timer.interval_us()), from_us(std::max<int64_t>(1, timer.value_us()))};
     tape.call(SYS_setitimer, {timer.which(), tape.data_of(value), 0}, true, "arm interval timer");
   }
 }
 
-void check(Preflight& preflight) { preflight.keep(check_timers(preflight.image.process())); }
+void check(Preflight& preflight) { preflight.keep(check_timers(one_process(preflight.image).process.GetExtension(pb::timers))); }
 
 Result<void> plan(ProcessPlan& process) {
   plan_timers(process.image, process.tape);

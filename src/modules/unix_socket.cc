@@ -175,7 +175,7 @@ void save_peer(SaveContext& context, const TargetFile& file, const UnixSocketFac
   }
   if (const TargetFile* peer = facts.peer_inode != 0 ? context.find_socket(facts.peer_inode) : nullptr) {
     socket->set_peer(pb::PEER_INSIDE);
-    socket->set_peer_id(static_cast<uint32_t>(peer->id()));
+    socket->set_peer_id(peer->file_id());
     return;
   }
   uint32_t place = 0;
@@ -183,7 +183,7 @@ void save_peer(SaveContext& context, const TargetFile& file, const UnixSocketFac
     socket->set_peer(pb::PEER_INSIDE);
     socket->set_pending(true);
     socket->set_pending_order(place);
-    socket->set_peer_id(static_cast<uint32_t>(listener->file->id()));
+    socket->set_peer_id(listener->file->file_id());
     return;
   }
   constexpr uint32_t kBothWays = 3;
@@ -282,7 +282,7 @@ void check_abstract(CheckContext& context, const pb::OpenFile& file) {
 }
 
 void check(CheckContext& context) {
-  for (const pb::OpenFile& file : context.table.files()) {
+  for (const pb::OpenFile& file : context.image.open_files()) {
     if (!file.HasExtension(pb::unix_socket) || !is_bound_anew(unix_state(file))) continue;
     if (unix_state(file).bound_path().empty()) check_abstract(context, file);
     else check_path(context, file);

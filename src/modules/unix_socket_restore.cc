@@ -90,7 +90,7 @@ class MakerIds {
 class UnixRestore {
  public:
   explicit UnixRestore(RestoreContext& context) : context_(context) {
-    for (const pb::OpenFile& file : context.table.files()) {
+    for (const pb::OpenFile& file : context.image.open_files()) {
       if (file.HasExtension(pb::unix_socket)) files_.push_back(&file);
     }
   }
@@ -433,7 +433,7 @@ class UnixRestore {
     const pb::UnixSocket& socket = unix_state(file);
     if (context_.has(file.id())) return {};
     if (socket.peer() == pb::PEER_STDIO) {
-      return context_.put(file, VMCKPT_TRY(attach_stdio(context_, file, static_cast<int>(file.id()))));
+      return context_.put(file, VMCKPT_TRY(attach_stdio(context_, file, context_.descriptors.stdio(file))));
     }
     bool by_name = socket.type() == SOCK_DGRAM && !socket.peer_address().empty();
     if (socket.peer() == pb::PEER_NONE || by_name || socket.peer() == pb::PEER_INSIDE) {

@@ -8,6 +8,8 @@
 #include <sys/syscall.h>
 
 #include "core/kvm_api.h"
+#include "image/one_process.h"
+#include "modules/kvm.h"
 #include "modules/seccomp.h"
 #include "recorder/ledger.h"
 
@@ -78,7 +80,8 @@ bool filters_allow(const pb::Image& image) {
   for (int advice : {MADV_DONTNEED, MADV_DONTFORK, MADV_DONTDUMP, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_MERGEABLE}) {
     calls.call(SYS_madvise, {kAnywhere, kBytes, static_cast<uint64_t>(advice)});
   }
-  return std::all_of(image.threads().begin(), image.threads().end(),
+  const auto& threads = one_process(image).process.threads();
+  return std::all_of(threads.begin(), threads.end(),
                      [&](const pb::Thread& thread) { return check_tape_against_filters(thread, calls, TapeNeeds::kEveryCall).ok(); });
 }
 
@@ -113,8 +116,8 @@ GuestRam::GuestRam(const ImageReader& image) {
     if (ledger_.ranges_used < kMostRanges) ledger_.ranges[ledger_.ranges_used++] = range;
   };
   if (filters_allow(metadata)) {
-    const auto slots = memory_slots(metadata.kvm());
-    for (const pb::Mapping& mapping : metadata.memory().mappings()) {
+    const auto slots = memory_slots(kvm_of(metadata));
+    for (const pb::Mapping& mapping : one_process(metadata).memory.mappings()) {
       const uint64_t start = mapping.start(), end = mapping.end();
       if (mapping.kind() != pb::Mapping::ANONYMOUS || end - start < kRamRangeBytes || mapping.protection() != (PROT_READ | PROT_WRITE)) continue;
       if (has_advice(mapping, "gd") || has_advice(mapping, "wf") || has_advice(mapping, "lo")) continue;

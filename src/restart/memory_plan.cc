@@ -8,6 +8,7 @@
 #include <sys/shm.h>
 #include <sys/syscall.h>
 
+#include "image/one_process.h"
 #include "restart/page_reads.h"
 
 namespace vmckpt {
@@ -187,7 +188,7 @@ class MemoryPlanner {
   // The guard regions inside a mapping. They take content away, so they come after it.
   void install_guards(const pb::Mapping& mapping) {
     constexpr uint64_t kGuardInstall = 102;  // MADV_GUARD_INSTALL (include/uapi/asm-generic/mman-common.h)
-    const auto& guards = image_.metadata().memory().guards();
+    const auto& guards = one_process(image_.metadata()).memory.guards();
     for (; next_guard_ < guards.size() && guards[next_guard_].start() < mapping.end(); ++next_guard_) {
       const uint64_t start = std::max(guards[next_guard_].start(), mapping.start()), end = guards[next_guard_].end();
       const uint64_t stop = std::min(end, mapping.end());

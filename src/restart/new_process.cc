@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "core/proc.h"
+#include "image/one_process.h"
 #include "modules/clocks.h"
 #include "modules/credentials.h"
 #include "modules/host.h"
@@ -58,14 +59,14 @@ class NextNumbers {
 
 bool numbers_are_free(const pb::Image& image) {
   const NextNumbers next;
-  for (const pb::Thread& thread : image.threads()) {
+  for (const pb::Thread& thread : one_process(image).process.threads()) {
     if (next.include(thread.tid())) return false;
     struct stat info {};
     // A thread's number is visible here though the folder's listing shows processes only.
     if (::stat(fmt::format("/proc/{}", thread.tid()).c_str(), &info) == 0) return false;
   }
   // A session or group whose leader has gone still occupies its number.
-  return ::kill(-image.process().pid(), 0) != 0;
+  return ::kill(-one_process(image).process.pid(), 0) != 0;
 }
 
 // What the supervisor tells a namespace's first process.
@@ -240,7 +241,7 @@ StarterReport start(const pb::Image& image, const NamespaceInit& init, std::vect
   if (init.mounts && ::setns(init.mounts.get(), CLONE_NEWNS) != 0) return fail("enter the mount namespace");
   // Gaining capabilities in the user namespace made this memory private to root: open it for the supervisor's ptrace again.
   ::prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
-  pid_t wanted = image.process().pid();
+  pid_t wanted = one_process(image).process.pid();
   long pid = clone3_process(CLONE_PARENT, 0, &wanted);
   if (pid == 0) {
     body(Birthplace{channel, init.user.valid()});

@@ -4,11 +4,13 @@
 #include <set>
 
 #include "core/printable.h"
+#include "image/one_process.h"
 #include "image/trust.h"
 #include "memory/address_space.h"
 #include "memory/file_owner.h"
 #include "memory/page_scan.h"
 #include "memory/shared_files.h"
+#include "modules/credentials.h"
 #include "modules/module.h"
 #include "restart/new_process.h"
 
@@ -84,17 +86,17 @@ Result<void> preflight(const ImageReader& image, CpuCheck cpu_check, GuestClock 
   // Alone: what the other checks try on this host (opening files, binding addresses) they are told by the image.
   if (auto trusted = check_image_trusted(image.fd(), image.path()); !trusted.ok()) return refusal(image, {trusted.error()});
   const pb::Image& metadata = image.metadata();
-  const FileAccess access(metadata.threads(0).credentials(), files);
+  const FileAccess access = file_access_of(credentials_of(one_process(metadata).leader), files);
   std::vector<Error> problems;
-  const std::set<std::string> put_back = paths_put_back(metadata.memory(), access);
+  const std::set<std::string> put_back = paths_put_back(metadata, access);
   Preflight state{metadata, access, put_back, cpu_check, guest_clock, problems, notes};
   state.keep(check_process_numbers());
   for (const StateModule* module : state_modules()) {
     if (module->check != nullptr) module->check(state);
   }
-  check_mapped_files(metadata.memory(), access, put_back, problems, notes);
-  check_shared_files(metadata.memory(), access, problems, notes);
-  if (metadata.memory().guards_size() != 0 && !host_has_guard_regions()) {
+  check_mapped_files(one_process(metadata).memory, access, put_back, problems, notes);
+  check_shared_files(metadata, access, problems, notes);
+  if (one_process(metadata).memory.guards_size() != 0 && !host_has_guard_regions()) {
     problems.push_back(error("the program has guard regions (MADV_GUARD_INSTALL), which this kernel lacks", "restart it on Linux 6.13 or newer"));
   }
   if (problems.empty()) return {};

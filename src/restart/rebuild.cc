@@ -18,14 +18,17 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "image/one_process.h"
 #include "memory/maps.h"
 #include "memory/address_space.h"
 #include "memory/captured_files.h"
 #include "memory/file_owner.h"
 #include "modules/credentials.h"
 #include "modules/descriptors.h"
+#include "modules/kvm.pb.h"
 #include "modules/module.h"
 #include "modules/process.h"
+#include "modules/threads.h"
 #include "player/player.h"
 #include "restart/memory_plan.h"
 #include "restart/page_reads.h"
@@ -44,14 +47,12 @@ uint64_t round_up(uint64_t bytes) { return (bytes + kPageBytes - 1) / kPageBytes
 // that, in a gap between them (valgrind keeps its own just below the limit).
 class ServiceDescriptors {
  public:
-  Result<void> open_space(const pb::DescriptorTable& table) {
+  Result<void> open_space(const pb::DescriptorTable& table, int open_files) {
     std::vector<int> taken = {0, 1, 2};
-    for (const pb::OpenFile& file : table.files()) {
-      for (const pb::DescriptorNumber& number : file.numbers()) taken.push_back(static_cast<int>(number.number()));
-    }
+    for (const pb::Descriptor& descriptor : table.descriptors()) taken.push_back(descriptor.number());
     std::sort(taken.begin(), taken.end());
     const int highest = taken.back();
-    const int needs = kOwnNeeds + 2 * table.files_size();
+    const int needs = kOwnNeeds + 2 * open_files;
     first_ = highest + 1;
     if (raise_limit(highest + 1 + needs)) return {};
     const int err = errno;
@@ -258,12 +259,12 @@ struct Materials {
 
 std::vector<pid_t> free_helper_numbers(const pb::Image& image) {
   std::vector<pid_t> taken;
-  for (const pb::Thread& thread : image.threads()) taken.push_back(thread.tid());
+  for (const pb::Thread& thread : one_process(image).process.threads()) taken.push_back(thread.tid());
   return choose_helper_numbers(taken);
 }
 
 void plan_seals(const Materials& materials, TapeDraft& tape) {
-  for (const pb::CapturedFile& file : materials.metadata.memory().captured()) {
+  for (const pb::CapturedFile& file : materials.metadata.captured_files()) {
     if (file.seals() == 0 || file.has_segment()) continue;
     // Last, since seals forbid the very mappings and writes that came before.
     tape.call(SYS_fcntl, {static_cast<uint64_t>(materials.captured.fd(file.id())), F_ADD_SEALS, file.seals()}, true,
@@ -273,7 +274,7 @@ void plan_seals(const Materials& materials, TapeDraft& tape) {
 
 // A segment that was removed lives as long as it is attached: so only now.
 void plan_segment_removal(const Materials& materials, TapeDraft& tape) {
-  for (const pb::CapturedFile& file : materials.metadata.memory().captured()) {
+  for (const pb::CapturedFile& file : materials.metadata.captured_files()) {
     if (!file.segment().removed()) continue;
     tape.call(SYS_shmctl, {static_cast<uint64_t>(materials.captured.segment(file.id())), IPC_RMID, 0}, true,
               "remove the System V segment " + file.name());
@@ -296,12 +297,13 @@ void plan_new_thread(size_t index, const pb::Thread& thread, const user_regs_str
 
 user_regs_struct registers_of(const pb::Thread& thread) {
   user_regs_struct regs{};
-  std::memcpy(&regs, thread.registers().data(), std::min(thread.registers().size(), sizeof regs));
+  const std::string& saved = state_of(thread).registers();
+  std::memcpy(&regs, saved.data(), std::min(saved.size(), sizeof regs));
   return regs;
 }
 
 Result<void> plan_own_state(const pb::Image& image, int thread, TapeDraft& tape) {
-  ThreadPlan plan{image, image.threads(thread), thread == 0, tape};
+  ThreadPlan plan{image, one_process(image).process.threads(thread), thread == 0, tape};
   for (const StateModule* module : state_modules()) {
     if (module->plan_thread != nullptr) VMCKPT_TRY(module->plan_thread(plan));
   }
@@ -311,6 +313,7 @@ Result<void> plan_own_state(const pb::Image& image, int thread, TapeDraft& tape)
 // The leader's tape is the restart from here on; its order is the order of what depends on what.
 Result<Tapes> draft_tapes(const Materials& materials, const VdsoPlan& vdso) {
   const pb::Image& image = materials.metadata;
+  const OneProcess one = one_process(image);
   Tapes tapes;
   TapeDraft& leader = tapes.leader;
   // 1. an empty address space but for the arena
@@ -319,12 +322,12 @@ Result<Tapes> draft_tapes(const Materials& materials, const VdsoPlan& vdso) {
   leader.call(SYS_munmap, {kArenaEnd, kBytesAboveArena}, true, "unmap the memory above the arena");
   plan_vdso_return(vdso, leader);
   // 2. the target's memory
-  VMCKPT_TRY(plan_memory(image.memory(), materials.image, materials.guest_ram,
+  VMCKPT_TRY(plan_memory(one.memory, materials.image, materials.guest_ram,
                          {[&](const pb::Mapping& mapping) { return materials.files.open_for(mapping); },
                           [&](const pb::Mapping& mapping) { return materials.files.segment_of(mapping); }},
                          materials.helper_numbers, leader));
   plan_segment_removal(materials, leader);
-  plan_layout(image.memory(), materials.executable_fd, leader);
+  plan_layout(one.memory, materials.executable_fd, leader);
   plan_seals(materials, leader);
   // 3. what belongs to the process, and its virtual machines
   ProcessPlan process{image, materials.image.fd(), materials.kvm_device, materials.service.first(), materials.guest_clock, leader};
@@ -332,8 +335,8 @@ Result<Tapes> draft_tapes(const Materials& materials, const VdsoPlan& vdso) {
     if (module->plan != nullptr) VMCKPT_TRY(module->plan(process));
   }
   // 4. its threads, while there is still the right to choose their numbers
-  for (int i = 1; i < image.threads_size(); ++i) {
-    const pb::Thread& thread = image.threads(i);
+  for (int i = 1; i < one.process.threads_size(); ++i) {
+    const pb::Thread& thread = one.process.threads(i);
     plan_new_thread(static_cast<size_t>(i), thread, registers_of(thread), leader);
     TapeDraft& tape = tapes.others.emplace_back();
     VMCKPT_TRY(plan_own_state(image, i, tape));
@@ -344,7 +347,7 @@ Result<Tapes> draft_tapes(const Materials& materials, const VdsoPlan& vdso) {
   }
   // 6. restart's own descriptors go
   leader.call(SYS_close_range, {static_cast<uint64_t>(materials.service.first()), materials.service.last(), 0}, true, "close restart's descriptors");
-  for (const LateLock& late : late_locks(image.descriptors())) {
+  for (const LateLock& late : late_locks(image)) {
     leader.call(SYS_fcntl, {static_cast<uint64_t>(late.number), F_SETLK, leader.data_of(late.lock)}, true,
                 fmt::format("take the lock on descriptor {} again", late.number));
   }
@@ -355,7 +358,7 @@ Result<Tapes> draft_tapes(const Materials& materials, const VdsoPlan& vdso) {
 
 Result<void> refuse_threads_inside_foreign_vdso(const pb::Image& image, const VdsoPlan& vdso) {
   if (vdso.patched_code.empty()) return {};
-  for (const pb::Thread& thread : image.threads()) {
+  for (const pb::Thread& thread : one_process(image).process.threads()) {
     uint64_t rip = registers_of(thread).rip;
     if (rip - vdso.patched_address >= vdso.patched_code.size()) continue;
     return error(fmt::format("thread {} was inside the vdso of another kernel ({})", thread.tid(), image.host().kernel_release()),
@@ -401,9 +404,10 @@ void send_ready(int channel, const Prepared& prepared) {
 
 Result<Prepared> rebuild(RebuildInputs& inputs, const Birthplace& birthplace, int* channel) {
   const pb::Image& image = inputs.image.metadata();
+  const OneProcess one = one_process(image);
   Notes notes;
   ServiceDescriptors service;
-  VMCKPT_TRY(service.open_space(image.descriptors()));
+  VMCKPT_TRY(service.open_space(one.descriptors, image.open_files_size()));
   *channel = VMCKPT_TRY(service.keep(birthplace.channel));
   // The reader's descriptor is what tapes and rebuilt files read from: the same number must stay valid to the end.
   inputs.image.use_fd(Fd(VMCKPT_TRY(service.keep(inputs.image.fd()))));
@@ -411,20 +415,20 @@ Result<Prepared> rebuild(RebuildInputs& inputs, const Birthplace& birthplace, in
   for (size_t i = 0; i < stdio.size(); ++i) stdio[i] = inputs.stdio[i] < 0 ? -1 : VMCKPT_TRY(service.keep(inputs.stdio[i]));
   ::syscall(SYS_close_range, 0, service.first() - 1, 0);
 
-  const FileAccess access(image.threads(0).credentials(), inputs.files);
-  VMCKPT_TRY(restore_process(image.process(), access));
+  const FileAccess access = file_access_of(credentials_of(one.leader), inputs.files);
+  VMCKPT_TRY(restore_process(image, access));
   int executable_fd = -1;
   pb::FileIdentity executable;
-  if (auto fd = open_mapped_file(image.memory().executable(), O_RDONLY, access, &executable); fd.ok()) {
+  if (auto fd = open_mapped_file(one.memory.executable(), O_RDONLY, access, &executable); fd.ok()) {
     executable_fd = VMCKPT_TRY(service.keep(fd->get()));
   }
   int kvm_device = -1;
-  if (image.kvm().objects_size() != 0) kvm_device = VMCKPT_TRY(service.keep(VMCKPT_TRY(open_file("/dev/kvm", O_RDWR)).get()));
+  if (image.ExtensionSize(pb::virtual_machines) != 0) kvm_device = VMCKPT_TRY(service.keep(VMCKPT_TRY(open_file("/dev/kvm", O_RDWR)).get()));
   auto captured = std::make_unique<RebuiltFiles>();
-  VMCKPT_TRY(captured->rebuild(image.memory(), inputs.image, service.first(), access));
+  VMCKPT_TRY(captured->rebuild(inputs.image, service.first(), access));
   DescriptorRestore restore{*captured, access, stdio, service.first(), notes};
-  VMCKPT_TRY(restore_descriptors(image.descriptors(), restore));
-  note_lost_capabilities(image.threads(0), birthplace.own_user_namespace, notes);
+  VMCKPT_TRY(restore_descriptors(image, restore));
+  note_lost_capabilities(one.leader, birthplace.own_user_namespace, notes);
   for (const std::string& note : notes) send_message(*channel, ChannelMessage::kNote, note.data(), note.size());
 
   MappedFiles files(*captured, access, service);
@@ -434,17 +438,17 @@ Result<Prepared> rebuild(RebuildInputs& inputs, const Birthplace& birthplace, in
                       executable_fd, kvm_device, inputs.guest_clock, guest_ram, free_helper_numbers(image)};
   // Where there is another vdso, the new one lies behind the arena for good.
   const uint64_t vdso_size = vdso_bytes(own_maps);
-  const VdsoPlan vdso = VMCKPT_TRY(make_vdso_plan(image.memory(), own_maps, kVdsoParking, kArenaEnd));
+  const VdsoPlan vdso = VMCKPT_TRY(make_vdso_plan(one.memory, own_maps, kVdsoParking, kArenaEnd));
   VMCKPT_TRY(refuse_threads_inside_foreign_vdso(image, vdso));
   const Tapes tapes = VMCKPT_TRY(draft_tapes(materials, vdso));
   Prepared prepared{Arena(tapes, vdso_size), std::move(captured), std::move(restore.terminal_master), {}};
   Arena& arena = prepared.arena;
-  arena.put_at(VMCKPT_TRY(find_free_range(image.memory(), own_maps, arena.bytes() + vdso_size)));
+  arena.put_at(VMCKPT_TRY(find_free_range(one.memory, own_maps, arena.bytes() + vdso_size)));
   VMCKPT_TRY(arena.map());
   const LateNumbers late = arena.late_numbers();
-  arena.lay_tape(0, tapes.leader, late, image.process().pid(), image.threads(0).tid());
+  arena.lay_tape(0, tapes.leader, late, one.process.pid(), one.leader.tid());
   for (size_t i = 0; i < tapes.others.size(); ++i) {
-    arena.lay_tape(i + 1, tapes.others[i], late, image.process().pid(), image.threads(static_cast<int>(i) + 1).tid());
+    arena.lay_tape(i + 1, tapes.others[i], late, one.process.pid(), one.process.threads(static_cast<int>(i) + 1).tid());
   }
   // For the supervisor these are addresses in another process.
   RebuildReport report{RemoteAddr(arena.address()), arena.bytes(), RemoteAddr(known_number(VMCKPT_TRY(syscall_instruction(vdso)), late))};

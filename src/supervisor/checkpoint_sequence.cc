@@ -7,11 +7,13 @@
 #include <optional>
 
 #include <signal.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "core/clock.h"
 #include "core/proc.h"
 #include "core/random.h"
+#include "image/one_process.h"
 #include "image/writer.h"
 #include "memory/page_dump.h"
 #include "memory/snapshot.h"
@@ -65,10 +67,11 @@ Result<Questions> ask(const StoppedWorld& world, const AddressSpaceSave& space, 
 
 // A filter that forbids a question is a refusal; one that only forbids forking costs a longer pause.
 Result<bool> may_fork(const pb::Image& image, const Questions& questions) {
-  for (int i = 0; i < image.threads_size(); ++i) {
-    VMCKPT_TRY(check_tape_against_filters(image.threads(i), questions.tapes[static_cast<size_t>(i)], TapeNeeds::kEveryCall));
+  const auto& threads = one_process(image).process.threads();
+  for (int i = 0; i < threads.size(); ++i) {
+    VMCKPT_TRY(check_tape_against_filters(threads[i], questions.tapes[static_cast<size_t>(i)], TapeNeeds::kEveryCall));
   }
-  return check_tape_against_filters(image.threads(0), questions.tapes.front(), TapeNeeds::kEveryCallAndFork).ok();
+  return check_tape_against_filters(threads[0], questions.tapes.front(), TapeNeeds::kEveryCallAndFork).ok();
 }
 
 void save_guards(std::vector<GuardRegion> found, const std::vector<GuardRegion>& known, pb::AddressSpace* saved) {
@@ -104,8 +107,8 @@ struct Checkpoint::Work {
   std::vector<std::string> notes;
   std::optional<CapturedFiles> captured;
   std::optional<StateSave> state;
+  Snapshot snapshot;  // ends after the target has gone on: its page tables take their time
   std::optional<StoppedWorld> world;  // if it does not run on, or where the target may not fork, to the end
-  Snapshot snapshot;
   std::optional<Questions> questions;
   pid_t source = 0;  // whose memory is written
   int64_t frozen_us = 0;
@@ -128,7 +131,11 @@ constexpr Checkpoint::Phase Checkpoint::kPhases[] = {
 
 Checkpoint::Checkpoint(Target& target, CheckpointRequest request, std::function<void()> look_after_others)
     : target_(target), request_(std::move(request)), meanwhile_([this, look = std::move(look_after_others)] {
-        if (look) look();
+        try {
+          if (look) look();
+        } catch (const std::exception& problem) {  // not through the tapes that are being played
+          abort(fmt::format("look after clients during the checkpoint: {}", problem.what()));
+        }
         return check_wanted();
       }),
       started_us_(monotonic_us()) {}
@@ -142,6 +149,11 @@ const char* Checkpoint::next_phase() const { return is_complete() ? "complete" :
 bool Checkpoint::next_runs_beside_the_target() const { return !is_complete() && kPhases[next_].beside_target; }
 
 pid_t Checkpoint::snapshot_pid() const { return work_ ? work_->snapshot.pid() : 0; }
+
+pid_t Checkpoint::copied_pid() const {
+  if (!work_) return 0;
+  return work_->snapshot.exists() || !work_->world ? work_->snapshot.pid() : work_->world->pid();
+}
 
 int64_t Checkpoint::limit_us(Limit limit) const {
   if (limit == Limit::kFreeze) return request_.freeze_timeout_us;
@@ -157,6 +169,7 @@ Result<void> Checkpoint::advance() {
     const bool may_begin_again = has_others_ && monotonic_us() - started_us_ < kPatienceUs && others_may_end_soon(target_);
     if (!may_begin_again) return done;
     work_.reset();
+    VMCKPT_TRY(meanwhile_.check());
     ::usleep(kLookAgainUs);
     clock_ = PhaseClock();
     next_ = 0;
@@ -207,6 +220,7 @@ Result<void> Checkpoint::prepare(const Waiting& waiting) {
   const ImageIdentity identity{random_id(), target_.parent_image_id, target_.target_id};
   work_ = std::make_unique<Work>(VMCKPT_TRY(ImageWriter::create(destination, identity)));
   Work& work = *work_;
+  (void)work.image.mutable_objects();  // there before another thread fills it (save_beside)
   save_host(work.image.mutable_host());
   VMCKPT_TRY(check_may_look_into(pid));
   const std::string maps = VMCKPT_TRY(read_whole_file(fmt::format("/proc/{}/maps", pid)));
@@ -257,7 +271,7 @@ Result<void> Checkpoint::snapshot(const Waiting&) {
   VMCKPT_TRY(work.for_each_module(&StateModule::connect));
   // Timers were looked at up to now: clocks that were read earlier than they would let them go off early after a restart.
   work.clocks_late_ns = (monotonic_us() - asked_us) * 1000;
-  for (const auto& [id, file] : work.captured->files()) *work.image.mutable_memory()->add_captured() = file;
+  for (const auto& [id, file] : work.captured->files()) *work.image.add_captured_files() = file;
   if (!work.snapshot.why_none().empty()) work.notes.push_back(work.snapshot.why_none() + ": its memory was copied while it was stopped");
   return {};
 }
@@ -290,7 +304,7 @@ Result<void> Checkpoint::resume(const Waiting&) {
 Result<void> Checkpoint::write(const Waiting&) {
   const AddressSpaceSave& space = work_->state->space;
   std::vector<GuardRegion> guards = VMCKPT_TRY(dump_pages(work_->source, space.ranges, work_->writer, progress_));
-  save_guards(std::move(guards), space.guards, work_->image.mutable_memory());
+  save_guards(std::move(guards), space.guards, &one_process(&work_->image).memory);
   return {};
 }
 
@@ -315,13 +329,14 @@ Result<void> Checkpoint::publish(const Waiting&) {
 
 void Checkpoint::end_pause() {
   if (!work_->world) return;
-  const pid_t pid = work_->world->pid();
+  // By pidfd: it may have been killed by somebody else meanwhile, and its number be another process's.
+  auto send = [&](int signal) { (void)::syscall(SYS_pidfd_send_signal, work_->world->pidfd(), signal, nullptr, 0); };
   if (request_.afterwards == Afterwards::kKilled) {
-    ::kill(pid, SIGKILL);
+    send(SIGKILL);
     work_->world->abandon();
   } else if (request_.afterwards == Afterwards::kStopped) {
     // The first thread that is let go of takes it before its next instruction, and it is all threads' then.
-    ::kill(pid, SIGSTOP);
+    send(SIGSTOP);
   }
 }
 

@@ -12,8 +12,8 @@
 //     publish   it gets its name
 //
 // Whoever drives it calls advance() for one phase after the other, and may do something else in between. A phase that fails, or that is
-// aborted, is the last: the destructor gives back what the phases have taken, in reverse (the copy goes, threads run on where they were,
-// the gate opens, the file without a name goes), and the image that was there before is untouched.
+// aborted, is the last: the destructor gives back what the phases have taken (threads run on where they were, the copy goes, the gate
+// opens, the file without a name goes), and the image that was there before is untouched.
 #pragma once
 
 #include <atomic>
@@ -87,6 +87,8 @@ class Checkpoint {
   const DumpProgress& progress() const { return progress_; }
   uint64_t bytes_to_look_at() const { return bytes_to_look_at_; }
   pid_t snapshot_pid() const;
+  // Whose memory is copied, or may be: must not be reaped, so that its number stays its own. 0: nobody's.
+  pid_t copied_pid() const;
   // When it is complete, in the thread that traces: does to the target what was asked for.
   void end_pause();
   const CheckpointResult& result() const { return result_; }
@@ -122,7 +124,7 @@ class Checkpoint {
   const CheckpointRequest request_;
   Meanwhile meanwhile_;
   const int64_t started_us_;
-  size_t next_ = 0;
+  std::atomic<size_t> next_ = 0;  // read by whoever reports progress
   bool has_others_ = false;  // the last phase failed since the target has other processes
   PhaseClock clock_;
   std::unique_ptr<Work> work_;  // all that is made on the way

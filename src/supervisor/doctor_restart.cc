@@ -14,6 +14,7 @@
 
 #include "core/fd.h"
 #include "core/proc.h"
+#include "image/one_process.h"
 #include "modules/credentials.h"
 #include "restart/new_process.h"
 #include "supervisor/doctor_probes.h"
@@ -76,10 +77,11 @@ struct Birth {
 Result<Birth> give_birth() {
   constexpr pid_t kWanted = 4321;
   pb::Image image;
-  image.mutable_process()->set_pid(kWanted);
-  pb::Thread* thread = image.add_threads();
+  pb::Process& wanted = one_process(&image).process;
+  wanted.set_pid(kWanted);
+  pb::Thread* thread = wanted.add_threads();
   thread->set_tid(kWanted);
-  save_credentials(VMCKPT_TRY(read_status(::getpid())), thread->mutable_credentials());
+  save_credentials(VMCKPT_TRY(read_status(::getpid())), thread->MutableExtension(pb::credentials));
   auto become = [&]() -> Result<void> {
     if (::getpid() != kWanted) return error(fmt::format("the process got the number {} instead of {}", ::getpid(), kWanted));
     TapeDraft tape;

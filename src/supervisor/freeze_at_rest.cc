@@ -36,6 +36,7 @@ Result<StoppedWorld> freeze_at_rest(StateSave& state, RemoteAddr ledger_address,
     }
     auto wait = [&](const Waiting& how_long) -> Result<bool> {
       if (busy) return gate->wait_for(*busy, how_long);
+      VMCKPT_TRY(how_long.check());
       ::usleep(kLedgerUpdateUs);
       return true;
     };

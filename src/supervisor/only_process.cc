@@ -15,6 +15,11 @@ namespace {
 Result<std::vector<pid_t>> processes_of(const Target& target) {
   std::vector<pid_t> processes = VMCKPT_TRY(list_descendants(::getpid()));
   std::erase(processes, target.namespace_init);
+  // Orphans that have ended and that the service loop has not reaped yet.
+  std::erase_if(processes, [](pid_t pid) {
+    auto stat = read_stat(pid);
+    return stat.ok() && stat->size() > 1 && (*stat)[0] == "Z" && parse_number((*stat)[1]) == ::getpid();
+  });
   return processes;
 }
 

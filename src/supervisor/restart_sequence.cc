@@ -15,6 +15,7 @@
 
 #include "core/clock.h"
 #include "core/proc.h"
+#include "image/one_process.h"
 #include "image/reader.h"
 #include "memory/maps.h"
 #include "modules/process.h"
@@ -135,7 +136,8 @@ Result<Rebuilt> follow_rebuild(const NewProcess& process, Tracee& leader, size_t
 // Lets the player run until every thread has played its tape and stopped itself. Returns the threads by their own numbers.
 Result<std::map<pid_t, pid_t>> follow_tapes(pid_t leader, const Rebuilt& rebuilt, Meanwhile& meanwhile, const pb::Image& image) {
   std::map<pid_t, RemoteAddr> tapes;
-  for (int i = 0; i < image.threads_size(); ++i) tapes[image.threads(i).tid()] = rebuilt.tapes[static_cast<size_t>(i)];
+  const auto& threads = one_process(image).process.threads();
+  for (int i = 0; i < threads.size(); ++i) tapes[threads[i].tid()] = rebuilt.tapes[static_cast<size_t>(i)];
   std::map<pid_t, pid_t> finished;  // number in the target -> number here
   Patience patience(leader, meanwhile);
   while (finished.size() < tapes.size()) {
@@ -194,12 +196,12 @@ Result<void> unmap_arena(Tracee& leader, const RebuildReport& report) {
 }
 
 Result<void> set_thread_states(const pb::Image& image, const std::map<pid_t, pid_t>& tids) {
-  for (const pb::Thread& thread : image.threads()) {
+  for (const pb::Thread& thread : one_process(image).process.threads()) {
     auto tid = tids.find(thread.tid());
     if (tid == tids.end()) return error(fmt::format("thread {} was not made", thread.tid()));
     VMCKPT_TRY(write_thread_state(restored_state(thread, tid->second)));
-    for (int i = 0; i < thread.debug_registers_size(); ++i) {
-      write_debug_register(tid->second, i, thread.debug_registers(i));
+    for (int i = 0; i < state_of(thread).debug_registers_size(); ++i) {
+      write_debug_register(tid->second, i, state_of(thread).debug_registers(i));
     }
   }
   return {};
@@ -308,7 +310,7 @@ Result<void> Restart::create() {
 Result<void> Restart::rebuild() {
   Tracee& leader = work_->guard->leader();
   VMCKPT_TRY(trace(work_->process, leader));
-  const auto threads = static_cast<size_t>(image_->metadata().threads_size());
+  const auto threads = static_cast<size_t>(one_process(image_->metadata()).process.threads_size());
   work_->rebuilt = VMCKPT_TRY(follow_rebuild(work_->process, leader, threads, meanwhile_, result_.notes));
   fault_point("restart-rebuild");
   return {};
@@ -324,27 +326,28 @@ Result<void> Restart::play() {
 // The player goes, registers and masks come.
 Result<void> Restart::take_over() {
   const pb::Image& metadata = image_->metadata();
+  const pb::Process& process = one_process(metadata).process;
   const pid_t pid = work_->process.pid;
   VMCKPT_TRY(unmap_arena(work_->guard->leader(), work_->rebuilt.report));
   result_.terminal_master = std::move(work_->rebuilt.terminal_master);
   result_.target = target_of(request_, *image_, work_->process);
   VMCKPT_TRY(set_thread_states(metadata, work_->tids));
-  restore_limits(metadata.process(), pid, result_.notes);
-  restore_surroundings(metadata.process(), pid, result_.notes);
-  give_terminal_back(metadata.process(), pid);
+  restore_limits(process, pid, result_.notes);
+  restore_surroundings(process, pid, result_.notes);
+  give_terminal_back(process, pid);
   return expect_no_end_signal();
 }
 
 Result<void> Restart::run() {
-  const pb::Image& metadata = image_->metadata();
+  const pb::Process& process = one_process(image_->metadata()).process;
   const pid_t pid = work_->process.pid;
   if (request_.tell_notes) request_.tell_notes(result_.notes);
-  result_.group_stopped = metadata.process().group_stopped();
+  result_.group_stopped = process.state() == pb::Process::STOPPED;
   if (result_.group_stopped) ::kill(pid, SIGSTOP);
   for (const auto& [tid_in_target, tid] : work_->tids) Tracee(tid).let_go(0);
   work_->guard->release();
   result_.restart_us = monotonic_us() - request_.started_us;
-  ask_to_draw_anew(metadata.process(), pid);
+  ask_to_draw_anew(process, pid);
   return {};
 }
 

@@ -56,6 +56,7 @@ struct Running {
 struct Order {
   pb::CheckpointOrder order;
   Client* client;
+  int64_t since_us;
 };
 
 // Whoever has asked for a checkpoint that ends the target may restart it at once, under the same name.
@@ -72,7 +73,7 @@ class Service::Loop {
       : target_(target), listener_(listener), terminal_(terminal), detached_(detached) {}
 
   Result<void> look_after_clients() {
-    wait_for_events(0);
+    wait_for_events(0, true);
     if (!is_to_end_) return {};
     return error(fmt::format("ended by vmckpt kill before target \"{}\" ran; nothing is left of it", target_.name));
   }
@@ -98,6 +99,7 @@ class Service::Loop {
     terminal_.take_back(WIFSIGNALED(wait_status_));
     while (target_terminal_->exists() && !show_to_attached(target_terminal_->take_shown())) {}
     remember();
+    for (const Order& order : orders_) reply_error(order.client, fmt::format("target \"{}\" has ended", target_.name));
     listener_.close();
     if (last_reply_) (void)send_reply(last_reply_->client->fd.get(), last_reply_->reply);
     return wait_status_;
@@ -115,9 +117,10 @@ class Service::Loop {
       if (looked != 0 || next.si_pid == 0) break;
       const pid_t pid = next.si_pid;
       const bool snapshot = is_snapshot(pid);
+      const bool copied = running_ && pid == running_->checkpoint->copied_pid();
       const bool ended = next.si_code == CLD_EXITED || next.si_code == CLD_KILLED || next.si_code == CLD_DUMPED;
-      // A snapshot that was killed keeps its number as a zombie: nobody else's memory can be read in its place.
-      if (snapshot && ended) break;
+      // What is copied and was killed keeps its number as a zombie: nobody else's memory can be read in its place.
+      if (copied && ended) break;
       int status = 0;
       if (::waitpid(pid, &status, WNOHANG | WUNTRACED | __WALL) != pid || snapshot) continue;
       // A stop that ptrace reports now belongs to a freeze that failed: whoever it is goes on (a player by itself, tape.h).
@@ -153,14 +156,16 @@ class Service::Loop {
     return timeout_ms < 0 ? kAcceptAgainMs : std::min(timeout_ms, kAcceptAgainMs);
   }
 
-  // Also called while a phase of a checkpoint waits.
-  void wait_for_events(int timeout_ms) {
+  // `within`: called while a phase of a checkpoint waits, or the target is being made. The terminal is left alone then: its log may lie on
+  // the very disk that the target waits for, and its size is part of what is being saved.
+  void wait_for_events(int timeout_ms, bool within = false) {
     const bool accepting = monotonic_us() >= accept_again_us_;
     std::vector<pollfd> polls = {{signals_.get(), POLLIN, 0}, {accepting ? listener_.fd() : -1, POLLIN, 0},
-                                 {phase_ended_.get(), POLLIN, 0}, {target_terminal_ ? target_terminal_->fd() : -1, POLLIN, 0}};
+                                 {phase_ended_.get(), POLLIN, 0}, {target_terminal_ && !within ? target_terminal_->fd() : -1, POLLIN, 0}};
     if (target_terminal_ && target_terminal_->has_input_left()) polls[3].events |= POLLOUT;
     std::vector<Client*> polled;
     for (Client& client : clients_) {
+      if (within && client.attached) continue;
       polls.push_back({client.fd.get(), POLLIN, 0});
       polled.push_back(&client);
     }
@@ -171,7 +176,7 @@ class Service::Loop {
     if (polls[2].revents) take_phase_result();
     if (polls[3].revents & POLLOUT) target_terminal_->pass_on_typed();
     for (size_t i = 0; i < polled.size(); ++i) {
-      if (polls[4 + i].revents) serve_client(*polled[i]);
+      if (polls[4 + i].revents) serve_client(*polled[i], within);
     }
     // Behind the clients that were polled: one that does not read is dropped here.
     if (polls[3].revents & ~POLLOUT) (void)show_to_attached(target_terminal_->take_shown());
@@ -193,7 +198,11 @@ class Service::Loop {
     if (text.empty()) return true;
     pb::ControlReply reply;
     reply.set_shown(text);
-    clients_.remove_if([&](const Client& client) { return client.attached && !send_reply(client.fd.get(), reply).ok(); });
+    std::vector<Client*> lost;
+    for (Client& client : clients_) {
+      if (client.attached && !send_reply(client.fd.get(), reply).ok()) lost.push_back(&client);
+    }
+    for (Client* client : lost) drop(*client);
     return false;
   }
 
@@ -253,7 +262,7 @@ class Service::Loop {
     if (client.ok() && clients_.size() < kMaxClients) clients_.push_back({std::move(*client), false});
   }
 
-  void serve_client(Client& client) {
+  void serve_client(Client& client, bool within) {
     std::string bytes(kMaxControlBytes, '\0');
     ssize_t got = ::recv(client.fd.get(), bytes.data(), bytes.size(), MSG_DONTWAIT | MSG_TRUNC);
     if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
@@ -267,11 +276,13 @@ class Service::Loop {
       *reply.mutable_status() = status();
       (void)send_reply(client.fd.get(), reply);
     } else if (request.has_checkpoint()) {
+      if (request.checkpoint().stop_of_old()) return reply_error(&client, "this vmckpt command is older than the target's supervisor; use the newer one");
       client.waits_for_checkpoint = true;
-      orders_.push_back({request.checkpoint(), &client});
+      orders_.push_back({request.checkpoint(), &client, monotonic_us()});
     } else if (request.has_signal()) {
       send_signal(request.signal().signal());
     } else if (request.has_attach()) {
+      if (within && target_is_there_) return reply_error(&client, "a checkpoint is under way; try again");
       attach(client, request.attach());
     } else if (request.has_resize()) {
       if (client.attached) target_terminal_->resize(request.resize().rows(), request.resize().columns());
@@ -344,11 +355,15 @@ class Service::Loop {
                                                                    : SharedFileContent::kMemory;
     if (next.order.shared_limit_bytes() != 0) request.shared_limit_bytes = next.order.shared_limit_bytes();
     if (next.order.freeze_timeout_us() != 0) request.freeze_timeout_us = next.order.freeze_timeout_us();
-    request.timeout_us = next.order.timeout_us();
+    if (next.order.timeout_us() > 0) {
+      const int64_t left_us = next.order.timeout_us() - (monotonic_us() - next.since_us);
+      if (left_us <= 0) return reply_error(next.client, "its --timeout was over before the checkpoint could begin; others were under way");
+      request.timeout_us = left_us;
+    }
     running_ = std::make_unique<Running>();
     running_->afterwards = request.afterwards;
     running_->client = next.client;
-    running_->checkpoint = std::make_unique<Checkpoint>(target_, std::move(request), [this] { wait_for_events(0); });
+    running_->checkpoint = std::make_unique<Checkpoint>(target_, std::move(request), [this] { wait_for_events(0, true); });
     progress_due_us_ = monotonic_us() + kProgressIntervalMs * 1000;
   }
 
@@ -357,8 +372,8 @@ class Service::Loop {
     while (running_ && !running_->thread.joinable()) {
       Checkpoint& checkpoint = *running_->checkpoint;
       Result<void> result;
+      if (checkpoint.is_complete()) return finish_checkpoint({});
       try {
-        if (checkpoint.is_complete()) return finish_checkpoint({});
         if (checkpoint.next_runs_beside_the_target()) running_->thread = start_phase_in_thread();
         else result = checkpoint.advance();
       } catch (const std::exception& problem) {
@@ -408,6 +423,9 @@ class Service::Loop {
       last_image_ = result.image;
       target_.images_numbered = std::max(target_.images_numbered, result.image_number);
       fill(result, reply.mutable_done());
+      reply.mutable_done()->set_afterwards(done->afterwards == Afterwards::kKilled    ? pb::IS_KILLED
+                                           : done->afterwards == Afterwards::kStopped ? pb::STAYS_STOPPED
+                                                                                      : pb::RUNS);
     }
     done->checkpoint.reset();  // lets go of the snapshot, or of a target that was stopped in vain
     if (done->client == nullptr) return;

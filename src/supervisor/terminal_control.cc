@@ -4,6 +4,8 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "modules/process.h"
+
 namespace vmckpt {
 namespace {
 
@@ -51,7 +53,7 @@ void TerminalControl::take_back(bool abruptly) {
 
 void give_terminal_back(const pb::Process& process, pid_t pid) {
   const int terminal = controlling_terminal();
-  if (terminal < 0 || !process.foreground() || process.process_group() != process.pid()) return;
+  if (terminal < 0 || !state_of(process).foreground() || process.process_group() != process.pid()) return;
   if (::tcgetpgrp(terminal) == ::getpgrp()) set_foreground(terminal, ::getpgid(pid));
 }
 
@@ -59,7 +61,7 @@ namespace {
 
 // The terminal in which `process` runs a full-screen program now, and its size; -1 when it does not.
 int full_screen_terminal(const pb::Process& process, winsize* size) {
-  const int terminal = process.foreground() ? controlling_terminal() : -1;
+  const int terminal = state_of(process).foreground() ? controlling_terminal() : -1;
   termios modes{};
   if (terminal < 0 || ::tcgetattr(terminal, &modes) != 0 || (modes.c_lflag & ICANON)) return -1;
   return ::ioctl(terminal, TIOCGWINSZ, size) == 0 && size->ws_row > 1 ? terminal : -1;
@@ -68,7 +70,7 @@ int full_screen_terminal(const pb::Process& process, winsize* size) {
 }  // namespace
 
 void ask_to_draw_anew(const pb::Process& process, pid_t pid) {
-  if (!process.has_terminal()) return;
+  if (!state_of(process).has_terminal()) return;
   winsize size{};
   const int terminal = full_screen_terminal(process, &size);
   winsize smaller = size;

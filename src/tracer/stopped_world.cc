@@ -40,7 +40,7 @@ bool let_go_late(Tracee thread, int wait_status, InterruptedCalls& interrupted) 
     thread.forget();
     return false;
   }
-  const int signal = wait_status >> 16 == 0 ? WSTOPSIG(wait_status) : 0;  // one that was being delivered
+  const int signal = signal_being_delivered(wait_status);
   thread.forget_state();
   if (take_state(thread, interrupted).ok() && thread.disturbed) thread.put_back();
   return thread.let_go(signal);
@@ -172,7 +172,10 @@ class FreezeInProgress {
     if (err == ESRCH) return false;
     if (err == EPERM) {
       ThreadLife life;
-      while ((life = life_of_thread(pid_, tid)) == ThreadLife::kEnding && !waiting_.is_over()) ::sched_yield();
+      while ((life = life_of_thread(pid_, tid)) == ThreadLife::kEnding && !waiting_.is_over()) {
+        VMCKPT_TRY(waiting_.check());
+        ::sched_yield();
+      }
       if (life == ThreadLife::kEnded) return false;
     }
     return why_seize_failed(tid, err);

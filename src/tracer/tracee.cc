@@ -13,6 +13,12 @@
 
 namespace vmckpt {
 
+int signal_being_delivered(int wait_status) {
+  constexpr int kSystemCall = SIGTRAP | 0x80;  // PTRACE_O_TRACESYSGOOD
+  if (wait_status >> 16 != 0 || WSTOPSIG(wait_status) == kSystemCall) return 0;
+  return WSTOPSIG(wait_status);
+}
+
 bool is_fault(int signal) {
   return std::find(std::begin(kFaultSignals), std::end(kFaultSignals), signal) != std::end(kFaultSignals);
 }
@@ -130,7 +136,7 @@ void Tracee::release() {
   } else if (runs_) {  // only what stands can be detached
     interrupt();
     auto status = wait_for_stop(Waiting::up_to(kPatienceUs));
-    if (status.ok() && WIFSTOPPED(*status) && *status >> 16 == 0) signal = WSTOPSIG(*status);  // one that was being delivered
+    if (status.ok() && WIFSTOPPED(*status)) signal = signal_being_delivered(*status);
   }
   let_go(signal);
 }

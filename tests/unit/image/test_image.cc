@@ -32,6 +32,12 @@
 #include "image/trust.h"
 #include "image/validate.h"
 #include "image/writer.h"
+#include "modules/credentials.pb.h"
+#include "modules/kvm.pb.h"
+#include "modules/process.pb.h"
+#include "modules/seccomp.pb.h"
+#include "modules/signals.pb.h"
+#include "modules/threads.pb.h"
 
 namespace vmckpt {
 namespace {
@@ -509,9 +515,9 @@ TEST_CASE("records may have the same content, which is verified once, and no par
   Scratch scratch;
   constexpr uint64_t kRecords = 4000, kBytes = 64 * kImagePageBytes;
   pb::Image metadata = test::tiny_metadata();
-  metadata.mutable_memory()->mutable_mappings(1)->set_end(test::kTinyHeapStart + kRecords * kBytes);
-  metadata.mutable_memory()->mutable_mappings(2)->set_start(0x200000000);
-  metadata.mutable_memory()->mutable_mappings(2)->set_end(0x200000000 + kImagePageBytes);
+  metadata.mutable_address_spaces(0)->mutable_mappings(1)->set_end(test::kTinyHeapStart + kRecords * kBytes);
+  metadata.mutable_address_spaces(0)->mutable_mappings(2)->set_start(0x200000000);
+  metadata.mutable_address_spaces(0)->mutable_mappings(2)->set_end(0x200000000 + kImagePageBytes);
   const std::string content(2 * kBytes, 'x');
   auto written = [&](const std::function<PageRecord(PageRecord, uint64_t)>& edit) {
     const std::string path = scratch / "shared.ckpt";
@@ -523,7 +529,7 @@ TEST_CASE("records may have the same content, which is verified once, and no par
     for (uint64_t i = 0; i < kRecords; ++i) {
       writer->add_record(edit(plain_record(0, test::kTinyHeapStart + i * kBytes, kBytes, offset, xxh3), i));
     }
-    return said_by(writer->commit(metadata));
+    return said_by(test::finish(*writer, metadata));
   };
   REQUIRE(written([](PageRecord record, uint64_t) { return record; }) == scratch / "shared.ckpt");
   auto reader = ImageReader::open(scratch / "shared.ckpt");
@@ -584,13 +590,14 @@ TEST_CASE("a store that no record needs does no harm, and one that is no image i
   };
   CHECK(verdict_on_id(std::string(16, 'b')) == "ok");
   CHECK_THAT(verdict_on_id("short"), Contains("5 bytes instead of 16"));
-  CHECK_THAT(verdict_on_metadata(scratch, [](pb::Image& i) { i.add_page_stores(); }), Contains("a page store is no image"));
+  CHECK_THAT(verdict_on_metadata(scratch, [](pb::Image& i) { i.add_page_stores(); }),
+             Contains("page_stores: base image id has 0 bytes instead of 16"));
 }
 
 TEST_CASE("pages are read as data, as zeros, and where nothing is as zeros too") {
   Scratch scratch;
   pb::Image metadata = test::tiny_metadata();
-  metadata.mutable_memory()->mutable_mappings(1)->set_end(test::kTinyHeapStart + 8 * kImagePageBytes);
+  metadata.mutable_address_spaces(0)->mutable_mappings(1)->set_end(test::kTinyHeapStart + 8 * kImagePageBytes);
   auto writer = ImageWriter::create({.path = scratch / "a.ckpt"}, test::tiny_identity());
   REQUIRE(writer.ok());
   const std::string content(kImagePageBytes, 'x');
@@ -645,6 +652,13 @@ TEST_CASE("pages are read as data, as zeros, and where nothing is as zeros too")
   CHECK(taken == "1x 3x 4x 5z ");
 }
 
+namespace {
+
+pb::Thread* leader_of(pb::Image& image) { return image.mutable_processes(0)->mutable_threads(0); }
+pb::ThreadState* state_of(pb::Image& image) { return leader_of(image)->MutableExtension(pb::thread_state); }
+
+}  // namespace
+
 TEST_CASE("metadata that cannot be restarted is refused") {
   Scratch scratch;
   auto refused = [&](const char* said, const std::function<void(pb::Image&)>& edit) {
@@ -652,54 +666,85 @@ TEST_CASE("metadata that cannot be restarted is refused") {
     CHECK_THAT(verdict_on_metadata(scratch, edit), Contains(said));
   };
   CHECK(verdict_on_metadata(scratch, [](pb::Image&) {}) == "ok");
-  refused("no target, process or memory", [](pb::Image& i) { i.Clear(); });
-  refused("no thread", [](pb::Image& i) { i.clear_threads(); });
-  refused("not the leader", [](pb::Image& i) { i.mutable_threads(0)->set_tid(101); });
-  refused("there twice", [](pb::Image& i) { *i.add_threads() = i.threads(0); });
-  refused("bytes of registers", [](pb::Image& i) { i.mutable_threads(0)->set_registers("short"); });
-  refused("bytes of extended state", [](pb::Image& i) { i.mutable_threads(0)->set_xstate(std::string(100000, 'x')); });
-  refused("PID -1", [](pb::Image& i) { i.mutable_process()->set_pid(-1); });
+  refused("no target", [](pb::Image& i) { i.Clear(); });
+  refused("no thread", [](pb::Image& i) { i.mutable_processes(0)->clear_threads(); });
+  refused("not the leader", [](pb::Image& i) { leader_of(i)->set_tid(101); });
+  refused("there twice", [](pb::Image& i) { *i.mutable_processes(0)->add_threads() = i.processes(0).threads(0); });
+  refused("thread 100, thread_state: registers has 5 bytes instead of 216",
+          [](pb::Image& i) { state_of(i)->set_registers("short"); });
+  refused("xstate has 100000 bytes instead of 576 to 65536",
+          [](pb::Image& i) { state_of(i)->set_xstate(std::string(100000, 'x')); });
+  refused("pid is -1 instead of 1 or more", [](pb::Image& i) { i.mutable_processes(0)->set_pid(-1); });
   refused("different targets", [](pb::Image& i) { i.mutable_target()->set_target_id(std::string(16, 'x')); });
-  refused("target's id has 3 bytes", [](pb::Image& i) { i.mutable_target()->set_target_id("abc"); });
+  refused("target: target id has 3 bytes instead of 16", [](pb::Image& i) { i.mutable_target()->set_target_id("abc"); });
   refused("has a slash", [](pb::Image& i) { i.mutable_target()->set_name("../evil"); });
-  refused("NUL byte", [](pb::Image& i) { i.mutable_process()->add_arguments(std::string("a\0b", 3)); });
-  refused("whole pages", [](pb::Image& i) { i.mutable_memory()->mutable_mappings(0)->set_start(0x400001); });
-  refused("empty", [](pb::Image& i) { i.mutable_memory()->mutable_mappings(0)->set_end(0x400000); });
+  refused("process 100, process_state: arguments has a NUL byte", [](pb::Image& i) {
+    i.mutable_processes(0)->MutableExtension(pb::process_state)->add_arguments(std::string("a\0b", 3));
+  });
+  refused("whole pages", [](pb::Image& i) { i.mutable_address_spaces(0)->mutable_mappings(0)->set_start(0x400001); });
+  refused("empty", [](pb::Image& i) { i.mutable_address_spaces(0)->mutable_mappings(0)->set_end(0x400000); });
   refused("outside user space", [](pb::Image& i) {
-    i.mutable_memory()->mutable_mappings(2)->set_start(0xffffffffff600000);
-    i.mutable_memory()->mutable_mappings(2)->set_end(0xffffffffff601000);
+    i.mutable_address_spaces(0)->mutable_mappings(2)->set_start(0xffffffffff600000);
+    i.mutable_address_spaces(0)->mutable_mappings(2)->set_end(0xffffffffff601000);
   });
-  refused("overlaps", [](pb::Image& i) { *i.mutable_memory()->add_mappings() = i.memory().mappings(0); });
-  refused("unknown kind", [](pb::Image& i) { i.mutable_memory()->mutable_mappings(0)->clear_kind(); });
+  refused("overlaps", [](pb::Image& i) { *i.mutable_address_spaces(0)->add_mappings() = i.address_spaces(0).mappings(0); });
+  refused("unknown kind", [](pb::Image& i) { i.mutable_address_spaces(0)->mutable_mappings(0)->clear_kind(); });
   refused("does not know",
-          [](pb::Image& i) { i.mutable_memory()->mutable_mappings(0)->set_kind(static_cast<pb::Mapping::Kind>(77)); });
+          [](pb::Image& i) {
+            // An enum's unknown values are unknown fields.
+            pb::Mapping* mapping = i.mutable_address_spaces(0)->mutable_mappings(0);
+            mapping->clear_kind();
+            mapping->GetReflection()->MutableUnknownFields(mapping)->AddVarint(1, 77);
+          });
   refused("not an absolute one",
-          [](pb::Image& i) { i.mutable_memory()->mutable_mappings(0)->mutable_file()->set_path("bin/tiny"); });
-  refused("which is not there", [](pb::Image& i) { i.mutable_memory()->mutable_mappings(2)->set_captured_id(5); });
-  refused("is not mapped", [](pb::Image& i) { i.mutable_memory()->add_aio_rings()->set_address(0x7000000); });
-  refused("not what its mapping says", [](pb::Image& i) {
-    auto& mapping = *i.mutable_memory()->add_mappings();
-    mapping.set_kind(pb::Mapping::AIO_RING);
-    mapping.set_start(0x7ffffff00000);
-    mapping.set_end(0x7ffffff01000);
-    auto& ring = *i.mutable_memory()->add_aio_rings();
-    ring.set_address(mapping.start());
-    ring.set_slots(127);
-    ring.set_head(127);  // one too far
-  });
-  refused("protection 0xff", [](pb::Image& i) { i.mutable_memory()->mutable_mappings(0)->set_protection(0xff); });
-  refused("captured file id 1 is zero or there twice",
-          [](pb::Image& i) { *i.mutable_memory()->add_captured() = i.memory().captured(0); });
-  refused("pending signal numbered 65", [](pb::Image& i) {
-    auto& signal = *i.mutable_process()->add_pending();
+          [](pb::Image& i) { i.mutable_address_spaces(0)->mutable_mappings(0)->mutable_file()->set_path("bin/tiny"); });
+  refused("which is not there", [](pb::Image& i) { i.mutable_address_spaces(0)->mutable_mappings(2)->set_captured_id(5); });
+  refused("protection is 255 instead of at most 7",
+          [](pb::Image& i) { i.mutable_address_spaces(0)->mutable_mappings(0)->set_protection(0xff); });
+  refused("captured file id 1 is there twice",
+          [](pb::Image& i) { *i.add_captured_files() = i.captured_files(0); });
+  refused("process 100, pending_signals: number is 65 instead of 1 to 64", [](pb::Image& i) {
+    auto& signal = *i.mutable_processes(0)->AddExtension(pb::pending_signals);
     signal.set_number(65);
     signal.set_info(std::string(128, '\0'));
   });
-  refused("bytes of siginfo", [](pb::Image& i) { i.mutable_threads(0)->add_pending()->set_number(10); });
-  refused("bytes of seccomp filter", [](pb::Image& i) { i.mutable_threads(0)->add_filters()->set_program("odd"); });
-  refused("user ids", [](pb::Image& i) { i.mutable_threads(0)->mutable_credentials()->add_uid(1); });
+  refused("process 100, thread 100, own_pending_signals: info has 0 bytes instead of 128",
+          [](pb::Image& i) { leader_of(i)->AddExtension(pb::own_pending_signals)->set_number(10); });
+  refused("filters: program has 3 bytes, no multiple of 8", [](pb::Image& i) {
+    leader_of(i)->MutableExtension(pb::seccomp)->add_filters()->set_program("odd");
+  });
+  refused("there are 1 uid instead of 4", [](pb::Image& i) { leader_of(i)->MutableExtension(pb::credentials)->add_uid(1); });
+  refused("there is no process", [](pb::Image& i) { i.clear_processes(); });
+  refused("this release restarts one process; the image has 2 processes", [](pb::Image& i) {
+    *i.add_processes() = i.processes(0);
+    i.mutable_processes(1)->set_pid(200);
+  });
+  refused("the image has 0 address spaces", [](pb::Image& i) { i.clear_address_spaces(); });
+  refused("the image has 2 descriptor tables", [](pb::Image& i) { i.add_descriptor_tables()->set_id(1); });
+  refused("the image has 2 working directories", [](pb::Image& i) { i.add_file_system_contexts()->set_id(1); });
+  refused("the image has 2 tables of signal handlers", [](pb::Image& i) { i.add_signal_handlers()->set_id(1); });
+  refused("process 100 had ended", [](pb::Image& i) { i.mutable_processes(0)->set_state(pb::Process::ZOMBIE); });
+  refused("process 100 refers to the address space 7, which is not there",
+          [](pb::Image& i) { i.mutable_processes(0)->set_mm_id(7); });
+  refused("process 100 refers to the signal handlers 7, which is not there",
+          [](pb::Image& i) { i.mutable_processes(0)->set_sighand_id(7); });
+  refused("process 100, thread 100 refers to the descriptor table 7, which is not there",
+          [](pb::Image& i) { leader_of(i)->set_files_id(7); });
+  refused("process 100, thread 100 refers to the file system context 7, which is not there",
+          [](pb::Image& i) { leader_of(i)->set_fs_id(7); });
+  refused("refers to the open file 7, which is not there", [](pb::Image& i) {
+    i.mutable_descriptor_tables(0)->add_descriptors()->set_file(7);
+  });
+  refused("open file 7 has no descriptor", [](pb::Image& i) { i.add_open_files()->set_id(7); });
+  refused("the number 5 is there twice among descriptors", [](pb::Image& i) {
+    for (int twice = 0; twice < 2; ++twice) i.mutable_descriptor_tables(0)->add_descriptors()->set_number(5);
+    i.add_open_files();
+  });
+  refused("umask is 512 instead of at most 511", [](pb::Image& i) { i.mutable_file_system_contexts(0)->set_umask(01000); });
+  refused("working directory is \"tmp\", not an absolute path",
+          [](pb::Image& i) { i.mutable_file_system_contexts(0)->set_working_directory("tmp"); });
   refused("field 4242 that this vmckpt does not know", [](pb::Image& i) {
-    i.mutable_threads(0)->GetReflection()->MutableUnknownFields(i.mutable_threads(0))->AddVarint(4242, 1);
+    leader_of(i)->GetReflection()->MutableUnknownFields(leader_of(i))->AddVarint(4242, 1);
   });
 }
 
@@ -838,17 +883,26 @@ TEST_CASE("what the schema calls an id is a number that the image's checks can r
   CHECK(seen.count("vmckpt.pb.UnixSocket") == 1);
 }
 
+namespace {
+
+pb::Kvm* kvm(pb::Image& image) {
+  return image.ExtensionSize(pb::virtual_machines) == 0 ? image.AddExtension(pb::virtual_machines)
+                                                         : image.MutableExtension(pb::virtual_machines, 0);
+}
+
+}  // namespace
+
 TEST_CASE("two KVM objects of one id are refused: each would be shown with all that belongs to the other") {
   pb::Image image = test::tiny_metadata();
-  image.mutable_kvm()->add_objects()->set_id(3);
+  kvm(image)->add_objects()->set_id(3);
   REQUIRE(check_metadata(image).ok());
-  image.mutable_kvm()->add_objects()->set_id(3);
+  kvm(image)->add_objects()->set_id(3);
   CHECK_THAT(check_metadata(image).error().message(), Contains("the KVM object id 3 is there twice"));
 }
 
 TEST_CASE("a vdso that is longer than its mapping is refused: restart puts it where that was") {
   pb::Image image = test::tiny_metadata();
-  image.mutable_memory()->set_vdso_code(std::string(1 << 16, 'x'));
+  image.mutable_address_spaces(0)->set_vdso_code(std::string(1 << 16, 'x'));
   CHECK_THAT(check_metadata(image).error().message(), Contains("the vdso has 65536 bytes, its mapping "));
 }
 
@@ -860,7 +914,7 @@ TEST_CASE("a writer that is given up leaves nothing behind") {
     REQUIRE(test::write_tiny_pages(*writer).ok());
     ImageWriter moved = std::move(*writer);
     pb::Image no_threads = test::tiny_metadata();
-    no_threads.clear_threads();
+    no_threads.mutable_processes(0)->clear_threads();
     CHECK_THAT(moved.seal(no_threads).error().message(), Contains("there is no thread"));
   }
   CHECK(scratch.entries() == 0);

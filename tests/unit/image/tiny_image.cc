@@ -10,6 +10,9 @@
 #include <xxhash.h>
 
 #include "core/fd.h"
+#include "image/one_process.h"
+#include "modules/process.pb.h"
+#include "modules/threads.pb.h"
 #include "vmckpt/image_format.h"
 
 namespace vmckpt::test {
@@ -41,22 +44,24 @@ pb::Image tiny_metadata() {
   target.set_target_id(target_id.data(), target_id.size());
   target.add_command("/bin/tiny");
 
-  auto& process = *image.mutable_process();
+  const OneProcessToSave one = one_process(&image);
+  auto& process = one.process;
   process.set_pid(100);
-  process.set_command_name("tiny");
-  process.set_executable("/bin/tiny");
-  process.set_working_directory("/");
+  process.MutableExtension(pb::process_state)->set_command_name("tiny");
+  process.MutableExtension(pb::process_state)->set_executable("/bin/tiny");
+  one.fs.set_working_directory("/");
 
-  auto& thread = *image.add_threads();
+  auto& thread = *process.add_threads();
   thread.set_tid(100);
-  thread.set_name("tiny");
+  pb::ThreadState& state = *thread.MutableExtension(pb::thread_state);
+  state.set_name("tiny");
   user_regs_struct registers{};
   registers.rip = 0x401000;
   registers.rsp = kTinyHeapStart + 2 * kImagePageBytes;
-  thread.set_registers(&registers, sizeof registers);
-  thread.set_xstate(std::string(576, '\0'));
+  state.set_registers(&registers, sizeof registers);
+  state.set_xstate(std::string(576, '\0'));
 
-  auto& memory = *image.mutable_memory();
+  auto& memory = one.memory;
   auto& code = *memory.add_mappings();
   code.set_kind(pb::Mapping::FILE_PRIVATE);
   code.set_start(0x400000);
@@ -77,7 +82,7 @@ pb::Image tiny_metadata() {
   shared.set_end(0x20000000 + kImagePageBytes);
   shared.set_protection(PROT_READ | PROT_WRITE);
   shared.set_captured_id(kTinyCapturedId);
-  auto& file = *memory.add_captured();
+  auto& file = *image.add_captured_files();
   file.set_id(kTinyCapturedId);
   file.set_kind(pb::CapturedFile::MEMFD);
   file.set_name("memfd:tiny");

@@ -38,12 +38,7 @@ void make_file(const std::string& path, mode_t mode = 0644) {
 pb::Inode inode_at(const std::string& path) { return inode_of(Fd(::open(path.c_str(), O_PATH | O_CLOEXEC)).get()); }
 
 FileAccess somebodys_access(bool accept_changed = false) {
-  pb::Credentials credentials;
-  for (int i = 0; i < 4; ++i) {
-    credentials.add_uid(kSomebody);
-    credentials.add_gid(kSomebody);
-  }
-  return FileAccess(credentials, {accept_changed, false});
+  return FileAccess(FileRights{kSomebody, kSomebody}, {accept_changed, false});
 }
 
 int open_error(const FileAccess& access, const std::string& path, int flags, const pb::Inode& then = {}) {

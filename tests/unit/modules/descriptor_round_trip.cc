@@ -21,6 +21,7 @@
 #include <google/protobuf/text_format.h>
 
 #include "core/proc.h"
+#include "image/one_process.h"
 #include "image/reader.h"
 #include "image/tiny_image.h"
 #include "image/writer.h"
@@ -137,12 +138,12 @@ void RoundTrip::kill_target() {
 }
 
 Result<void> RoundTrip::save() {
-  table.Clear();
+  saved.Clear();
   notes.clear();
-  return save_process(target_, &table, &notes, folder_ / "image");
+  return save_process(target_, &saved, &notes, folder_ / "image");
 }
 
-Result<void> RoundTrip::save_process(pid_t pid, pb::DescriptorTable* into, Notes* found,
+Result<void> RoundTrip::save_process(pid_t pid, pb::Image* into, Notes* found,
                                      const std::string& image_stem) {
   ImageDestination destination;
   destination.numbered_stem = image_stem;
@@ -152,20 +153,22 @@ Result<void> RoundTrip::save_process(pid_t pid, pb::DescriptorTable* into, Notes
     InterruptedCalls interrupted;
     StoppedWorld world = VMCKPT_TRY(freeze(pid, Waiting::up_to(kFreezeTimeoutUs), interrupted));
     DescriptorSave save{world, *ledger, captured, *found};
-    VMCKPT_TRY(save_descriptors(save, into));
+    VMCKPT_TRY(save_descriptors(save, *into));
   }
   pb::Image metadata = tiny_metadata();
-  metadata.mutable_memory()->mutable_captured()->Clear();
-  metadata.mutable_memory()->mutable_mappings()->RemoveLast();  // the one of the captured file
-  for (const auto& [id, file] : captured.files()) *metadata.mutable_memory()->add_captured() = file;
-  *metadata.mutable_descriptors() = *into;
+  metadata.clear_captured_files();
+  metadata.mutable_address_spaces(0)->mutable_mappings()->RemoveLast();  // the one of the captured file
+  for (const auto& [id, file] : captured.files()) *metadata.add_captured_files() = file;
+  *metadata.mutable_open_files() = into->open_files();
+  *metadata.mutable_objects() = into->objects();
+  *metadata.mutable_descriptor_tables() = into->descriptor_tables();
   image_ = VMCKPT_TRY(test::finish(writer, metadata));
   return {};
 }
 
 std::vector<Error> RoundTrip::check() {
   std::vector<Error> problems;
-  check_descriptors(table, FileAccess(), {}, problems, notes);
+  check_descriptors(saved, FileAccess(), {}, problems, notes);
   return problems;
 }
 
@@ -173,9 +176,7 @@ namespace {
 
 void check_open_numbers(const pb::DescriptorTable& table) {
   std::set<int> wanted;
-  for (const pb::OpenFile& file : table.files()) {
-    for (const pb::DescriptorNumber& number : file.numbers()) wanted.insert(number.number());
-  }
+  for (const pb::Descriptor& descriptor : table.descriptors()) wanted.insert(descriptor.number());
   for (int fd = 0; fd < kFirstServiceFd; ++fd) {
     if ((wanted.count(fd) != 0) != (::fcntl(fd, F_GETFD) >= 0)) {
       throw std::runtime_error(fmt::format("number {} is wrongly open or closed", fd));
@@ -194,17 +195,17 @@ void restore_in_child(const std::string& image_path, const std::array<int, 3>& r
   if (!image.ok()) throw std::runtime_error("image: " + image.error().message());
   RebuiltFiles files;
   image->use_fd(Fd(service(image->fd())));
-  auto rebuilt = files.rebuild(image->metadata().memory(), *image, kFirstServiceFd, FileAccess());
+  auto rebuilt = files.rebuild(*image, kFirstServiceFd, FileAccess());
   if (!rebuilt.ok()) throw std::runtime_error("captured files: " + rebuilt.error().message());
   Notes notes;
   const FileAccess access;
   DescriptorRestore restore{files, access, stdio, kFirstServiceFd, notes};
-  auto restored = restore_descriptors(image->metadata().descriptors(), restore);
+  auto restored = restore_descriptors(image->metadata(), restore);
   std::string text;
   for (const std::string& note : notes) text += note + "\n";
   notes_report.fail(text);
   if (!restored.ok()) throw std::runtime_error("restore: " + restored.error().message());
-  check_open_numbers(image->metadata().descriptors());
+  check_open_numbers(one_process(image->metadata()).descriptors);
   if (restore.terminal_master) {
     ::dup2(restore.terminal_master.get(), kTerminalMasterFd);
     report->terminal_master = kTerminalMasterFd;
@@ -234,13 +235,13 @@ std::string first_difference(const std::string& first, const std::string& second
 }  // namespace
 
 std::string RoundTrip::compare_with(pid_t restored) {
-  pb::DescriptorTable again;
+  pb::Image again;
   Notes ignored;
   std::string first_image = image_;
-  auto saved = save_process(restored, &again, &ignored, folder_ / "second");
+  auto result = save_process(restored, &again, &ignored, folder_ / "second");
   image_ = first_image;
-  if (!saved.ok()) return "second save: " + saved.error().message();
-  return first_difference(comparable(table), comparable(again));
+  if (!result.ok()) return "second save: " + result.error().message();
+  return first_difference(comparable(saved), comparable(again));
 }
 
 std::string RoundTrip::restore(const std::function<void()>& verify) {
@@ -301,15 +302,16 @@ bool mentions(const Notes& notes, const std::string& text) {
                      [&](const std::string& note) { return note.find(text) != std::string::npos; });
 }
 
-std::string comparable(const pb::DescriptorTable& original) {
-  pb::DescriptorTable table = original;
-  table.clear_checkpoint_realtime_ns();
-  for (pb::PipeBuffer& pipe : *table.MutableRepeatedExtension(pb::pipes)) pipe.clear_inode();
-  for (pb::Terminal& terminal : *table.MutableRepeatedExtension(pb::terminals)) {
+std::string comparable(const pb::Image& original) {
+  pb::Image image = original;
+  pb::KernelObjects& objects = *image.mutable_objects();
+  objects.clear_checkpoint_realtime_ns();
+  for (pb::PipeBuffer& pipe : *objects.MutableRepeatedExtension(pb::pipes)) pipe.clear_inode();
+  for (pb::Terminal& terminal : *objects.MutableRepeatedExtension(pb::terminals)) {
     terminal.clear_path();  // the number may have been taken meanwhile
     terminal.clear_index();
   }
-  for (pb::OpenFile& file : *table.mutable_files()) {
+  for (pb::OpenFile& file : *image.mutable_open_files()) {
     if (file.name().starts_with("/dev/pts/")) file.clear_name();
     if (file.name().starts_with("pipe:[") || file.name().starts_with("socket:[")) file.clear_name();
     if (file.HasExtension(pb::timerfd)) {
@@ -334,7 +336,7 @@ std::string comparable(const pb::DescriptorTable& original) {
     if (file.HasExtension(pb::pidfd)) file.MutableExtension(pb::pidfd)->clear_pid();
   }
   std::string text;
-  google::protobuf::TextFormat::PrintToString(table, &text);
+  google::protobuf::TextFormat::PrintToString(image, &text);
   return text;
 }
 

@@ -45,10 +45,10 @@ class RoundTrip {
   // Problems found by the preflight; its notes are added to `notes`.
   std::vector<Error> check();
   // Restores the descriptors in a new process and runs `verify` there. Returns "" or what went wrong. Afterwards the
-  // new process is saved in its turn, and must give the same table.
+  // new process is saved in its turn, and must give the same.
   std::string restore(const std::function<void()>& verify);
 
-  pb::DescriptorTable table;
+  pb::Image saved;  // its open files and descriptors
   Notes notes;
   std::array<int, 3> restart_stdio{-1, -1, -1};  // -1: /dev/null
   Ledger* ledger;                                // what the recorder would have noted
@@ -56,7 +56,7 @@ class RoundTrip {
   Fd terminal_master;  // of the restored process, if it got a terminal of its own
 
  private:
-  Result<void> save_process(pid_t pid, pb::DescriptorTable* into, Notes* notes, const std::string& image_stem);
+  Result<void> save_process(pid_t pid, pb::Image* into, Notes* notes, const std::string& image_stem);
 
   std::string compare_with(pid_t restored);
 
@@ -80,6 +80,6 @@ short poll_now(int fd, short events);
 bool mentions(const Notes& notes, const std::string& text);
 
 // A copy without what may differ between two processes with equal descriptors (inodes, times).
-std::string comparable(const pb::DescriptorTable& table);
+std::string comparable(const pb::Image& image);
 
 }  // namespace vmckpt::test

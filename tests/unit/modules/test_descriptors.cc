@@ -207,7 +207,7 @@ TEST_CASE("locks of all kinds are taken again, and a lock held by somebody else 
   });
   REQUIRE(message_of(trip.save()) == "");
   CHECK(trip.check().size() == 2);  // the program still runs; its shared lock may be held twice
-  CHECK(late_locks(trip.table).size() == 1);
+  CHECK(late_locks(trip.saved).size() == 1);
   trip.kill_target();
   CHECK(trip.check().empty());
   CHECK(trip.restore([&] {
@@ -383,7 +383,7 @@ TEST_CASE("a pseudo terminal inside the process keeps its settings and modes, an
   REQUIRE(message_of(trip.save()) == "");
   trip.kill_target();
   ::usleep(20'000);  // the kernel frees the number a little later
-  std::string name = trip.table.GetExtension(pb::terminals, 0).path();
+  std::string name = trip.saved.objects().GetExtension(pb::terminals, 0).path();
   bool was_free = ::access(name.c_str(), F_OK) != 0;
   CHECK(trip.restore([&] {
     EXPECT(!was_free || ::ptsname(10) == name || ::access(name.c_str(), F_OK) == 0);
@@ -415,9 +415,9 @@ TEST_CASE("bytes on their way through a raw pseudo terminal are saved, and the r
     write_all(11, screen + "end");
   });
   REQUIRE(message_of(trip.save()) == "");
-  std::string first = comparable(trip.table);
+  std::string first = comparable(trip.saved);
   REQUIRE(message_of(trip.save()) == "");
-  CHECK(comparable(trip.table) == first);
+  CHECK(comparable(trip.saved) == first);
   CHECK(trip.notes.empty());
   trip.kill_target();
   CHECK(trip.restore([&] {

@@ -7,6 +7,7 @@
 #include <sys/syscall.h>
 
 #include "core/kvm_api.h"
+#include "image/one_process.h"
 #include "modules/kvm_descriptor.pb.h"
 #include "recorder/kvm_calls.h"
 
@@ -22,27 +23,28 @@ std::string bytes_of(const T& value) {
 }
 
 pb::KvmObject* add_object(pb::Image& image, pb::KvmObject::Kind kind, uint32_t id, uint32_t order, int fd) {
-  pb::KvmObject* object = image.mutable_kvm()->add_objects();
+  pb::KvmObject* object = kvm_of(&image).add_objects();
   object->set_id(id);
   object->set_kind(kind);
   object->set_order(order);
   object->set_request(kind == pb::KvmObject::VM ? KVM_CREATE_VM : KVM_CREATE_VCPU);
   if (kind == pb::KvmObject::VCPU) object->set_parent(1);
   if (fd < 0) return object;
-  pb::OpenFile* file = image.mutable_descriptors()->add_files();
-  file->set_id(static_cast<uint32_t>(fd));
-  file->add_numbers()->set_number(fd);
+  pb::OpenFile* file = image.add_open_files();
+  file->set_id(static_cast<uint32_t>(fd) + 1000);  // not its number
+  pb::Descriptor* descriptor = one_process(&image).descriptors.add_descriptors();
+  descriptor->set_number(fd);
+  descriptor->set_file(file->id());
   file->MutableExtension(pb::kvm)->set_object(id);
   return object;
 }
 
 void add_record(pb::Image& image, uint32_t object, uint32_t request, uint32_t order, const std::string& payload) {
-  pb::KvmRecord* record = image.mutable_kvm()->add_records();
+  pb::KvmRecord* record = kvm_of(&image).add_records();
   record->set_object(object);
   record->set_request(request);
   record->set_order(order);
-  record->set_payload(payload);
-  record->set_has_payload(!payload.empty());
+  if (!payload.empty()) record->set_payload(payload);
   if (request == KVM_IRQFD || request == KVM_IOEVENTFD) {
     record->add_events(7);
     record->add_events(-1);
@@ -138,13 +140,13 @@ TEST_CASE("CPUID bits that the guest was shown and this host lacks are told one 
   head.nent = 1;
   pb::Image image = small_vm();
   add_record(image, 2, KVM_SET_CPUID2, 8, std::string(reinterpret_cast<const char*>(&head), sizeof(kvm_cpuid2)) + bytes_of(leaf));
-  image.mutable_kvm()->add_host_cpuid(bytes_of(leaf));
+  kvm_of(&image).add_host_cpuid(bytes_of(leaf));
   KvmHost host;
   host.cpuid.push_back(leaf);
   auto problems_of = [&](CpuCheck check) {
     std::vector<Error> problems;
     std::vector<std::string> notes;
-    check_guest_cpuid(image.kvm(), host, check, problems, notes);
+    check_guest_cpuid(kvm_of(image), host, check, problems, notes);
     return problems;
   };
   CHECK(problems_of(CpuCheck::kStrict).empty());
@@ -167,11 +169,11 @@ TEST_CASE("hostile KVM records are refused before anything starts") {
     return problems.size();
   };
   pb::Image good = small_vm();
-  good.mutable_kvm()->mutable_objects(1)->mutable_vcpu()->mutable_run()->resize((*host)->run_bytes);
+  kvm_of(&good).mutable_objects(1)->mutable_vcpu()->mutable_run()->resize((*host)->run_bytes);
   CHECK(problems_of(good) == 0);
 
   pb::Image short_registers = good;
-  short_registers.mutable_kvm()->mutable_objects(1)->mutable_vcpu()->set_regs("short");
+  kvm_of(&short_registers).mutable_objects(1)->mutable_vcpu()->set_regs("short");
   CHECK(problems_of(short_registers) > 0);
 
   pb::Image unknown_call = good;
@@ -183,7 +185,7 @@ TEST_CASE("hostile KVM records are refused before anything starts") {
   CHECK(problems_of(short_payload) > 0);
 
   pb::Image no_parent = good;
-  no_parent.mutable_kvm()->mutable_objects(1)->set_parent(77);
+  kvm_of(&no_parent).mutable_objects(1)->set_parent(77);
   CHECK(problems_of(no_parent) > 0);
 
   pb::Image of_nobody = good;
@@ -199,10 +201,10 @@ TEST_CASE("a guest whose TSC this host can neither match nor scale is refused, b
   }
   pb::Image image = small_vm();
   auto problems_at = [&](uint32_t khz, CpuCheck check) {
-    image.mutable_kvm()->mutable_objects(1)->mutable_vcpu()->set_tsc_khz(khz);
+    kvm_of(&image).mutable_objects(1)->mutable_vcpu()->set_tsc_khz(khz);
     std::vector<Error> problems;
     std::vector<std::string> notes;
-    check_guest_tsc(image.kvm(), **host, check, problems, notes);
+    check_guest_tsc(kvm_of(image), **host, check, problems, notes);
     return problems.size();
   };
   const uint32_t khz = (*host)->tsc_khz();

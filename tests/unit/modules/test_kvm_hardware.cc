@@ -6,6 +6,7 @@
 #include <sys/syscall.h>
 
 #include "core/clock.h"
+#include "image/one_process.h"
 #include "modules/fake_kvm.h"
 #include "modules/host.h"
 #include "modules/kvm.h"
@@ -94,24 +95,26 @@ pb::Image image_of(const std::vector<pb::KvmVcpuState>& vcpus, const std::string
   if (same_boot) save_host(image.mutable_host());
   uint32_t order = 0;
   auto add_object = [&](pb::KvmObject::Kind kind, uint32_t request, int fd) {
-    pb::KvmObject* object = image.mutable_kvm()->add_objects();
-    object->set_id(static_cast<uint32_t>(image.kvm().objects_size()));
+    pb::KvmObject* object = kvm_of(&image).add_objects();
+    object->set_id(static_cast<uint32_t>(kvm_of(image).objects_size()));
     object->set_kind(kind);
     object->set_order(++order);
     object->set_request(request);
     if (kind == pb::KvmObject::VCPU) object->set_parent(1);
-    pb::OpenFile* file = image.mutable_descriptors()->add_files();
-    file->add_numbers()->set_number(fd);
+    pb::OpenFile* file = image.add_open_files();
+    file->set_id(object->id());
+    pb::Descriptor* descriptor = one_process(&image).descriptors.add_descriptors();
+    descriptor->set_number(fd);
+    descriptor->set_file(file->id());
     file->MutableExtension(pb::kvm)->set_object(object->id());
     return object;
   };
   auto add_record = [&](uint32_t object, uint32_t request, const std::string& payload) {
-    pb::KvmRecord* record = image.mutable_kvm()->add_records();
+    pb::KvmRecord* record = kvm_of(&image).add_records();
     record->set_object(object);
     record->set_request(request);
     record->set_order(++order);
     record->set_payload(payload);
-    record->set_has_payload(true);
   };
   add_object(pb::KvmObject::VM, KVM_CREATE_VM, 5);
   int fd = 6;
@@ -131,8 +134,8 @@ pb::Image image_of(const std::vector<pb::KvmVcpuState>& vcpus, const std::string
 
 std::string problems_of(const pb::Image& image, KvmHost& host) {
   std::vector<Error> problems;
-  for (const pb::KvmObject& object : image.kvm().objects()) {
-    if (object.has_vcpu()) check_msrs(image.kvm(), object, host, problems);
+  for (const pb::KvmObject& object : kvm_of(image).objects()) {
+    if (object.has_vcpu()) check_msrs(kvm_of(image), object, host, problems);
   }
   std::string text;
   for (const Error& problem : problems) text += problem.message() + "\n";
@@ -326,18 +329,17 @@ TEST_CASE("kvmclock goes on from where it stood, or after the gap, and the date 
       saved.clock = kUptime;
       saved.flags = kvm_knows_real_time ? KVM_CLOCK_REALTIME : 0;
       saved.realtime = now - static_cast<uint64_t>(kAway_ns);
-      image.mutable_kvm()->mutable_objects(0)->mutable_vm()->set_clock(bytes_of(saved));
+      kvm_of(&image).mutable_objects(0)->mutable_vm()->set_clock(bytes_of(saved));
       image.mutable_host()->set_realtime_ns(static_cast<int64_t>(now) - kAway_ns);
       kvm_userspace_memory_region slot{};
       slot.guest_phys_addr = 0;
       slot.memory_size = 0x10000;
       slot.userspace_addr = 0x7000000;
-      pb::KvmRecord* record = image.mutable_kvm()->add_records();
+      pb::KvmRecord* record = kvm_of(&image).add_records();
       record->set_object(1);
       record->set_request(KVM_SET_USER_MEMORY_REGION);
       record->set_order(50);
       record->set_payload(bytes_of(slot));
-      record->set_has_payload(true);
 
       FakeKvm kvm(intel_host());
       kvm.real_time_ns = now;
@@ -350,7 +352,7 @@ TEST_CASE("kvmclock goes on from where it stood, or after the gap, and the date 
       // Where KVM can tell the real time it adds the gap itself, at the very moment.
       TapeDraft clock_alone;
       const int other = kvm.make_vm();
-      GuestTime(image, clock, static_cast<int64_t>(now), true).plan_clock(image.kvm().objects(0), other, clock_alone);
+      GuestTime(image, clock, static_cast<int64_t>(now), true).plan_clock(kvm_of(image).objects(0), other, clock_alone);
       REQUIRE(kvm.play(clock_alone));
       CHECK(kvm.vms.at(other).clock_ns == kUptime + gap);
       // The guest's scheduler is told of the gap, where it asks.
@@ -405,7 +407,7 @@ TEST_CASE("the PIT runs only when there is a local APIC that its ticks can come 
   pb::KvmVcpuState state;
   state.set_lapic(bytes_of(kvm_lapic_state{}));
   pb::Image image = image_of({state, state}, "", true);
-  image.mutable_kvm()->mutable_objects(0)->mutable_vm()->set_pit(bytes_of(kvm_pit_state2{}));
+  kvm_of(&image).mutable_objects(0)->mutable_vm()->set_pit(bytes_of(kvm_pit_state2{}));
   REQUIRE(restart(kvm, image));
   CHECK_FALSE(kvm.vms.begin()->second.pit_ticks_lost);
 }
@@ -440,12 +442,11 @@ TEST_CASE("capabilities that add to each other are all noted, of others the last
   FakeKvm kvm(intel_host());
   pb::Image image = image_of({}, "", true);
   for (uint64_t exits : {uint64_t{KVM_X86_DISABLE_EXITS_MWAIT}, uint64_t{KVM_X86_DISABLE_EXITS_HLT}}) {
-    pb::KvmRecord* record = image.mutable_kvm()->add_records();
+    pb::KvmRecord* record = kvm_of(&image).add_records();
     record->set_object(1);
     record->set_request(KVM_ENABLE_CAP);
     record->set_order(static_cast<uint32_t>(10 + exits));
     record->set_payload(bytes_of(cap(KVM_CAP_X86_DISABLE_EXITS, exits)));
-    record->set_has_payload(true);
   }
   REQUIRE(restart(kvm, image));
   CHECK(kvm.vms.begin()->second.disabled_exits == std::set<uint64_t>{KVM_X86_DISABLE_EXITS_MWAIT, KVM_X86_DISABLE_EXITS_HLT});

@@ -10,7 +10,7 @@ namespace {
 
 pb::Thread thread_with(const FilterProgram& program) {
   pb::Thread thread;
-  thread.add_filters()->set_program(program.data(), program.size() * sizeof(sock_filter));
+  thread.MutableExtension(pb::seccomp)->add_filters()->set_program(program.data(), program.size() * sizeof(sock_filter));
   return thread;
 }
 
@@ -37,7 +37,7 @@ TEST_CASE("of several filters the most restrictive answer holds") {
   pb::Thread thread;
   for (uint32_t answer : {SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO | 13u, SECCOMP_RET_LOG}) {
     sock_filter program[] = {{BPF_RET | BPF_K, 0, 0, answer}};
-    thread.add_filters()->set_program(program, sizeof program);
+    thread.MutableExtension(pb::seccomp)->add_filters()->set_program(program, sizeof program);
   }
   CHECK(evaluate_filters(thread, SYS_read, kNoArgs, 0) == (SECCOMP_RET_ERRNO | 13u));
 }
@@ -50,7 +50,7 @@ TEST_CASE("a filter that looks at arguments is followed") {
       {BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW},
   };
   pb::Thread thread;
-  thread.add_filters()->set_program(program, sizeof program);
+  thread.MutableExtension(pb::seccomp)->add_filters()->set_program(program, sizeof program);
   const uint64_t forbidden[6] = {42};
   CHECK(evaluate_filters(thread, SYS_prctl, forbidden, 0) == SECCOMP_RET_KILL_PROCESS);
   CHECK(evaluate_filters(thread, SYS_prctl, kNoArgs, 0) == SECCOMP_RET_ALLOW);
@@ -64,7 +64,7 @@ TEST_CASE("a filter that forbids a question makes the checkpoint refuse, not the
       {BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW},
   };
   pb::Thread thread;
-  thread.add_filters()->set_program(program, sizeof program);
+  thread.MutableExtension(pb::seccomp)->add_filters()->set_program(program, sizeof program);
   TapeDraft tape;
   tape.call(SYS_getpid);
   CHECK(check_tape_against_filters(thread, tape, TapeNeeds::kEveryCall).ok());

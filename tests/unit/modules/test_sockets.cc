@@ -236,9 +236,9 @@ TEST_CASE("saving takes no message out of a queue, so that the next checkpoint f
     write_all(ends[0], "two");
   });
   REQUIRE(message_of(trip.save()) == "");
-  std::string first = comparable(trip.table);
+  std::string first = comparable(trip.saved);
   REQUIRE(message_of(trip.save()) == "");
-  CHECK(comparable(trip.table) == first);
+  CHECK(comparable(trip.saved) == first);
   CHECK(trip.restore([] {
     EXPECT(read_now(4) == "one");
     EXPECT(read_now(4) == "two");
@@ -470,7 +470,7 @@ TEST_CASE("a TCP connection to another process comes back reset, after what had 
   ::usleep(20'000);
   REQUIRE(message_of(trip.save()) == "");
   CHECK(mentions(trip.notes,
-                 fmt::format("descriptor 5 (\"{}\") is connected to 127.0.0.1:{}", trip.table.files(1).name(), port)));
+                 fmt::format("descriptor 5 (\"{}\") is connected to 127.0.0.1:{}", trip.saved.open_files(1).name(), port)));
   CHECK(poll_now(first.get(), POLLIN) == 0);
   trip.compare_generations = false;
   auto verify = [] {
@@ -668,7 +668,7 @@ TEST_CASE("a netlink socket that no checkpoint could have saved is not made") {
   trip.kill_target();
   REQUIRE(trip.check().empty());
   pb::OpenFile* file = nullptr;
-  for (pb::OpenFile& each : *trip.table.mutable_files()) {
+  for (pb::OpenFile& each : *trip.saved.mutable_open_files()) {
     if (each.HasExtension(pb::netlink_socket)) file = &each;
   }
   REQUIRE(file != nullptr);

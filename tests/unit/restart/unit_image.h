@@ -41,8 +41,7 @@ inline std::unique_ptr<ImageReader> image_with_runs(const pb::AddressSpace& spac
     }
   }
   pb::Image metadata = test::tiny_metadata();
-  *metadata.mutable_memory() = space;
-  metadata.clear_descriptors();
+  *metadata.mutable_address_spaces(0) = space;
   auto finished = test::finish(*writer, metadata);
   if (!finished.ok()) FAIL(finished.error().message());
   auto reader = ImageReader::open(destination.path);
