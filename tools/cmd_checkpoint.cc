@@ -1,4 +1,4 @@
-// vmckpt checkpoint: asks the target's supervisor for an image and waits until it is committed.
+// vmckpt checkpoint: asks the target's supervisor for an image and waits until it is there.
 #include <cstdio>
 #include <filesystem>
 
@@ -8,6 +8,7 @@
 #include "command_line.h"
 #include "commands.h"
 #include "core/printable.h"
+#include "json_text.h"
 #include "supervisor/control_socket.h"
 
 namespace vmckpt {
@@ -21,6 +22,8 @@ constexpr Verb kVerb = {"checkpoint", "[NAME|PID]", "Writes an image of a runnin
 std::string to_json(const pb::CheckpointDone& done) {
   nlohmann::ordered_json phases = nlohmann::ordered_json::object();
   for (const pb::Phase& phase : done.phases()) phases[phase.name()] = phase.us();
+  nlohmann::ordered_json modules = nlohmann::ordered_json::object();
+  for (const pb::Phase& module : done.modules()) modules[module.name()] = module.us();
   nlohmann::ordered_json json;
   json["image"] = done.image();
   json["pause_us"] = done.pause_us();
@@ -28,13 +31,15 @@ std::string to_json(const pb::CheckpointDone& done) {
   json["image_bytes"] = done.image_bytes();
   json["memory_bytes_saved"] = done.memory_bytes_saved();
   json["phases_us"] = phases;
+  json["modules_us"] = modules;
   json["notes"] = std::vector<std::string>(done.notes().begin(), done.notes().end());
-  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  return json_text(json);
 }
 
 void show_progress(const pb::Progress& progress) {
   double share = progress.bytes_total() == 0 ? 0 : 100.0 * static_cast<double>(progress.bytes_done()) / static_cast<double>(progress.bytes_total());
-  std::fprintf(stderr, "\r\033[Kwriting: %3.0f %%, %.0f MiB saved", share, static_cast<double>(progress.bytes_saved()) / (1 << 20));
+  if (progress.phase() != "write") std::fprintf(stderr, "\r\033[K%s", printable(progress.phase()).c_str());
+  else std::fprintf(stderr, "\r\033[Kwrite: %3.0f %%, %.0f MiB saved", share, static_cast<double>(progress.bytes_saved()) / (1 << 20));
   std::fflush(stderr);
 }
 
@@ -54,25 +59,44 @@ Result<pb::CheckpointDone> wait_for_image(int fd) {
   }
 }
 
+// Not given: left as it is. False: given, and no number of seconds.
+bool read_seconds(const po::variables_map& values, const char* option, int64_t* us) {
+  if (!values.count(option)) return true;
+  constexpr double kMostSeconds = 1e9;
+  const double seconds = values[option].as<double>();
+  if (seconds >= 1e-6 && seconds <= kMostSeconds) {
+    *us = static_cast<int64_t>(seconds * 1e6);
+    return true;
+  }
+  std::fprintf(stderr, "vmckpt: checkpoint: --%s is a number of seconds above 0; see vmckpt checkpoint --help\n", option);
+  return false;
+}
+
 }  // namespace
 
 int cmd_checkpoint(int argc, char** argv) {
   po::options_description options("options");
   options.add_options()
       ("output,o", po::value<std::string>(), "the image's file (default: IMAGE_DIR/NAME-N.ckpt)")
-      ("stop", "keep the target stopped until the image is committed, then end it")
+      ("stop", "stop the target, and leave it stopped when the image is there (kill -CONT lets it go on)")
+      ("kill", "stop the target, and end it when the image is there")
       ("self-contained", "embed the mapped files' pages: restart then needs no program or library files")
       ("shared-files", po::value<std::string>()->default_value("memory"),
        "which files mapped shared for writing are saved with their content: memory (on tmpfs, or a VMM's RAM), all, none")
       ("shared-limit", po::value<uint64_t>(), "MiB of shared memory and deleted files that may be copied during the pause (default 1024)")
       ("freeze-timeout", po::value<double>(), "seconds to wait for a thread that does not stop (default 10)")
+      ("timeout", po::value<double>(), "seconds that the whole checkpoint may take; then it is given up (default: no limit)")
       ("json", "print the result as one JSON object");
   po::variables_map values;
   if (auto status = parse_command_line(argc, argv, kVerb, options, {"TARGET?"}, values)) return *status;
   pb::ControlRequest request;
   pb::CheckpointOrder* order = request.mutable_checkpoint();
   if (values.count("output")) order->set_output(std::filesystem::absolute(values["output"].as<std::string>()).lexically_normal().string());
-  order->set_stop(values.count("stop") != 0);
+  if (values.count("stop") && values.count("kill")) {
+    std::fprintf(stderr, "vmckpt: checkpoint: --stop and --kill exclude each other; see vmckpt checkpoint --help\n");
+    return kExitUsage;
+  }
+  order->set_afterwards(values.count("kill") ? pb::IS_KILLED : values.count("stop") ? pb::STAYS_STOPPED : pb::RUNS);
   order->set_self_contained(values.count("self-contained") != 0);
   const std::string shared_files = values["shared-files"].as<std::string>();
   if (shared_files != "memory" && shared_files != "all" && shared_files != "none") {
@@ -81,7 +105,10 @@ int cmd_checkpoint(int argc, char** argv) {
   }
   order->set_shared_files(shared_files == "all" ? pb::ALL : shared_files == "none" ? pb::NONE : pb::MEMORY);
   if (values.count("shared-limit")) order->set_shared_limit_bytes(values["shared-limit"].as<uint64_t>() << 20);
-  if (values.count("freeze-timeout")) order->set_freeze_timeout_us(static_cast<int64_t>(values["freeze-timeout"].as<double>() * 1e6));
+  int64_t freeze_timeout_us = 0, timeout_us = 0;
+  if (!read_seconds(values, "freeze-timeout", &freeze_timeout_us) || !read_seconds(values, "timeout", &timeout_us)) return kExitUsage;
+  order->set_freeze_timeout_us(freeze_timeout_us);
+  order->set_timeout_us(timeout_us);
 
   auto connection = find_target(values.count("TARGET") ? values["TARGET"].as<std::string>() : "");
   if (!connection.ok()) return fail(kVerb, connection.error());

@@ -6,6 +6,8 @@
 
 #include "command_line.h"
 #include "commands.h"
+#include "core/printable.h"
+#include "json_text.h"
 #include "supervisor/doctor.h"
 
 namespace vmckpt {
@@ -19,8 +21,8 @@ constexpr Verb kVerb = {"doctor", "",
 
 void print_table(const std::vector<Probe>& probes) {
   for (const Probe& probe : probes) {
-    std::printf("%-8s %-19s %s\n", probe_state_name(probe.state), probe.name.c_str(), probe.reason.c_str());
-    if (!probe.cure.empty()) std::printf("%-8s %-19s cure: %s\n", "", "", probe.cure.c_str());
+    std::printf("%-8s %-19s %s\n", probe_state_name(probe.state), probe.name.c_str(), printable_message(probe.reason).c_str());
+    if (!probe.cure.empty()) std::printf("%-8s %-19s cure: %s\n", "", "", printable_message(probe.cure).c_str());
   }
   std::string hindrances;
   for (const Probe& probe : probes) {
@@ -44,7 +46,7 @@ void print_json(const std::vector<Probe>& probes) {
                     {"cure", probe.cure}});
   }
   nlohmann::ordered_json answer = {{"usable", host_is_usable(probes)}, {"probes", std::move(list)}};
-  std::printf("%s\n", answer.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace).c_str());
+  std::printf("%s\n", json_text(answer, 2).c_str());
 }
 
 }  // namespace

@@ -16,6 +16,7 @@
 #include "image/one_process.h"
 #include "image/validate.h"
 #include "image_json.h"
+#include "json_text.h"
 #include "kvm_json.h"
 #include "modules/process.h"
 #include "modules/signals.pb.h"
@@ -32,11 +33,14 @@ constexpr Verb kVerb = {"inspect", "IMAGE", "Shows all that a restart of the ima
 
 template <class... Arguments>
 void line(fmt::format_string<Arguments...> format, Arguments&&... arguments) {
-  std::string text = fmt::format(format, std::forward<Arguments>(arguments)...);
-  std::printf("%s\n", text.c_str());
+  const std::string text = fmt::format(format, std::forward<Arguments>(arguments)...);
+  std::printf("%s\n", printable_message(text).c_str());
 }
 
-void heading(const std::string& text) { line("\n{}", text); }
+void heading(const std::string& text) {
+  line("");
+  line("{}", text);
+}
 
 std::string size_text(uint64_t bytes) {
   if (bytes < 10 * 1024) return fmt::format("{} B", bytes);
@@ -396,7 +400,7 @@ int cmd_inspect(int argc, char** argv) {
   Result<ImageReader> image = ImageReader::open(values["IMAGE"].as<std::string>());
   if (!image) return fail(kVerb, image.error());
   if (values.count("json") != 0) {
-    std::printf("%s\n", image_to_json(*image).dump(2).c_str());
+    std::printf("%s\n", json_text(image_to_json(*image), 2).c_str());
     return kExitOk;
   }
   print_summary(*image);

@@ -121,7 +121,7 @@ int cmd_launch(int argc, char** argv) {
   }
   target.pid = *pid;
   detacher->report_running(fmt::format("{} {}\n", target.name, target.pid));
-  return exit_status_of(serve(target, *listener, terminal, detached, std::move(stdio.terminal_master)));
+  return exit_status_of(Service(target, *listener, terminal, detached).serve(std::move(stdio.terminal_master)));
 }
 
 }  // namespace vmckpt

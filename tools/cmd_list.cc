@@ -8,6 +8,7 @@
 #include "command_line.h"
 #include "commands.h"
 #include "core/printable.h"
+#include "json_text.h"
 #include "supervisor/control_socket.h"
 #include "supervisor/ended_targets.h"
 
@@ -70,11 +71,11 @@ std::vector<pb::Status> running_targets() {
 void print_table(const std::vector<pb::Status>& running, const std::vector<pb::EndedTarget>& ended) {
   std::printf("%-20s %8s %-14s %4s  %s\n", "NAME", "PID", "STATE", "CKPT", "COMMAND");
   for (const pb::Status& status : running) {
-    std::printf("%-20s %8d %-14s %4u  %s\n", status.name().c_str(), status.pid(), printable(status.state()).c_str(),
+    std::printf("%-20s %8d %-14s %4u  %s\n", printable(status.name()).c_str(), status.pid(), printable(status.state()).c_str(),
                 status.checkpoints(), join(status.command()).c_str());
   }
   for (const pb::EndedTarget& target : ended) {
-    std::printf("%-20s %8s %-14s %4s  %s\n", target.name().c_str(), "-", "exited", "",
+    std::printf("%-20s %8s %-14s %4s  %s\n", printable(target.name()).c_str(), "-", "exited", "",
                 (how_it_ended(target) + ": " + join(target.command())).c_str());
   }
 }
@@ -91,7 +92,7 @@ int cmd_list(int argc, char** argv) {
   if (auto status = parse_command_line(argc, argv, kVerb, options, {}, values)) return *status;
   const std::vector<pb::Status> running = running_targets();
   if (values.count("names")) {
-    for (const pb::Status& status : running) std::printf("%s\n", status.name().c_str());
+    for (const pb::Status& status : running) std::printf("%s\n", printable(status.name()).c_str());
     return kExitOk;
   }
   std::set<std::string> names;
@@ -105,7 +106,7 @@ int cmd_list(int argc, char** argv) {
   nlohmann::ordered_json array = nlohmann::ordered_json::array();
   for (const pb::Status& status : running) array.push_back(to_json(status));
   for (size_t i = 0; values.count("all") && i < ended.size(); ++i) array.push_back(to_json(ended[i]));
-  std::printf("%s\n", array.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+  std::printf("%s\n", json_text(array, 2).c_str());
   return kExitOk;
 }
 

@@ -80,7 +80,7 @@ Result<void> print_rest(int file, const std::string& path) {
     std::string shown(text, static_cast<size_t>(got));
     if (on_terminal) {
       std::erase(shown, '\r');
-      shown = printable_message(shown);
+      shown = printable_lines(shown);
     }
     VMCKPT_TRY(write_exactly(1, shown.data(), shown.size(), "standard output"));
   }

@@ -10,6 +10,7 @@
 #include "commands.h"
 #include "core/clock.h"
 #include "core/printable.h"
+#include "json_text.h"
 #include "supervisor/control_socket.h"
 #include "supervisor/detach.h"
 #include "supervisor/detached_stdio.h"
@@ -35,7 +36,7 @@ std::string to_json(const RestartResult& result) {
   json["generation"] = result.target.generation;
   json["phases_us"] = phases;
   json["notes"] = result.notes;
-  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+  return json_text(json) + "\n";
 }
 
 }  // namespace
@@ -111,6 +112,8 @@ int cmd_restart(int argc, char** argv) {
   if (values.count("name")) request.name = values["name"].as<std::string>();
   if (auto checked = check_name(request.name.empty() ? "x" : request.name); !checked.ok()) return give_up(checked.error());
   std::optional<ControlListener> listener;
+  std::optional<Service> service;
+  Target target;  // as far as it is known
   DetachedStdio stdio;
   request.claim_name = [&](const pb::Target& saved) -> Result<void> {
     // Until now a signal ends this command as any other; from now on there is something to clean up. The target gets the masks of
@@ -118,6 +121,11 @@ int cmd_restart(int argc, char** argv) {
     (void)prepare_service();
     if (request.name.empty()) request.name = free_name(*sockets, saved.name());
     listener.emplace(VMCKPT_TRY(ControlListener::create(request.name)));
+    target.name = request.name;
+    target.image_dir = saved.image_dir();
+    target.command.assign(saved.command().begin(), saved.command().end());
+    target.generation = saved.generation() + 1;
+    service.emplace(target, *listener, terminal, request.detached);
     if (request.detached) stdio = VMCKPT_TRY(take_detached_stdio(saved.image_dir(), request.name, terminal_wanted));
     return {};
   };
@@ -128,15 +136,17 @@ int cmd_restart(int argc, char** argv) {
     if (json || (!request.detached && ::isatty(callers_stderr.get()))) return;
     for (const std::string& note : notes) ::dprintf(callers_stderr.get(), "vmckpt: note: %s\n", printable(note).c_str());
   };
+  request.look_after_others = [&] { return service->look_after_clients(); };
   auto result = restart_target(request);
   if (!result.ok()) {
     give_up(result.error());
+    service.reset();
     listener.reset();
     if (int signal = pending_end_signal(); signal != 0) end_by(signal);
     return kExitFailed;
   }
   callers_stderr.reset();
-  Target& target = result->target;
+  target = result->target;
   Fd terminal_master = std::move(stdio.terminal_master ? stdio.terminal_master : result->terminal_master);
   if (!stdio.log.empty()) target.log = stdio.log;
   if (terminal_master && target.log.empty()) {
@@ -144,7 +154,7 @@ int cmd_restart(int argc, char** argv) {
   }
   if (json && !request.detached) std::fputs(to_json(*result).c_str(), stderr);
   detacher->report_running(json ? to_json(*result) : fmt::format("{} {}\n", target.name, target.pid));
-  return exit_status_of(serve(target, *listener, terminal, request.detached, std::move(terminal_master)));
+  return exit_status_of(service->serve(std::move(terminal_master)));
 }
 
 }  // namespace vmckpt

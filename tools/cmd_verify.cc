@@ -3,10 +3,11 @@
 
 #include <nlohmann/json.hpp>
 
-#include "core/printable.h"
 #include "command_line.h"
 #include "commands.h"
+#include "core/printable.h"
 #include "image/reader.h"
+#include "json_text.h"
 
 namespace vmckpt {
 
@@ -40,7 +41,7 @@ int cmd_verify(int argc, char** argv) {
     } else {
       answer["error"] = verified.error().message();
     }
-    std::printf("%s\n", answer.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace).c_str());
+    std::printf("%s\n", json_text(answer, 2).c_str());
     return verified ? kExitOk : kExitFailed;
   }
   if (!verified) return fail(kVerb, verified.error());

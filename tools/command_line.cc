@@ -21,7 +21,7 @@ std::optional<int> parse_command_line(int argc, char** argv, const Verb& verb, p
     positions.add(name_of(operand).c_str(), 1);
   }
   auto wrong_usage = [&](const std::string& why) {
-    std::fprintf(stderr, "vmckpt: %s: %s; see vmckpt %s --help\n", verb.name, why.c_str(), verb.name);
+    std::fprintf(stderr, "vmckpt: %s: %s; see vmckpt %s --help\n", verb.name, printable_message(why).c_str(), verb.name);
     return kExitUsage;
   };
   try {

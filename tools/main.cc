@@ -1,8 +1,15 @@
 // The vmckpt command: one verb, one file.
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <exception>
+#include <new>
 
+#include <unistd.h>
+
+#include "command_line.h"
 #include "commands.h"
+#include "core/printable.h"
 
 namespace {
 
@@ -34,9 +41,41 @@ void print_usage(FILE* to) {
 }
 
 int no_such_verb(const char* name) {
-  std::fprintf(stderr, "vmckpt: there is no verb \"%s\"\n", name);
+  std::fprintf(stderr, "vmckpt: there is no verb \"%s\"\n", vmckpt::printable(name).c_str());
   print_usage(stderr);
   return 2;
+}
+
+constexpr const char* kNoMemory = "there is not enough memory for this";
+constexpr const char* kNoMemoryCure = "free some, or raise `ulimit -v`";
+
+std::terminate_handler default_terminate = std::abort;
+
+// Where an exception cannot be caught (a destructor that needs memory, as those of JSON do). Other than want of memory is a bug.
+[[noreturn]] void tell_want_of_memory() {
+  try {
+    if (std::current_exception() != nullptr) throw;
+  } catch (const std::bad_alloc&) {
+    ::dprintf(STDERR_FILENO, "vmckpt: %s; %s\n", kNoMemory, kNoMemoryCure);
+    ::_exit(vmckpt::kExitFailed);
+  } catch (...) {
+  }
+  default_terminate();
+  std::abort();
+}
+
+// Failures are values; what comes as an exception is want of memory, or a mistake of vmckpt's.
+int run(const VerbEntry& verb, int argc, char** argv) {
+  const vmckpt::Verb failed{verb.name, "", ""};
+  default_terminate = std::set_terminate(tell_want_of_memory);
+  try {
+    return verb.run(argc, argv);
+  } catch (const std::bad_alloc&) {
+    return vmckpt::fail(failed, vmckpt::error(kNoMemory, kNoMemoryCure));
+  } catch (const std::exception& problem) {
+    const std::string what = fmt::format("something unexpected happened ({})", problem.what());
+    return vmckpt::fail(failed, vmckpt::error(what, "please report this"));
+  }
 }
 
 int help(int argc, char** argv) {
@@ -47,7 +86,7 @@ int help(int argc, char** argv) {
   char option[] = "--help";
   char* words[] = {argv[2], option, nullptr};
   for (const VerbEntry& verb : kVerbs) {
-    if (std::strcmp(argv[2], verb.name) == 0) return verb.run(2, words);
+    if (std::strcmp(argv[2], verb.name) == 0) return run(verb, 2, words);
   }
   return no_such_verb(argv[2]);
 }
@@ -60,7 +99,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   for (const VerbEntry& verb : kVerbs) {
-    if (std::strcmp(argv[1], verb.name) == 0) return verb.run(argc - 1, argv + 1);
+    if (std::strcmp(argv[1], verb.name) == 0) return run(verb, argc - 1, argv + 1);
   }
   if (std::strcmp(argv[1], "--help") == 0 || std::strcmp(argv[1], "-h") == 0 || std::strcmp(argv[1], "help") == 0) return help(argc, argv);
   if (std::strcmp(argv[1], "--version") == 0 || std::strcmp(argv[1], "version") == 0) {

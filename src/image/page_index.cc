@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <tuple>
 
 #include <fcntl.h>
 
@@ -22,6 +23,16 @@ PageIndex::Size size_of_records(std::span<const PageRecord> records) {
 }
 
 }  // namespace
+
+std::vector<const PageRecord*> in_stored_order(std::span<const PageRecord> records) {
+  std::vector<const PageRecord*> ordered;
+  for (const PageRecord& record : records) {
+    if (record.kind == PageKind::kData) ordered.push_back(&record);
+  }
+  auto place = [](const PageRecord* record) { return std::tuple(record->store, record->offset, record->object, record->address); };
+  std::sort(ordered.begin(), ordered.end(), [&](auto* one, auto* other) { return place(one) < place(other); });
+  return ordered;
+}
 
 std::span<const PageRecord> PageIndex::records_of(uint64_t object) const {
   struct ByObject {
@@ -101,8 +112,11 @@ Result<void> PageIndex::read_all(uint64_t object, const Take& take) const {
 Result<void> PageIndex::verify() const {
   ::posix_fadvise(file_.get(), 0, 0, POSIX_FADV_SEQUENTIAL);
   auto buffer = std::make_unique_for_overwrite<uint8_t[]>(kMaxRecordBytes);
-  for (const PageRecord& record : records_) {
-    if (record.kind != PageKind::kData) continue;
+  uint64_t verified_up_to = 0;
+  for (const PageRecord* next : in_stored_order(records_)) {
+    const PageRecord& record = *next;
+    if (record.offset < verified_up_to) continue;  // the same as the one before: check_records()
+    verified_up_to = record.offset + record.stored_bytes;
     VMCKPT_TRY(pread_exactly(file_.get(), buffer.get(), record.stored_bytes, record.offset, path_));
     if (XXH3_64bits(buffer.get(), record.stored_bytes) == record.stored_xxh3) continue;
     const std::string owner = record.object == 0 ? "memory" : fmt::format("captured file {}", record.object);

@@ -23,10 +23,13 @@ struct PageRun {
   bool zero = false;
 };
 
+// The records with stored content in the order in which it lies in its store: those that have the same follow one another.
+std::vector<const PageRecord*> in_stored_order(std::span<const PageRecord> records);
+
 class PageIndex {
  public:
   PageIndex() = default;
-  // `records` are checked (validate.h): sorted, within the file, of no kind that cannot be read. `file` is the image at `path`.
+  // `records` are checked (validate.h): sorted, within the file, of no kind that cannot be read, what they store apart or the same. `file` is the image at `path`.
   PageIndex(Fd file, std::string path, std::vector<PageRecord> records)
       : file_(std::move(file)), path_(std::move(path)), records_(std::move(records)) {}
 
@@ -54,7 +57,7 @@ class PageIndex {
   using Take = std::function<Result<void>(uint64_t address, const uint8_t* content, uint64_t bytes)>;
   Result<void> read_all(uint64_t object, const Take& take) const;
 
-  // Checksums of all that is stored in the image file; names the damaged pages and the file offset.
+  // Checksums of all that is stored in the image file, each byte read once; names the damaged pages and the file offset.
   Result<void> verify() const;
 
   int fd() const { return file_.get(); }

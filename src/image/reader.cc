@@ -9,9 +9,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <google/protobuf/stubs/logging.h>
 #include <xxhash.h>
 
+#include "image/decode.h"
 #include "image/validate.h"
 
 namespace vmckpt {
@@ -34,6 +34,16 @@ const char* section_name(uint32_t kind) {
 
 Error damaged(const std::string& path, const std::string& what) {
   return error(fmt::format("image {} is damaged: {}", path, what), "use another image of this target");
+}
+
+Error unusable(const std::string& path, Error error) {
+  error.what = fmt::format("image {} cannot be used: {}", path, error.what);
+  if (error.cure.empty()) error.cure = "use another image of this target";
+  return error;
+}
+
+Result<void> prefixed(const std::string& path, const Result<void>& result) {
+  return result ? result : unusable(path, result.error());
 }
 
 const char* file_type(mode_t mode) {
@@ -121,9 +131,8 @@ Result<pb::Image> read_metadata(int fd, const std::string& path, const SectionEn
   }
   std::string bytes(section.bytes, '\0');
   VMCKPT_TRY(read_section(fd, path, section, bytes.data()));
-  google::protobuf::LogSilencer quiet;  // protobuf would print to stderr what is returned here as an error
-  pb::Image image;
-  if (!image.ParseFromString(bytes)) return damaged(path, "its metadata cannot be decoded");
+  Result<pb::Image> image = decode_metadata(bytes);
+  if (!image) return unusable(path, image.error());
   return image;
 }
 
@@ -141,14 +150,6 @@ uint64_t page_data_end(const ImageHeader& header) {
   uint64_t end = header.file_bytes;
   for (uint32_t i = 0; i < header.section_count; ++i) end = std::min(end, header.sections[i].offset);
   return end;
-}
-
-Result<void> prefixed(const std::string& path, const Result<void>& result) {
-  if (result) return {};
-  Error error = result.error();
-  error.what = fmt::format("image {} cannot be used: {}", path, error.what);
-  if (error.cure.empty()) error.cure = "use another image of this target";
-  return error;
 }
 
 }  // namespace

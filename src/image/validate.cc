@@ -14,6 +14,7 @@
 
 #include "core/printable.h"
 #include "image/one_process.h"
+#include "image/page_index.h"
 #include "image/schema.pb.h"
 
 namespace vmckpt {
@@ -95,6 +96,23 @@ Result<void> check_store(const PageRecord& record, const google::protobuf::Repea
   return error(fmt::format("{} has its content in store {}, which is another image than this one; this vmckpt cannot read it",
                            record_text(record), record.store),
                "use a newer vmckpt");
+}
+
+// Records may have the same content, but not a part of it: each byte is read and checked once, however many records there are.
+Result<void> check_stored_ranges(const std::vector<PageRecord>& records) {
+  const PageRecord* previous = nullptr;
+  for (const PageRecord* record : in_stored_order(records)) {
+    if (previous != nullptr && record->store == previous->store && record->offset < previous->offset + previous->stored_bytes) {
+      const bool same = record->offset == previous->offset && record->stored_bytes == previous->stored_bytes &&
+                        record->codec == previous->codec && record->stored_xxh3 == previous->stored_xxh3;
+      if (!same) {
+        return error(fmt::format("{} has its content at file offset {} in part in common with the {}", record_text(*record),
+                                 record->offset, record_text(*previous)));
+      }
+    }
+    previous = record;
+  }
+  return {};
 }
 
 // A message within others, for what is said about it.
@@ -484,7 +502,7 @@ Result<void> check_records(const std::vector<PageRecord>& records, uint64_t data
     }
     previous = &record;
   }
-  return {};
+  return check_stored_ranges(records);
 }
 
 Result<void> check_metadata(const pb::Image& image) {

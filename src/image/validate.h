@@ -18,12 +18,11 @@ namespace vmckpt {
 // End of the addresses a program can have mapped: five-level page tables, less the guard page. [vsyscall] is beyond it.
 constexpr uint64_t kUserSpaceEnd = (uint64_t{1} << 56) - kImagePageBytes;
 
-// Limits on what a reader takes into its own memory before it knows whether the image is worth it.
-constexpr uint64_t kMaxMetadataBytes = uint64_t{256} << 20;
+// What a reader takes into its own memory before it knows whether the image is worth it; for the metadata see decode.h.
 constexpr uint64_t kMaxPageIndexBytes = uint64_t{1} << 30;
 
-// Records sorted, not overlapping in memory, whole pages, what is stored in this file between the header page and `data_end`; no
-// kind and no codec that this vmckpt cannot read.
+// Records sorted, not overlapping in memory, whole pages, what is stored in this file between the header page and `data_end`, what
+// two of them store either apart or the same; no kind and no codec that this vmckpt cannot read.
 Result<void> check_records(const std::vector<PageRecord>& records, uint64_t data_end);
 
 // Everything that can be told from the metadata alone.

@@ -14,6 +14,7 @@
 #include <xxhash.h>
 
 #include "image/reader.h"
+#include "image/decode.h"
 #include "image/validate.h"
 
 namespace vmckpt {
@@ -115,6 +116,7 @@ ImageWriter::ImageWriter(ImageWriter&& other) noexcept
       next_offset_(other.next_offset_),
       page_bytes_written_(other.page_bytes_written_),
       file_bytes_(other.file_bytes_),
+      is_sealed_(other.is_sealed_),
       records_(std::move(other.records_)) {}
 
 ImageWriter::~ImageWriter() {
@@ -137,7 +139,7 @@ Result<ImageWriter> ImageWriter::create(const ImageDestination& destination, con
   writer.directory_ = named.size() == base.size() + 1 ? "/" : named.substr(0, named.size() - base.size() - 1);
   const std::string& directory = writer.directory_;
 
-  // Said now rather than after everything was written; looked at again in commit().
+  // Said now rather than after everything was written; looked at again in publish().
   struct stat status;
   if (!numbered && ::lstat(named.c_str(), &status) == 0) {
     if (!destination.replace) {
@@ -185,13 +187,17 @@ Result<void> ImageWriter::write_pages(const void* data, uint64_t bytes, uint64_t
   return {};
 }
 
-Result<std::string> ImageWriter::commit(const pb::Image& metadata) {
-  const bool numbered = !destination_.numbered_stem.empty();
-  const std::string named = numbered ? destination_.numbered_stem + "-N.ckpt" : destination_.path;
-  auto failed = [&](const char* what) {
-    return with_cure(errno_error(fmt::format("{} image {}", what, named)), directory_);
-  };
-  if (!fd_) return error("image " + named + " is committed already");
+std::string ImageWriter::described() const {
+  return destination_.numbered_stem.empty() ? destination_.path : destination_.numbered_stem + "-N.ckpt";
+}
+
+Error ImageWriter::failed(const char* what) const {
+  return with_cure(errno_error(fmt::format("{} image {}", what, described())), directory_);
+}
+
+Result<void> ImageWriter::seal(const pb::Image& metadata) {
+  const std::string named = described();
+  if (is_sealed_) return error("image " + named + " is sealed already");
 
   // 1. What restart would refuse is refused here, while the target still runs.
   std::sort(records_.begin(), records_.end(), [](const PageRecord& a, const PageRecord& b) {
@@ -211,16 +217,13 @@ Result<std::string> ImageWriter::commit(const pb::Image& metadata) {
   std::string encoded;
   {
     google::protobuf::LogSilencer quiet;
-    pb::Image decoded;
-    // Decoding again finds what encoding lets through: text fields that are not UTF-8.
-    if (!metadata.SerializeToString(&encoded) || !decoded.ParseFromString(encoded)) {
-      return error(fmt::format("image {} would not be restartable: its metadata cannot be encoded", named));
-    }
+    if (!metadata.SerializeToString(&encoded)) VMCKPT_TRY(fits(error("its metadata cannot be encoded")));
   }
+  // Decoding again finds what encoding lets through: text fields that are not UTF-8, and more than a reader takes.
+  if (auto decoded = decode_metadata(encoded); !decoded.ok()) VMCKPT_TRY(fits(decoded.error()));
   const uint64_t index_bytes = records_.size() * sizeof(PageRecord);
-  if (encoded.size() > kMaxMetadataBytes || index_bytes > kMaxPageIndexBytes) {
-    return error(fmt::format("image {} would be too large: {} bytes of metadata, {} of page index", named,
-                             encoded.size(), index_bytes));
+  if (index_bytes > kMaxPageIndexBytes) {
+    return error(fmt::format("image {} would be too large: {} bytes of page index", named, index_bytes));
   }
 
   // 2. Everything but the header, on disk.
@@ -260,13 +263,21 @@ Result<std::string> ImageWriter::commit(const pb::Image& metadata) {
   if (::fsync(fd_.get()) < 0) return failed("sync");
   struct stat status;
   if (::fstat(fd_.get(), &status) < 0) return failed("look at");
+  file_bytes_ = static_cast<uint64_t>(status.st_blocks) * 512;
+  is_sealed_ = true;
+  return {};
+}
+
+Result<std::string> ImageWriter::publish() {
+  if (!is_sealed_) return error("image " + described() + " is not sealed");
+  if (!fd_) return error("image " + described() + " is published already");
   Fd directory_fd(::open(directory_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!directory_fd) return failed("open the directory of");
 
-  // 4. The name makes it visible; only then may an older image go.
+  // 1. The name makes it visible; only then may an older image go.
   std::string path = destination_.path;
   int err;
-  if (numbered) {
+  if (is_numbered()) {
     for (;; ++destination_.number) {
       path = fmt::format("{}-{}.ckpt", destination_.numbered_stem, destination_.number);
       if ((err = name_without_replacing(fd_.get(), temporary_path_, path)) != EEXIST) break;
@@ -294,11 +305,10 @@ Result<std::string> ImageWriter::commit(const pb::Image& metadata) {
   if (err != 0) return failed("name");
   temporary_path_.clear();
 
-  // 5. A name that might not survive a power failure is not a commit. A replaced image cannot come back, so it stays.
+  // 2. A name that might not survive a power failure is not a publication. A replaced image cannot come back, so it stays.
   NameGuard guard(replaced ? std::string() : path);
   if (::fsync(directory_fd.get()) < 0 && errno != EINVAL) return failed("sync the directory of");
   guard.disown();
-  file_bytes_ = static_cast<uint64_t>(status.st_blocks) * 512;
   fd_.reset();
   return path;
 }

@@ -1,5 +1,5 @@
-// Writes one image: page data first, then metadata and page index, the header last; commit is fsync and rename (or link),
-// so the final name only ever shows a whole image. The destructor removes what was not committed.
+// Writes one image: page data first; seal() adds metadata and page index, the header last, and syncs; publish() gives it its name by
+// rename or link, so the final name only ever shows a whole image. The destructor removes what was not published.
 #pragma once
 
 #include <array>
@@ -45,16 +45,21 @@ class ImageWriter {
   int fd() const { return fd_.get(); }
   const std::string& directory() const { return directory_; }
 
-  // Sorts and checks the index, writes metadata, index and header, syncs, names. Returns the final path.
-  Result<std::string> commit(const pb::Image& metadata);
+  // Sorts and checks the index, writes metadata, index and header, syncs: the image is whole, and nobody sees it yet.
+  Result<void> seal(const pb::Image& metadata);
+  // Gives the sealed image its name, durably. Returns the final path.
+  Result<std::string> publish();
 
   uint64_t page_bytes_written() const { return page_bytes_written_; }  // page data, holes not counted
   bool is_numbered() const { return !destination_.numbered_stem.empty(); }
-  uint64_t number() const { return destination_.number; }              // after commit under a numbered name
-  uint64_t file_bytes() const { return file_bytes_; }                  // after commit: blocks allocated to the file
+  uint64_t number() const { return destination_.number; }              // after publish() under a numbered name
+  uint64_t file_bytes() const { return file_bytes_; }                  // after seal(): blocks allocated to the file
 
  private:
   ImageWriter() = default;
+  std::string described() const;  // its name, or what it will be like
+  Error failed(const char* what) const;
+
   ImageDestination destination_;
   ImageIdentity identity_;
   std::string directory_;
@@ -63,6 +68,7 @@ class ImageWriter {
   uint64_t next_offset_ = kImagePageBytes;
   uint64_t page_bytes_written_ = 0;
   uint64_t file_bytes_ = 0;
+  bool is_sealed_ = false;
   std::vector<PageRecord> records_;
 };
 

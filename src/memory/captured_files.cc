@@ -77,7 +77,7 @@ Result<void> CapturedFiles::charge(uint64_t bytes, const std::string& name) {
   if (used_bytes_ <= limit_bytes_) return {};
   return error(fmt::format("{} and other memory that fork cannot snapshot come to {} MiB, which would have to be copied during "
                            "the pause; the limit is {} MiB", name, used_bytes_ >> 20, limit_bytes_ >> 20),
-               "raise it with `vmckpt checkpoint --shared-limit`, or use --stop");
+               "raise it with `vmckpt checkpoint --shared-limit`, or use --stop or --kill");
 }
 
 Result<uint64_t> CapturedFiles::capture(int target_fd, const std::string& name, bool kept) {

@@ -15,7 +15,7 @@ constexpr uint64_t kPageBytes = kImagePageBytes;
 
 Error killed(pid_t pid) {
   return error(fmt::format("process {}, whose memory was being written, has been killed", pid),
-               "if it was the target's copy, memory may have run short: free some, or checkpoint with --stop");
+               "if it was the target's copy, memory may have run short: free some, or checkpoint with --stop or --kill");
 }
 
 }  // namespace

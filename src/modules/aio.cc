@@ -84,21 +84,21 @@ constexpr const char* kUseSomethingElse = "tell the program to use something els
 
 }  // namespace
 
-Result<void> wait_for_aio(const StoppedWorld& world, const Ledger& ledger, int64_t timeout_us) {
+Result<void> wait_for_aio(const StoppedWorld& world, const Ledger& ledger, const Waiting& waiting) {
   constexpr useconds_t kLookAgainUs = 100;
   // The kernel moves the tail first and signals the request's eventfd right after it, in the same breath but not in the same instant.
   constexpr useconds_t kBreathUs = 1000;
-  const int64_t deadline_us = monotonic_us() + timeout_us;
   for (bool waited = false;; waited = true) {
     const uint64_t requests = all_in_flight(world.pid(), ledger);
     if (requests == 0) {
       if (waited) ::usleep(kBreathUs);
       return {};
     }
-    if (monotonic_us() > deadline_us) {
+    if (waiting.is_over()) {
       return error(fmt::format("process {} has {} asynchronous I/O requests in flight that do not end", world.pid(), requests),
                    "try again when its disks are less busy; requests that wait for an event (IOCB_CMD_POLL) must be cancelled first");
     }
+    VMCKPT_TRY(waiting.check());
     ::usleep(kLookAgainUs);
   }
 }
@@ -186,13 +186,22 @@ void plan_aio(const pb::AddressSpace& space, int image_fd, TapeDraft& tape) {
     order.request.aio_lio_opcode = IOCB_CMD_PREAD;
     order.request.aio_fildes = static_cast<uint32_t>(image_fd);
     order.request.aio_buf = ring.address();
-    const uint64_t argument = tape.data_of(order);
+    const TapeWord argument = tape.data_of(order);
     for (size_t i = 0; i < kAioBatch; ++i) {
       tape.point(argument, offsetof(AioRingOrder, requests) + i * sizeof(uint64_t), argument + offsetof(AioRingOrder, request));
     }
     tape.point(argument, offsetof(AioRingOrder, events), tape.data(ring.pending().data(), ring.pending().size()));
     tape.call(kOpMakeAioRing, {argument}, true, fmt::format("make the AIO context {:#x} again", ring.address()));
   }
+}
+
+Result<void> drain(StateSave& state, const Waiting& waiting) {
+  constexpr int64_t kPatienceUs = 2'000'000;  // the target stands still meanwhile
+  return wait_for_aio(*state.world, *state.ledger, waiting.no_longer_than(kPatienceUs));
+}
+
+Result<void> save(StateSave& state) {
+  return save_aio(*state.world, *state.ledger, state.launch_filter, &one_process(&state.image).memory);
 }
 
 void check(Preflight& preflight) { check_aio(one_process(preflight.image).memory, preflight.problems); }
@@ -204,6 +213,6 @@ Result<void> plan(ProcessPlan& process) {
 
 }  // namespace
 
-extern const StateModule kAioModule{.name = "Linux AIO", .check = check, .plan = plan};
+extern const StateModule kAioModule{.name = "Linux AIO", .drain = drain, .save = save, .check = check, .plan = plan};
 
 }  // namespace vmckpt

@@ -31,7 +31,7 @@
 namespace vmckpt {
 
 // Until no request is in flight. The target is stopped meanwhile.
-Result<void> wait_for_aio(const StoppedWorld& world, const Ledger& ledger, int64_t timeout_us);
+Result<void> wait_for_aio(const StoppedWorld& world, const Ledger& ledger, const Waiting& waiting);
 
 // Whether each ring of an image fits to its mapping and to itself.
 Result<void> check_aio_rings(const pb::AddressSpace& space);

@@ -30,13 +30,13 @@ std::string offset_line(const char* clock, int64_t offset_ns) {
 }
 
 struct ClockAnswers {
-  uint64_t realtime, monotonic, boottime;  // where they will be
+  TapeWord realtime, monotonic, boottime;  // where they will be
 };
 
 Result<void> ask(Questions& questions) {
   TapeDraft& tape = questions.leader();
   auto ask = [&](clockid_t clock) {
-    uint64_t answer = tape.room(sizeof(timespec));
+    const TapeWord answer = tape.room(sizeof(timespec));
     tape.call(SYS_clock_gettime, {static_cast<uint64_t>(clock), answer}, true, "read a clock");
     return answer;
   };

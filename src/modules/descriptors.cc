@@ -286,12 +286,18 @@ std::string describe(const pb::OpenFile& file) { return fmt::format("descriptor 
 
 namespace {
 
+// While the leader answers: nothing moves in a stopped target but that.
+Result<void> save(StateSave& state) {
+  DescriptorSave save{*state.world, *state.ledger, state.captured, state.notes, state.kvm_notes.get()};
+  return save_descriptors(save, state.image);
+}
+
 void check(Preflight& preflight) {
   check_descriptors(preflight.image, preflight.access, preflight.put_back, preflight.problems, preflight.notes);
 }
 
 }  // namespace
 
-extern const StateModule kDescriptorsModule{.name = "descriptors", .check = check};
+extern const StateModule kDescriptorsModule{.name = "descriptors", .save_beside = save, .check = check};
 
 }  // namespace vmckpt

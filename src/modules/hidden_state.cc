@@ -59,7 +59,7 @@ Result<void> check_hidden_state(pid_t pid, const Ledger& ledger, std::vector<std
   return {};
 }
 
-Result<void> save(StateSave& save) { return check_hidden_state(save.world.pid(), save.ledger, save.notes); }
+Result<void> save(StateSave& save) { return check_hidden_state(save.pid, *save.ledger, save.notes); }
 
 }  // namespace
 

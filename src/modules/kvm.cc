@@ -345,7 +345,7 @@ void plan_object(const pb::KvmObject& object, const RestoredDescriptors& descrip
 }
 
 // The bitmaps lie behind the structure (recorder/kvm_calls.h).
-void point_to_bitmaps(const std::string& payload, uint64_t argument, TapeDraft& tape) {
+void point_to_bitmaps(const std::string& payload, const TapeWord& argument, TapeDraft& tape) {
   const auto& filter = *reinterpret_cast<const kvm_msr_filter*>(payload.data());
   uint64_t next = sizeof filter;
   for (const kvm_msr_filter_range& range : filter.ranges) {
@@ -365,24 +365,25 @@ void plan_record(const pb::KvmRecord& record, const RestoredDescriptors& descrip
   } else if (record.request() == KVM_IOEVENTFD) {
     reinterpret_cast<kvm_ioeventfd*>(payload.data())->fd = record.events(0);
   }
-  const uint64_t argument = record.has_payload() ? tape.data(payload.data(), payload.size()) : record.argument();
+  const TapeWord argument = record.has_payload() ? tape.data(payload.data(), payload.size()) : TapeWord(record.argument());
   if (record.request() == KVM_X86_SET_MSR_FILTER) point_to_bitmaps(payload, argument, tape);
   tape.call(SYS_ioctl, {number(descriptors.fd(record.object())), record.request(), argument}, true,
             fmt::format("{} again", kvm_call_name(record.request())));
 }
 
 // The offsets are taken from one reading of the host's TSC, as late as can be. Returns where each vCPU's will lie.
-std::map<uint32_t, uint64_t> plan_tsc_offsets(const pb::Kvm& kvm, const GuestTime& time, TapeDraft& tape) {
+std::map<uint32_t, TapeWord> plan_tsc_offsets(const pb::Kvm& kvm, const GuestTime& time, TapeDraft& tape) {
   std::vector<uint64_t> words;
-  std::map<uint32_t, uint64_t> places;
+  std::vector<uint32_t> vcpus;
+  std::map<uint32_t, TapeWord> places;
   for (const pb::KvmObject& object : kvm.objects()) {
     if (!object.has_vcpu() || !time.tsc_of(object).by_offset) continue;
-    places[object.id()] = words.size() * sizeof(uint64_t);
+    vcpus.push_back(object.id());
     words.push_back(time.tsc_of(object).goes_on_at);
   }
   if (words.empty()) return places;
-  const uint64_t room = tape.data(words.data(), words.size() * sizeof(uint64_t));
-  for (auto& [vcpu, place] : places) place += room;
+  const TapeWord room = tape.data(words.data(), words.size() * sizeof(uint64_t));
+  for (size_t i = 0; i < vcpus.size(); ++i) places[vcpus[i]] = room + i * sizeof(uint64_t);
   tape.call(kOpSubtractTsc, {room, words.size()}, true, "take TSC offsets from the host's TSC");
   return places;
 }
@@ -420,7 +421,8 @@ Result<void> plan_kvm(const pb::Image& image, int device, int first_service_fd, 
   for (const pb::KvmObject& object : kvm.objects()) {
     if (!object.has_vcpu()) continue;
     auto offset = tsc_offsets.find(object.id());
-    plan_vcpu_state(object.vcpu(), payload_of(kvm, object.id(), KVM_SET_CPUID2), time.tsc_of(object), offset == tsc_offsets.end() ? 0 : offset->second, descriptors.fd(object.id()), tape);
+    plan_vcpu_state(object.vcpu(), payload_of(kvm, object.id(), KVM_SET_CPUID2), time.tsc_of(object),
+                    offset == tsc_offsets.end() ? TapeWord() : offset->second, descriptors.fd(object.id()), tape);
   }
   // 3. what runs by itself as late as possible, before any vCPU runs
   for (const pb::KvmObject& object : kvm.objects()) {
@@ -449,6 +451,46 @@ Result<void> plan_kvm(const pb::Image& image, int device, int first_service_fd, 
 
 namespace {
 
+Result<void> prepare(StateSave& state) {
+  const RemoteAddr kvm_ledger(state.ledger->kvm);
+  state.memory_options.is_vmm = VMCKPT_TRY(count_kvm_objects(state.pid, kvm_ledger)) != 0;
+  if (!state.memory_options.is_vmm) return {};
+  if (!state.kvm_host) state.kvm_host = VMCKPT_TRY(KvmHost::ask());
+  // The target may just be writing them: what is missed now is found out later.
+  if (auto early_notes = read_kvm_notes(state.pid, kvm_ledger); early_notes.ok()) {
+    prepare_kvm(**early_notes, *state.kvm_host);
+    state.has_split_irqchip = has_split_irqchip(**early_notes);
+  }
+  return {};
+}
+
+Result<void> quiesce(StateSave& state) {
+  const RemoteAddr kvm_ledger(state.ledger->kvm);
+  if (kvm_ledger) state.interrupted.set_kvm_run_code(VMCKPT_TRY(find_kvm_run_code(state.pid, kvm_ledger)));
+  if (state.memory_options.is_vmm) state.gate.emplace(VMCKPT_TRY(VcpuGate::close(state.pid, kvm_ledger)));
+  return {};
+}
+
+std::vector<RunMapping> run_mappings_of(const pb::AddressSpace& memory) {
+  std::vector<RunMapping> mappings;
+  for (const pb::Mapping& mapping : memory.mappings()) {
+    if (mapping.kind() == pb::Mapping::VCPU_RUN) mappings.push_back({RemoteAddr(mapping.start()), mapping.name()});
+  }
+  return mappings;
+}
+
+Result<void> save(StateSave& state) {
+  if (!state.memory_options.is_vmm) return {};
+  state.kvm_notes = VMCKPT_TRY(read_kvm_notes(state.pid, RemoteAddr(state.ledger->kvm)));
+  find_runs(run_mappings_of(one_process(state.image).memory), state.kvm_notes->objects);
+  return save_kvm(*state.world, *state.ledger, *state.kvm_notes, *state.kvm_host, state.image);
+}
+
+Result<void> connect(StateSave& state) {
+  if (!state.kvm_notes) return {};
+  return link_kvm_events(*state.kvm_notes, state.image);
+}
+
 void check(Preflight& preflight) {
   check_kvm(preflight.image, preflight.cpu_check, preflight.guest_clock, preflight.problems, preflight.notes);
 }
@@ -459,6 +501,12 @@ Result<void> plan(ProcessPlan& process) {
 
 }  // namespace
 
-extern const StateModule kVirtualMachinesModule{.name = "virtual machines", .check = check, .plan = plan};
+extern const StateModule kVirtualMachinesModule{.name = "virtual machines",
+                                                .prepare = prepare,
+                                                .quiesce = quiesce,
+                                                .save = save,
+                                                .connect = connect,
+                                                .check = check,
+                                                .plan = plan};
 
 }  // namespace vmckpt

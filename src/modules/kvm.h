@@ -114,10 +114,10 @@ struct KvmQuestions {
   std::vector<uint32_t> msrs;  // of a vCPU, asked for all at once, or one by one since a list ends at the first that is refused
   bool msrs_one_by_one = false;
   bool has_shadow_stacks = false;  // the vCPU's guest may use them
-  std::vector<uint64_t> rooms;                              // in the order of the questions that must be answered
-  std::vector<std::pair<size_t, uint64_t>> msr_answers;     // call, room
+  std::vector<TapeWord> rooms;                              // in the order of the questions that must be answered
+  std::vector<std::pair<size_t, TapeWord>> msr_answers;     // call, room
   size_t tsc_khz = 0, tsc_offset = 0, ssp = 0;              // calls that may fail
-  uint64_t tsc_offset_room = 0, ssp_room = 0;
+  TapeWord tsc_offset_room, ssp_room;
 };
 void ask_vm(int fd, bool has_irqchip, bool has_pit, TapeDraft& tape, KvmQuestions& questions);
 void save_vm(const KvmQuestions& questions, const TapeDraft& tape, bool has_irqchip, bool has_pit, pb::KvmVmState* saved);
@@ -136,7 +136,8 @@ void plan_pit(const pb::KvmVmState& state, int fd, TapeDraft& tape);
 // Whether a new vCPU of the image's host had that value, too.
 bool is_fresh(const pb::KvmVcpuState& state, const kvm_msr_entry& saved);
 // `offset` is where the new TSC offset will lie when the tape is played.
-void plan_vcpu_state(const pb::KvmVcpuState& state, const std::string& cpuid, const TscPlan& tsc, uint64_t offset, int fd, TapeDraft& tape);
+void plan_vcpu_state(const pb::KvmVcpuState& state, const std::string& cpuid, const TscPlan& tsc, const TapeWord& offset, int fd,
+                     TapeDraft& tape);
 
 // kvm_clock.cc: how the guest's clocks go on
 class GuestTime {

@@ -19,13 +19,13 @@ constexpr uint32_t kMsrTsc = 0x10;
 uint64_t number(int fd) { return static_cast<uint64_t>(fd); }
 
 // A question is a room that one ioctl fills.
-uint64_t ask_into(KvmQuestions& questions, uint64_t request, uint64_t room, const char* name, TapeDraft& tape) {
+TapeWord ask_into(KvmQuestions& questions, uint64_t request, const TapeWord& room, const char* name, TapeDraft& tape) {
   tape.call(SYS_ioctl, {number(questions.fd), request, room}, true, fmt::format("{} of descriptor {}", name, questions.fd));
   questions.rooms.push_back(room);
   return room;
 }
 
-std::string bytes_at(const TapeDraft& tape, uint64_t room, size_t bytes) {
+std::string bytes_at(const TapeDraft& tape, const TapeWord& room, size_t bytes) {
   return std::string(static_cast<const char*>(tape.contents(room)), bytes);
 }
 
@@ -36,22 +36,22 @@ void put(uint64_t request, const char* name, const std::string& state, int fd, T
 }
 
 // kvm_device_attr that points to the offset's room.
-uint64_t tsc_offset_attribute(uint64_t offset_room, TapeDraft& tape) {
+TapeWord tsc_offset_attribute(const TapeWord& offset_room, TapeDraft& tape) {
   kvm_device_attr attribute{};
   attribute.group = KVM_VCPU_TSC_CTRL;
   attribute.attr = KVM_VCPU_TSC_OFFSET;
-  uint64_t room = tape.data_of(attribute);
+  const TapeWord room = tape.data_of(attribute);
   tape.point(room, offsetof(kvm_device_attr, addr), offset_room);
   return room;
 }
 
 // kvm_one_reg that points to the room of the guest's shadow stack pointer (KVM_X86_REG_KVM(KVM_REG_GUEST_SSP), Linux 6.18), which is
 // no MSR: what MSR_IA32_PL3_SSP and its kin hold is loaded into it by the processor.
-uint64_t shadow_stack_register(uint64_t value_room, TapeDraft& tape) {
+TapeWord shadow_stack_register(const TapeWord& value_room, TapeDraft& tape) {
   constexpr uint64_t kRegisterOfKvm = 3, kGuestSsp = 0;
   kvm_one_reg reg{};
   reg.id = KVM_REG_X86 | KVM_REG_SIZE_U64 | kRegisterOfKvm << 32 | kGuestSsp;
-  const uint64_t room = tape.data_of(reg);
+  const TapeWord room = tape.data_of(reg);
   tape.point(room, offsetof(kvm_one_reg, addr), value_room);
   return room;
 }
@@ -111,7 +111,7 @@ namespace {
 void ask_msrs(TapeDraft& tape, KvmQuestions& questions) {
   auto ask = [&](const std::vector<uint32_t>& indices) {
     const std::string list = msr_list(indices);
-    const uint64_t room = tape.data(list.data(), list.size());
+    const TapeWord room = tape.data(list.data(), list.size());
     questions.msr_answers.push_back({tape.call(SYS_ioctl, {number(questions.fd), KVM_GET_MSRS, room}), room});
   };
   if (!questions.msrs_one_by_one) return ask(questions.msrs);
@@ -229,7 +229,8 @@ void put_msrs(const pb::KvmVcpuState& state, const std::string& cpuid, const Tsc
 
 }  // namespace
 
-void plan_vcpu_state(const pb::KvmVcpuState& state, const std::string& cpuid, const TscPlan& tsc, uint64_t offset, int fd, TapeDraft& tape) {
+void plan_vcpu_state(const pb::KvmVcpuState& state, const std::string& cpuid, const TscPlan& tsc, const TapeWord& offset, int fd,
+                     TapeDraft& tape) {
   // Before the TSC is set. Another host's guests run at another frequency, unless they are told.
   if (tsc.frequency != 0) {
     tape.call(SYS_ioctl, {number(fd), KVM_SET_TSC_KHZ, tsc.frequency}, false, fmt::format("KVM_SET_TSC_KHZ of descriptor {}", fd));
@@ -249,7 +250,7 @@ void plan_vcpu_state(const pb::KvmVcpuState& state, const std::string& cpuid, co
   put_msrs(state, cpuid, tsc, fd, tape);
   // CR4 and the MSRs that enable shadow stacks come before.
   if (state.has_shadow_stack_pointer()) {
-    const uint64_t pointer = tape.data_of(state.shadow_stack_pointer());
+    const TapeWord pointer = tape.data_of(state.shadow_stack_pointer());
     tape.call(SYS_ioctl, {number(fd), KVM_SET_ONE_REG, shadow_stack_register(pointer, tape)}, state.shadow_stack_pointer() != 0,
               fmt::format("set the shadow stack pointer of descriptor {}", fd));
   }

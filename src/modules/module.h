@@ -3,28 +3,51 @@
 #pragma once
 
 #include <functional>
+#include <memory>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "core/result.h"
+#include "core/waiting.h"
 #include "image/image.pb.h"
+#include "memory/address_space.h"
+#include "memory/captured_files.h"
 #include "memory/file_access.h"
 #include "modules/host.h"
 #include "recorder/ledger.h"
 #include "tracer/stopped_world.h"
 #include "tracer/tape_draft.h"
+#include "tracer/vcpu_gate.h"
 
 namespace vmckpt {
 
-// Checkpoint, world stopped: what the kernel tells from outside.
+struct KvmHost;
+
+// One checkpoint of one process, as the hooks see it: what they are told, and what they find for each other.
 struct StateSave {
-  StoppedWorld& world;
-  const Ledger& ledger;
+  pid_t pid;
   bool launch_filter;  // launch's own seccomp filter is in force
+  const BackingImage& backing;
+  AddressSpaceOptions memory_options;
+  std::shared_ptr<KvmHost>& kvm_host;  // asked once for each target
+  InterruptedCalls& interrupted;
   pb::Image& image;
+  CapturedFiles& captured;
   std::vector<std::string>& notes;
+
+  // The recorder's: while the target runs as it was a moment ago, then as it is.
+  std::unique_ptr<Ledger> ledger{};
+  // From freeze to resume; otherwise null.
+  StoppedWorld* world = nullptr;
+
+  AddressSpacePreview preview{};       // prepare
+  bool has_split_irqchip = false;
+  std::optional<VcpuGate> gate{};      // quiesce; opened when the world stands still
+  std::unique_ptr<KvmNotes> kvm_notes{};  // save; null: the target does not use KVM
+  AddressSpaceSave space{};            // which memory the snapshot must have, and what of it is written
 };
 
 // Checkpoint, world stopped: what only the target's own threads can tell. Drafted onto their tapes, which are played at once.
@@ -80,8 +103,15 @@ struct ThreadPlan {
 // Each of them may be missing.
 struct StateModule {
   const char* name;
-  Result<void> (*save)(StateSave&) = nullptr;
-  Result<void> (*ask)(Questions&) = nullptr;
+  // ---- checkpoint, in the order of its phases
+  Result<void> (*prepare)(StateSave&) = nullptr;      // the target runs: what can be found out early
+  Result<void> (*quiesce)(StateSave&) = nullptr;      // it still runs, and is to come to rest; undone when StateSave goes
+  Result<void> (*drain)(StateSave&, const Waiting&) = nullptr;  // it stands still: what is in flight comes to its end
+  Result<void> (*save)(StateSave&) = nullptr;         // what the kernel tells from outside
+  Result<void> (*ask)(Questions&) = nullptr;          // what only the target's threads can be asked
+  Result<void> (*save_beside)(StateSave&) = nullptr;  // in another thread, while those answer: no request of ptrace
+  Result<void> (*connect)(StateSave&) = nullptr;      // when all is saved: what lies between what different modules saved
+  // ---- restart
   void (*check)(Preflight&) = nullptr;
   Result<void> (*plan)(ProcessPlan&) = nullptr;         // no other thread is there
   Result<void> (*plan_thread)(ThreadPlan&) = nullptr;

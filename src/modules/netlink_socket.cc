@@ -11,8 +11,9 @@
 //
 // Restored: the same address, which libraries compare answers with. Where another socket of the host has it, one that the
 // kernel had chosen becomes another one, noted; one that the program had chosen fails the preflight. That a socket was
-// connected to the kernel itself (which keeps other programs' messages away) is not to be seen, and lost. Sources: netlink(7),
-// rtnetlink(7), net/netlink/af_netlink.c (netlink_native_seq_show for /proc/net/netlink).
+// connected to the kernel itself (which keeps other programs' messages away) only netlink_diag tells; without it (a kernel
+// without CONFIG_NETLINK_DIAG) this is lost. Sources: netlink(7), rtnetlink(7), net/netlink/af_netlink.c
+// (netlink_native_seq_show for /proc/net/netlink).
 #include <algorithm>
 #include <map>
 
@@ -22,6 +23,7 @@
 
 #include "core/proc.h"
 #include "modules/descriptor_module.h"
+#include "modules/netlink_diag.h"
 #include "modules/netlink_socket.pb.h"
 #include "modules/socket_options.h"
 
@@ -33,7 +35,7 @@ constexpr uint32_t kMaxGroups = 4096;
 // An address that nobody asks for is the process's number, or where that is taken one from here on (netlink_autobind).
 constexpr uint32_t kFirstRover = 0x80000000;
 
-// NETLINK_GET_STRICT_CHK is Linux 4.20's. The kernel answers each with an int.
+// NETLINK_GET_STRICT_CHK is Linux 4.20's. The kernel answers each with an int, NETLINK_LISTEN_ALL_NSID since Linux 6.9 only.
 constexpr int kOptions[] = {NETLINK_PKTINFO, NETLINK_BROADCAST_ERROR, NETLINK_NO_ENOBUFS, NETLINK_LISTEN_ALL_NSID,
                             NETLINK_CAP_ACK, NETLINK_EXT_ACK,         NETLINK_GET_STRICT_CHK};
 
@@ -86,6 +88,13 @@ Result<void> save_groups(const TargetFile& file, int fd, pb::NetlinkSocket* sock
   return {};
 }
 
+void add_option(int name, int value, pb::NetlinkSocket* socket) {
+  pb::SocketOption* option = socket->add_netlink_options();
+  option->set_level(SOL_NETLINK);
+  option->set_name(name);
+  option->set_value(&value, sizeof value);
+}
+
 Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved) {
   pb::NetlinkSocket* socket = saved->MutableExtension(pb::netlink_socket);
   socket->set_type(file.socket_type);
@@ -106,12 +115,9 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
   }
   VMCKPT_TRY(save_groups(file, fd, socket));
   for (int name : kOptions) {
-    const int value = get_option(fd, SOL_NETLINK, name);
-    if (value == 0) continue;
-    pb::SocketOption* option = socket->add_netlink_options();
-    option->set_level(SOL_NETLINK);
-    option->set_name(name);
-    option->set_value(&value, sizeof value);
+    int value = 0;
+    bytes = sizeof value;
+    if (::getsockopt(fd, SOL_NETLINK, name, &value, &bytes) == 0 && value != 0) add_option(name, value, socket);
   }
   if (socket->groups_size() != 0) {
     context.note(file.describe() + " hears of changes of networks or devices; a restarted program does not hear of those in the meantime");
@@ -139,6 +145,30 @@ Result<void> refuse_answers_under_way(SaveContext& context) {
       return error(fmt::format("{} is not in {}", file.describe(), path), "let the program close it before the checkpoint");
     }
     if (socket->second) return unread(file, "the rest of an answer under way");
+  }
+  return {};
+}
+
+void add_facts(const NetlinkSocketFacts& facts, pb::NetlinkSocket* socket) {
+  if (facts.connected) socket->set_connected(true);
+  const bool is_known = std::any_of(socket->netlink_options().begin(), socket->netlink_options().end(),
+                                    [](const pb::SocketOption& option) { return option.name() == NETLINK_LISTEN_ALL_NSID; });
+  if (facts.listens_everywhere && !is_known) add_option(NETLINK_LISTEN_ALL_NSID, 1, socket);
+}
+
+// What the kernel tells of all sockets at once.
+Result<void> complete(SaveContext& context) {
+  VMCKPT_TRY(refuse_answers_under_way(context));
+  std::map<uint64_t, NetlinkSocketFacts> facts;
+  bool asked = false;
+  for (const TargetFile& file : context.files) {
+    if (!file.saved->HasExtension(pb::netlink_socket)) continue;
+    pb::NetlinkSocket* socket = file.saved->MutableExtension(pb::netlink_socket);
+    if (socket->port() == 0) continue;
+    if (!asked) facts = list_netlink_sockets();
+    asked = true;
+    // The kernel shows 32 bits of the inode number.
+    if (auto found = facts.find(static_cast<uint32_t>(file.status.st_ino)); found != facts.end()) add_facts(found->second, socket);
   }
   return {};
 }
@@ -206,7 +236,7 @@ Result<void> restore(RestoreContext& context) {
     bool moved = false;
     VMCKPT_TRY(take_place(file, fd.get(), moved));
     if (moved) context.note(describe(file) + ": another socket has its netlink address, so it has got another one");
-    if (socket.peer_port() != 0 || socket.peer_groups() != 0) {
+    if (socket.connected() || socket.peer_port() != 0 || socket.peer_groups() != 0) {
       sockaddr_nl peer{};
       peer.nl_family = AF_NETLINK;
       peer.nl_pid = socket.peer_port();
@@ -222,6 +252,6 @@ Result<void> restore(RestoreContext& context) {
 
 }  // namespace
 
-const DescriptorModule kNetlinkSocketModule{"netlink socket", recognise, save, refuse_answers_under_way, check, restore};
+const DescriptorModule kNetlinkSocketModule{"netlink socket", recognise, save, complete, check, restore};
 
 }  // namespace vmckpt

@@ -170,7 +170,7 @@ bool had_other_ids(const pb::Credentials& saved) {
 struct ProcessAnswers {
   size_t dumpable, subreaper, thp_disabled, xstate_permission, xstate_guest_permission;
   std::optional<size_t> membarrier, deny_write_execute, memory_merge;  // unless a seccomp filter forbids to ask
-  uint64_t subreaper_answer, xstate_permission_answer, xstate_guest_permission_answer;
+  TapeWord subreaper_answer, xstate_permission_answer, xstate_guest_permission_answer;
 };
 
 ProcessAnswers ask_process(const pb::Thread& leader, TapeDraft& tape) {
@@ -335,7 +335,7 @@ void plan_limits(const pb::Process& process, const pb::Credentials& credentials,
 
 Result<void> save(StateSave& save) {
   const OneProcessToSave one = one_process(&save.image);
-  return save_process(save.world, &one.process, &one.fs);
+  return save_process(*save.world, &one.process, &one.fs);
 }
 
 Result<void> ask(Questions& questions) {

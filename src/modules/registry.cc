@@ -5,7 +5,7 @@
 namespace vmckpt {
 
 extern const StateModule kHostModule, kClocksModule, kHiddenStateModule, kCpuidModule, kPrivilegedFiltersModule, kThreadsModule,
-    kAioModule, kProcessModule, kFiltersModule, kVirtualMachinesModule, kSignalsModule, kMemoryRulesModule, kTimersModule,
+    kMemoryModule, kAioModule, kProcessModule, kFiltersModule, kVirtualMachinesModule, kSignalsModule, kMemoryRulesModule, kTimersModule,
     kDescriptorsModule, kPluginsModule;
 
 namespace {
@@ -17,6 +17,7 @@ constexpr const StateModule* kModules[] = {
     &kCpuidModule,              // before filters, which may forbid it
     &kPrivilegedFiltersModule,  // installed with rights that the credentials may not have any more: before these
     &kThreadsModule,            // the filters that are saved with them say what may be asked of them; sets credentials
+    &kMemoryModule,             // the mappings, among which AIO and virtual machines find theirs
     &kAioModule,
     &kProcessModule,            // asks for AMX before any vCPU is made, which it fixes the size of; limits after credentials
     &kFiltersModule,            // last on a thread's tape: they take rights away

@@ -282,9 +282,9 @@ void plan_seccomp(const pb::Thread& thread, TapeDraft& tape) {
   }
   for (const pb::SeccompFilter& filter : filters_of(thread)) {
     // sock_fprog holds a pointer: place program and struct together and let the tape fill it in.
-    uint64_t program = tape.data(filter.program().data(), filter.program().size());
+    const TapeWord program = tape.data(filter.program().data(), filter.program().size());
     uint64_t head[2] = {filter.program().size() / sizeof(sock_filter), 0};
-    uint64_t argument = tape.data_of(head);
+    const TapeWord argument = tape.data_of(head);
     tape.point(argument, 8, program);
     uint64_t flags = filter.flags() & (SECCOMP_FILTER_FLAG_SPEC_ALLOW | SECCOMP_FILTER_FLAG_LOG);
     tape.call(SYS_seccomp, {SECCOMP_SET_MODE_FILTER, flags, argument}, true,

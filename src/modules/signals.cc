@@ -29,7 +29,7 @@ struct ActionAnswers {
   struct Action {
     int number;
     size_t call;
-    uint64_t answer;
+    TapeWord answer;
   };
   std::vector<Action> actions;
 };
@@ -38,7 +38,7 @@ ActionAnswers ask_signal_actions(TapeDraft& tape) {
   ActionAnswers questions;
   for (int number = 1; number <= kSignals; ++number) {
     if (!has_action(number)) continue;
-    uint64_t answer = tape.room(sizeof(KernelAction));
+    const TapeWord answer = tape.room(sizeof(KernelAction));
     size_t call = tape.call(SYS_rt_sigaction, {static_cast<uint64_t>(number), 0, answer, kMaskBytes}, true,
                             fmt::format("read the action of signal {}", number));
     questions.actions.push_back({number, call, answer});
@@ -83,7 +83,7 @@ void plan_pending_signals(const pb::Process& process, TapeDraft& tape) {
 
 Result<void> save(StateSave& save) {
   pb::Process& process = one_process(&save.image).process;
-  return save_pending_signals(save.world.pid(), true, process.MutableRepeatedExtension(pb::pending_signals));
+  return save_pending_signals(save.pid, true, process.MutableRepeatedExtension(pb::pending_signals));
 }
 
 Result<void> ask(Questions& questions) {

@@ -23,6 +23,7 @@
 namespace vmckpt {
 namespace {
 
+constexpr int kSoNetnsCookie = 71; // SO_NETNS_COOKIE, Linux 5.14: a number that no two network namespaces have
 constexpr int kSoBufLock = 72;     // SO_BUF_LOCK: bit 0 send buffer, bit 1 receive buffer set by the program
 constexpr int kSoPassPidfd = 76;   // SO_PASSPIDFD
 constexpr int kSoPassRights = 83;  // SO_PASSRIGHTS, Linux 6.16: 0 turns descriptors away
@@ -179,6 +180,20 @@ const std::vector<std::string>& fresh_options(SaveContext& context, const Target
   return entry->second;
 }
 
+// A socket stays in the network namespace that it was made in, wherever its program goes and whoever gets it.
+Result<void> check_network_namespace(const TargetFile& file, int fd) {
+  auto namespace_of = [](int socket) {
+    uint64_t cookie = 0;  // what is known of it before Linux 5.14
+    socklen_t bytes = sizeof cookie;
+    return ::getsockopt(socket, SOL_SOCKET, kSoNetnsCookie, &cookie, &bytes) == 0 ? cookie : 0;
+  };
+  static const uint64_t own = namespace_of(Fd(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0)).get());
+  const uint64_t cookie = namespace_of(fd);
+  if (own == 0 || cookie == 0 || cookie == own) return {};
+  return error(file.describe() + " is a socket of another network namespace than the program's, where restart cannot make it again",
+               "let the program close it before the checkpoint, or start the program there (`ip netns exec ... vmckpt launch ...`)");
+}
+
 bool is_buffer(const pb::SocketOption& option) {
   return option.level() == SOL_SOCKET && (option.name() == SO_SNDBUF || option.name() == SO_RCVBUF);
 }
@@ -250,6 +265,7 @@ OptionStage stage_of(const pb::SocketOption& saved) {
 }  // namespace
 
 Result<void> save_socket_options(SaveContext& context, const TargetFile& file, int fd, SocketOptions* options) {
+  VMCKPT_TRY(check_network_namespace(file, fd));
   const std::vector<std::string>& fresh = fresh_options(context, file);
   int locked = 3;  // kernels that do not tell: taken as set by the program when different from a fresh socket's
   socklen_t bytes = sizeof locked;

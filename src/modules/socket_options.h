@@ -8,7 +8,7 @@ namespace vmckpt {
 
 using SocketOptions = google::protobuf::RepeatedPtrField<pb::SocketOption>;
 
-// All options that differ from those of a fresh socket of the same kind.
+// All options that differ from those of a fresh socket of the same kind. A socket of another network namespace is refused.
 Result<void> save_socket_options(SaveContext& context, const TargetFile& file, int fd, SocketOptions* options);
 
 enum class OptionStage {

@@ -123,10 +123,10 @@ void plan_tiles(const pb::Thread& thread, TapeDraft& tape) {
 }
 
 struct ThreadAnswers {
-  uint64_t alternate_stack;
-  uint64_t clear_child_tid;
+  TapeWord alternate_stack;
+  TapeWord clear_child_tid;
   size_t clear_child_tid_call;
-  uint64_t parent_death_signal;
+  TapeWord parent_death_signal;
   size_t timer_slack_call, securebits_call, mce_kill_call;
   std::optional<size_t> cpuid_call;  // unless a seccomp filter forbids to ask
 };
@@ -292,9 +292,10 @@ Result<void> plan_thread(const pb::Thread& thread, const pb::Process& process, T
 
 // Everything but what the tapes answer; before tapes are played, since the filters decide whether they may be.
 Result<void> save(StateSave& save) {
-  for (StoppedThread& thread : save.world.threads()) {
-    abort_rseq_section(thread, save.world.pid(), save.ledger);
-    VMCKPT_TRY(save_thread(save.world, thread, save.ledger, save.launch_filter, one_process(&save.image).process.add_threads()));
+  pb::Process& process = one_process(&save.image).process;
+  for (StoppedThread& thread : save.world->threads()) {
+    abort_rseq_section(thread, save.pid, *save.ledger);
+    VMCKPT_TRY(save_thread(*save.world, thread, *save.ledger, save.launch_filter, process.add_threads()));
   }
   return {};
 }

@@ -81,10 +81,10 @@ int64_t to_ns(const timespec& time) { return int64_t{time.tv_sec} * 1'000'000'00
 timespec from_ns(int64_t ns) { return {ns / 1'000'000'000, ns % 1'000'000'000}; }
 
 struct TimerAnswers {
-  uint64_t interval_answers[3];
+  TapeWord interval_answers[3];
   struct Posix {
     pb::PosixTimer timer;
-    uint64_t answer;
+    TapeWord answer;
     size_t overrun_call;
   };
   std::vector<Posix> posix;
@@ -128,7 +128,7 @@ Result<void> ask(Questions& asked) {
       }
     }
     uint64_t id = static_cast<uint64_t>(timer.id());
-    uint64_t answer = tape.room(sizeof(itimerspec));
+    const TapeWord answer = tape.room(sizeof(itimerspec));
     tape.call(SYS_timer_gettime, {id, answer}, true, fmt::format("read POSIX timer {}", timer.id()));
     size_t overrun_call = tape.call(SYS_timer_getoverrun, {id});
     questions.posix.push_back({std::move(timer), answer, overrun_call});

@@ -152,7 +152,7 @@ class MemoryPlanner {
   // Zeros over a mapped file, which shows where nothing is written.
   void draft_zeros() {
     if (zeros_.empty()) return;
-    const uint64_t zeros = tape_.room(kMaxRecordBytes);
+    const TapeWord zeros = tape_.room(kMaxRecordBytes);
     for (const PageRun& run : zeros_) {
       for (uint64_t at = 0; at < run.bytes; at += kMaxRecordBytes) {
         tape_.call(kOpCopyBytes, {run.address + at, zeros, std::min(kMaxRecordBytes, run.bytes - at)}, true,
@@ -240,8 +240,8 @@ void plan_layout(const pb::AddressSpace& space, int executable_fd, TapeDraft& ta
   layout.env_end = space.env_end();
   layout.auxv_size = static_cast<uint32_t>(space.auxv().size());
   layout.exe_fd = static_cast<uint32_t>(executable_fd);
-  uint64_t auxv = tape.data(space.auxv().data(), space.auxv().size());
-  uint64_t argument = tape.data_of(layout);
+  const TapeWord auxv = tape.data(space.auxv().data(), space.auxv().size());
+  const TapeWord argument = tape.data_of(layout);
   tape.point(argument, offsetof(prctl_mm_map, auxv), auxv);
   tape.call(SYS_prctl, {PR_SET_MM, PR_SET_MM_MAP, argument, sizeof layout, 0}, true, "set brk, arguments and executable");
 }

@@ -32,32 +32,35 @@ std::vector<uint32_t> group_starts(const std::vector<ReadItem>& items) {
 }
 
 // Makes one helper and returns the word that the kernel clears when it has gone, and its tape, for the join.
-std::pair<uint64_t, uint64_t> draft_helper(pid_t number, const TapeCall& call, TapeDraft& tape) {
+std::pair<TapeWord, TapeWord> draft_helper(pid_t number, const std::vector<TapeWord>& args, TapeDraft& tape) {
   Tape head{};
   head.magic = kTapeMagic;
   head.calls = 1;
+  TapeCall call{};
+  call.number = kOpReadList;
+  call.flags = kTapeMustSucceed;
   std::array<uint8_t, sizeof head + sizeof call> bytes;
   std::memcpy(bytes.data(), &head, sizeof head);
   std::memcpy(bytes.data() + sizeof head, &call, sizeof call);
-  const uint64_t helper_tape = tape.data_of(bytes);
-  for (ReadListArgument i : {kReadListItems, kReadListStarts, kReadListNext}) {
-    tape.point(helper_tape, sizeof head + offsetof(TapeCall, args) + i * sizeof(uint64_t), call.args[i]);
+  const TapeWord helper_tape = tape.data_of(bytes);
+  for (size_t i = 0; i < args.size(); ++i) {
+    tape.point(helper_tape, sizeof head + offsetof(TapeCall, args) + i * sizeof(uint64_t), args[i]);
   }
-  const uint64_t word = tape.room(sizeof(int32_t));
+  const TapeWord word = tape.room(sizeof(int32_t));
   const int32_t wanted = number;
-  clone_args args{};
+  clone_args made{};
   // Not traced: the supervisor need not see helpers come and go.
-  args.flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_UNTRACED |
+  made.flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_UNTRACED |
                CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID;
-  args.stack_size = kHelperStackBytes;
-  args.set_tid_size = 1;
-  const uint64_t argument = tape.data_of(args);
+  made.stack_size = kHelperStackBytes;
+  made.set_tid_size = 1;
+  const TapeWord argument = tape.data_of(made);
   tape.point(argument, offsetof(clone_args, stack), tape.room(kHelperStackBytes));
   tape.point(argument, offsetof(clone_args, set_tid), tape.data_of(wanted));
   tape.point(argument, offsetof(clone_args, parent_tid), word);
   tape.point(argument, offsetof(clone_args, child_tid), word);
   // May fail: then there is one reader less.
-  tape.call(kOpThread, {argument, sizeof args, helper_tape});
+  tape.call(kOpThread, {argument, sizeof made, helper_tape});
   return {word, helper_tape};
 }
 
@@ -76,18 +79,16 @@ void PageReads::add(const PageRun& run) {
 void PageReads::draft(int image_fd, const std::vector<pid_t>& helper_numbers, TapeDraft& tape) const {
   if (items_.empty()) return;
   const std::vector<uint32_t> starts = group_starts(items_);
-  TapeCall call{};
-  call.number = kOpReadList;
-  call.flags = kTapeMustSucceed;
-  call.args[kReadListFd] = static_cast<uint64_t>(image_fd);
-  call.args[kReadListItems] = tape.data(items_.data(), items_.size() * sizeof(ReadItem));
-  call.args[kReadListStarts] = tape.data(starts.data(), starts.size() * sizeof(uint32_t));
-  call.args[kReadListGroups] = starts.size() - 1;
-  call.args[kReadListNext] = tape.room(sizeof(uint32_t));
+  std::vector<TapeWord> args(kReadListArguments);
+  args[kReadListFd] = static_cast<uint64_t>(image_fd);
+  args[kReadListItems] = tape.data(items_.data(), items_.size() * sizeof(ReadItem));
+  args[kReadListStarts] = tape.data(starts.data(), starts.size() * sizeof(uint32_t));
+  args[kReadListGroups] = starts.size() - 1;
+  args[kReadListNext] = tape.room(sizeof(uint32_t));
   const size_t helpers = std::min({helper_numbers.size(), kMostHelpers, static_cast<size_t>(bytes_ / kHelperBytes)});
-  std::vector<std::pair<uint64_t, uint64_t>> joins;
-  for (size_t i = 0; i < helpers; ++i) joins.push_back(draft_helper(helper_numbers[i], call, tape));
-  tape.call(kOpReadList, {call.args, call.args + kReadListArguments}, true, "read memory from the image");
+  std::vector<std::pair<TapeWord, TapeWord>> joins;
+  for (size_t i = 0; i < helpers; ++i) joins.push_back(draft_helper(helper_numbers[i], args, tape));
+  tape.call(kOpReadList, args, true, "read memory from the image");
   for (const auto& [word, helper_tape] : joins) tape.call(kOpJoin, {word, helper_tape}, true, "read memory from the image");
 }
 

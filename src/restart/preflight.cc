@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <set>
 
+#include "core/printable.h"
 #include "image/one_process.h"
 #include "image/trust.h"
 #include "memory/address_space.h"
@@ -18,7 +19,7 @@ namespace {
 
 Error refusal(const ImageReader& image, const std::vector<Error>& problems) {
   std::string text = fmt::format("{} cannot be restarted here", image.path());
-  for (const Error& problem : problems) text += "\n  - " + problem.message();
+  for (const Error& problem : problems) text.append(kListItem) += problem.message();
   return error(text);
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <exception>
 #include <map>
 #include <memory>
 #include <vector>
@@ -172,10 +173,10 @@ struct Tapes {
 };
 
 // Places in and around the arena, as tapes name them: tapes are drafted before it has a place, since its size depends on theirs.
-constexpr uint64_t kArena = late_number(0), kArenaEnd = late_number(1), kBytesAboveArena = late_number(2);
-constexpr uint64_t kVdsoParking = late_number(3);
-constexpr uint64_t tape_of(size_t thread) { return late_number(static_cast<uint32_t>(4 + 2 * thread)); }
-constexpr uint64_t stack_of(size_t thread) { return late_number(static_cast<uint32_t>(5 + 2 * thread)); }
+constexpr TapeWord kArena = late_number(0), kArenaEnd = late_number(1), kBytesAboveArena = late_number(2);
+constexpr TapeWord kVdsoParking = late_number(3);
+constexpr TapeWord tape_of(size_t thread) { return late_number(static_cast<uint32_t>(4 + 2 * thread)); }
+constexpr TapeWord stack_of(size_t thread) { return late_number(static_cast<uint32_t>(5 + 2 * thread)); }
 
 // [player code | leader's tape | other threads' tapes | stacks | parking place of the vdso]
 class Arena {
@@ -287,8 +288,8 @@ void plan_new_thread(size_t index, const pb::Thread& thread, const user_regs_str
   args.tls = regs.fs_base;
   args.stack_size = kThreadStackBytes;
   args.set_tid_size = 1;
-  uint64_t number = leader.data_of(wanted);
-  uint64_t argument = leader.data_of(args);
+  const TapeWord number = leader.data_of(wanted);
+  const TapeWord argument = leader.data_of(args);
   leader.point(argument, offsetof(clone_args, set_tid), number);
   leader.point(argument, offsetof(clone_args, stack), stack_of(index));
   leader.call(kOpThread, {argument, sizeof args, tape_of(index)}, true, fmt::format("make thread {}", wanted));
@@ -484,7 +485,14 @@ void rebuild_and_play(RebuildInputs& inputs, const Birthplace& birthplace) {
   char go = 0;
   if (::recv(birthplace.channel, &go, 1, 0) != 1) ::_exit(1);
   int channel = birthplace.channel;
-  auto prepared = rebuild(inputs, birthplace, &channel);
+  // Nothing may get past this function: what is behind it on the stack is the supervisor's.
+  auto prepared = [&]() -> Result<Prepared> {
+    try {
+      return rebuild(inputs, birthplace, &channel);
+    } catch (const std::exception& problem) {
+      return error(fmt::format("rebuild the process: {}", problem.what()));
+    }
+  }();
   if (!prepared.ok()) {
     std::string text = prepared.error().message();
     send_message(channel, ChannelMessage::kError, text.data(), text.size());

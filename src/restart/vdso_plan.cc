@@ -67,8 +67,8 @@ uint64_t vdso_bytes(const std::vector<Vma>& maps) {
   return end > start ? end - start : 0;
 }
 
-Result<VdsoPlan> make_vdso_plan(const pb::AddressSpace& space, const std::vector<Vma>& own_maps, uint64_t parking,
-                                uint64_t free_address) {
+Result<VdsoPlan> make_vdso_plan(const pb::AddressSpace& space, const std::vector<Vma>& own_maps, const TapeWord& parking,
+                                const TapeWord& free_address) {
   VdsoPlan plan;
   plan.parking = parking;
   for (const Vma& vma : own_maps) {
@@ -133,14 +133,14 @@ void plan_vdso_return(const VdsoPlan& plan, TapeDraft& tape) {
   if (plan.patched_code.empty()) return;
   tape.call(SYS_mmap, {plan.patched_address, plan.patched_code.size(), PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, ~uint64_t{0}, 0}, true, "make room for the old vdso");
-  const uint64_t code = tape.data(plan.patched_code.data(), plan.patched_code.size());
+  const TapeWord code = tape.data(plan.patched_code.data(), plan.patched_code.size());
   for (const VdsoPlan::Jump& jump : plan.jumps) tape.point(code, jump.at, plan.final_address + jump.to);
   tape.call(kOpCopyBytes, {plan.patched_address, code, plan.patched_code.size()});
   tape.call(SYS_mprotect, {plan.patched_address, plan.patched_code.size(), PROT_READ | PROT_EXEC}, true,
             "protect the old vdso");
 }
 
-Result<uint64_t> syscall_instruction(const VdsoPlan& plan) {
+Result<TapeWord> syscall_instruction(const VdsoPlan& plan) {
   const Vma* code = code_of(plan.parts);
   const auto* bytes = reinterpret_cast<const uint8_t*>(code->start);
   for (uint64_t i = 0; i + 1 < code->bytes(); ++i) {

@@ -19,8 +19,8 @@ namespace vmckpt {
 struct VdsoPlan {
   std::vector<Vma> parts;     // of the new process, as it starts
   bool same_code = false;     // the image's vdso is this kernel's
-  uint64_t parking = 0;       // where the parts wait while everything else is unmapped
-  uint64_t final_address = 0;
+  TapeWord parking;           // where the parts wait while everything else is unmapped
+  TapeWord final_address;
   std::vector<uint8_t> patched_code;  // of the old vdso, when same_code is false
   uint64_t patched_address = 0;
   struct Jump {
@@ -33,13 +33,13 @@ struct VdsoPlan {
 uint64_t vdso_bytes(const std::vector<Vma>& maps);
 // Both addresses may be late numbers. `free_address`: where the new vdso may lie for good if it cannot take the old one's place (a
 // free range of vdso_bytes).
-Result<VdsoPlan> make_vdso_plan(const pb::AddressSpace& space, const std::vector<Vma>& own_maps, uint64_t parking,
-                                uint64_t free_address);
+Result<VdsoPlan> make_vdso_plan(const pb::AddressSpace& space, const std::vector<Vma>& own_maps, const TapeWord& parking,
+                                const TapeWord& free_address);
 void plan_vdso_parking(const VdsoPlan& plan, TapeDraft& tape);
 void plan_vdso_return(const VdsoPlan& plan, TapeDraft& tape);
 
 // Address of a `syscall` instruction in the vdso at its final place (a late number if that is one): the last call in the new
 // process is made there, when the player has gone.
-Result<uint64_t> syscall_instruction(const VdsoPlan& plan);
+Result<TapeWord> syscall_instruction(const VdsoPlan& plan);
 
 }  // namespace vmckpt

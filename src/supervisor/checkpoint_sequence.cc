@@ -1,189 +1,38 @@
-// Reads like the list in docs/architecture.md: prepare, freeze, save, snapshot, resume, write.
 #include "supervisor/checkpoint_sequence.h"
 
 #include <algorithm>
-#include <charconv>
-#include <cstring>
-#include <filesystem>
 #include <future>
+#include <limits>
+#include <map>
+#include <optional>
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <sys/utsname.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include "core/clock.h"
-#include "core/fd.h"
 #include "core/proc.h"
 #include "core/random.h"
 #include "image/one_process.h"
-#include "image/reader.h"
-#include "modules/aio.h"
+#include "image/writer.h"
+#include "memory/page_dump.h"
+#include "memory/snapshot.h"
 #include "modules/clocks.h"
-#include "modules/descriptors.h"
 #include "modules/host.h"
-#include "modules/kvm.h"
 #include "modules/module.h"
+#include "modules/namespaces.h"
 #include "modules/seccomp.h"
 #include "supervisor/fault_point.h"
-#include "supervisor/phase_clock.h"
-#include "tracer/thread_state.h"
+#include "supervisor/freeze_at_rest.h"
+#include "supervisor/image_destination.h"
+#include "supervisor/only_process.h"
 #include "tracer/ledger_reader.h"
 #include "tracer/remote_tape.h"
 
 namespace vmckpt {
 namespace {
 
-constexpr int64_t kAioPatienceUs = 2'000'000;  // for requests in flight to end, while the target stands still
-constexpr int kFreezeTries = 50;  // a ledger update lasts microseconds
-constexpr int kLedgerUpdateUs = 200;  // between two of them
-
-Result<std::vector<pid_t>> processes_of(const Target& target) {
-  std::vector<pid_t> processes = VMCKPT_TRY(list_descendants(::getpid()));
-  std::erase(processes, target.namespace_init);
-  return processes;
-}
-
-// Until the coordinator takes on whole trees: one process. `others`: there are more.
-Result<pid_t> only_process(const Target& target, bool& others) {
-  std::vector<pid_t> processes = VMCKPT_TRY(processes_of(target));
-  if (processes.empty()) return error(fmt::format("target \"{}\" has ended", target.name));
-  if (processes.size() == 1) {
-    if (!process_exists(processes.front())) return error(fmt::format("target \"{}\" has ended", target.name));
-    return processes.front();
-  }
-  others = true;
-  std::string list;
-  for (pid_t pid : processes) list += fmt::format("{}{} ({})", list.empty() ? "" : ", ", pid, command_of(pid));
-  return error(fmt::format("target \"{}\" has {} processes: {}", target.name, processes.size(), list),
-               "one process can be checkpointed, trees cannot yet; wait until its children have ended");
-}
-
-// The same when `pid` stands still, and with it the only one that could start others. Its children come first: a middle process
-// of a double fork that has ended meanwhile is a zombie there, or has already passed its child on to who adopts orphans.
-Result<void> still_only_process(const Target& target, pid_t pid, bool& others) {
-  others = !VMCKPT_TRY(list_children(pid)).empty();
-  for (pid_t adopter : {::getpid(), target.namespace_init}) {
-    if (adopter == 0) continue;
-    for (pid_t child : VMCKPT_TRY(list_children(adopter))) {
-      others |= child != pid && child != target.namespace_init && process_exists(child);
-    }
-  }
-  if (!others) return {};
-  return error(fmt::format("process {} has just started another", pid), "try again when that has ended");
-}
-
-// Whether it is worth while to wait: a program that has just started another often ends it soon; one that has run for longer is
-// there to stay.
-bool others_may_end_soon(const Target& target) {
-  constexpr size_t kStartTime = 19;  // of read_stat()
-  constexpr int64_t kYoungNs = 3'000'000'000;
-  auto processes = processes_of(target);
-  if (!processes.ok()) return false;
-  timespec now{};
-  ::clock_gettime(CLOCK_BOOTTIME, &now);
-  const int64_t now_ns = now.tv_sec * 1'000'000'000 + now.tv_nsec, tick_ns = 1'000'000'000 / ::sysconf(_SC_CLK_TCK);
-  if (processes->size() <= 1) return true;  // they have ended
-  return std::any_of(processes->begin(), processes->end(), [&](pid_t pid) {
-    auto stat = read_stat(pid);
-    if (pid == target.pid || !stat.ok() || stat->size() <= kStartTime) return false;
-    return now_ns - parse_number((*stat)[kStartTime]) * tick_ns < kYoungNs;
-  });
-}
-
-// A process that has become another user can be looked into by root with CAP_SYS_PTRACE only, which containers leave out.
-Result<void> check_may_look_into(pid_t pid) {
-  const auto maps = open_file(fmt::format("/proc/{}/maps", pid), O_RDONLY);
-  if (maps.ok() || maps.error().err != EACCES) return {};
-  auto status = VMCKPT_TRY(read_status(pid));
-  const auto ids = split_words(status_field(status, "Uid"));
-  return error(fmt::format("the kernel does not let vmckpt look into process {}, which runs as user {}", pid, ids.empty() ? "?" : ids[0]),
-               "give vmckpt CAP_SYS_PTRACE (docker run --cap-add=SYS_PTRACE), or let the program stay the user that launches it");
-}
-
-// The N of the NAME-N.ckpt with the highest one in the folder, 0 if there is none. Others may have been removed meanwhile: a
-// number that was used is not used again, or the newest image would not be the one with the highest.
-uint64_t highest_number(const std::string& directory, const std::string& name) {
-  uint64_t highest = 0;
-  std::error_code ignored;
-  for (const auto& entry : std::filesystem::directory_iterator(directory, ignored)) {
-    const std::string file = entry.path().filename().string();
-    constexpr std::string_view kEnd = ".ckpt";
-    if (!file.starts_with(name + "-") || !file.ends_with(kEnd)) continue;
-    const std::string_view digits = std::string_view(file).substr(name.size() + 1, file.size() - name.size() - 1 - kEnd.size());
-    uint64_t number = 0;
-    const auto [end, problem] = std::from_chars(digits.data(), digits.data() + digits.size(), number);
-    if (problem == std::errc() && end == digits.data() + digits.size() && number < uint64_t{1} << 62) highest = std::max(highest, number);
-  }
-  return highest;
-}
-
-// Decides the final name before anything is stopped, so that a refused name costs nothing.
-Result<ImageDestination> choose_destination(const Target& target, const CheckpointRequest& request) {
-  ImageDestination destination;
-  if (request.output.empty()) {
-    destination.numbered_stem = target.image_dir + "/" + target.name;
-    destination.number = std::max(target.images_numbered, highest_number(target.image_dir, target.name)) + 1;
-    return destination;
-  }
-  destination.path = request.output;
-  struct stat info {};
-  if (::lstat(request.output.c_str(), &info) != 0) return destination;
-  auto refuse = [&](const char* what) {
-    return error(fmt::format("{} exists and is {}; it is not overwritten", request.output, what),
-                 "choose another name or remove it");
-  };
-  if (!S_ISREG(info.st_mode)) return refuse("no regular file");
-  Fd fd = VMCKPT_TRY(open_file(request.output, O_RDONLY));
-  auto header = read_image_header(fd.get(), request.output);
-  if (!header.ok()) return refuse("no image");
-  if (!std::equal(target.target_id.begin(), target.target_id.end(), header->target_id)) return refuse("another target's image");
-  destination.replace = true;
-  return destination;
-}
-
-// Stops the target while no thread is writing into the ledger and every vCPU is at rest.
-Result<StoppedWorld> freeze_with_ledger(pid_t pid, const CheckpointRequest& request, RemoteAddr ledger_address,
-                                        std::optional<VcpuGate>& gate, bool split_irqchip, InterruptedCalls& interrupted,
-                                        std::unique_ptr<Ledger>* ledger) {
-  const int64_t deadline_us = monotonic_us() + request.freeze_timeout_us;
-  std::optional<StoppedWorld> world;
-  world.emplace(VMCKPT_TRY(freeze(pid, request.freeze_timeout_us, interrupted)));
-  for (int tries = 1;; ++tries) {
-    *ledger = VMCKPT_TRY(read_ledger(pid, ledger_address));
-    std::optional<VcpuGate::Busy> busy;
-    if (gate && split_irqchip) VMCKPT_TRY(gate->serve_requests(*world, request.freeze_timeout_us, interrupted));
-    if (gate) busy = VMCKPT_TRY(gate->find_busy(*world));
-    const bool submitting = (*ledger)->aio_submitters != 0;
-    if ((*ledger)->writers == 0 && !submitting && !busy) return std::move(*world);
-    // Submitting may mean waiting for a disk, as answering an access may.
-    if ((submitting || busy) && monotonic_us() < deadline_us) tries = std::min(tries, kFreezeTries - 1);
-    if (tries >= kFreezeTries && busy) return error(busy->describe(pid), "try again, or with a longer --freeze-timeout");
-    if (tries >= kFreezeTries && submitting) {
-      return error(fmt::format("process {} is submitting asynchronous I/O without end", pid), "try again when its disks are less busy");
-    }
-    if (tries >= kFreezeTries) {
-      return error(fmt::format("process {} stays inside an update of its ledger", pid), "try again");
-    }
-    auto wait = [&](int64_t until_us) -> Result<bool> {
-      if (busy) return gate->wait_for(*busy, std::min(deadline_us, until_us));
-      ::usleep(kLedgerUpdateUs);
-      return true;
-    };
-    if (world->is_stopped_by_job_control()) {
-      constexpr int64_t kSliceUs = 500;
-      const int64_t left_us = std::max<int64_t>(deadline_us - monotonic_us(), kSliceUs);
-      StoppedWorld later = VMCKPT_TRY(
-          freeze_later(std::move(*world), [&] { return wait(monotonic_us() + kSliceUs); }, left_us, interrupted));
-      world.emplace(std::move(later));
-    } else {
-      world->resume();
-      VMCKPT_TRY(wait(deadline_us));
-      world.emplace(VMCKPT_TRY(freeze(pid, request.freeze_timeout_us, interrupted)));
-    }
-  }
-}
+constexpr int64_t kPatienceUs = 10'000'000;  // for other processes to end, which the target has only just started
+constexpr useconds_t kLookAgainUs = 10'000;
 
 // A target that is killed leaves the stop at once, and what is asked of it then, its descriptors for one, is empty: no error, but
 // no image either. What was read before this is true if it is still stopped now.
@@ -224,183 +73,264 @@ Result<bool> may_fork(const pb::Image& image, const Questions& questions) {
   return check_tape_against_filters(threads[0], questions.tapes.front(), TapeNeeds::kEveryCallAndFork).ok();
 }
 
-std::vector<RunMapping> run_mappings_of(const pb::AddressSpace& memory) {
-  std::vector<RunMapping> mappings;
-  for (const pb::Mapping& mapping : memory.mappings()) {
-    if (mapping.kind() == pb::Mapping::VCPU_RUN) mappings.push_back({RemoteAddr(mapping.start()), mapping.name()});
+void save_guards(std::vector<GuardRegion> found, const std::vector<GuardRegion>& known, pb::AddressSpace* saved) {
+  found.insert(found.end(), known.begin(), known.end());
+  std::sort(found.begin(), found.end(), [](const GuardRegion& a, const GuardRegion& b) { return a.start < b.start; });
+  for (const GuardRegion& guard : found) {
+    pb::GuardRegion* entry = saved->add_guards();
+    entry->set_start(guard.start);
+    entry->set_end(guard.end);
   }
-  return mappings;
 }
 
 }  // namespace
 
-Result<std::unique_ptr<CheckpointInProgress>> begin_checkpoint(Target& target, const CheckpointRequest& request) {
-  constexpr int64_t kPatienceUs = 10'000'000;
-  for (const int64_t until_us = monotonic_us() + kPatienceUs;;) {
+// What is taken by a phase is given back by the destructor, in reverse.
+struct Checkpoint::Work {
+  explicit Work(ImageWriter image_writer) : writer(std::move(image_writer)) {}
+
+  // Calls one hook of every module that has it, in the registry's order.
+  template <typename Hook, typename... More>
+  Result<void> for_each_module(Hook hook, const More&... more) {
+    for (const StateModule* module : state_modules()) {
+      if (module->*hook == nullptr) continue;
+      const int64_t begun_us = monotonic_us();
+      VMCKPT_TRY((module->*hook)(*state, more...));
+      if (state->world != nullptr) module_us[module] += monotonic_us() - begun_us;
+    }
+    return {};
+  }
+
+  ImageWriter writer;
+  pb::Image image;
+  std::vector<std::string> notes;
+  std::optional<CapturedFiles> captured;
+  std::optional<StateSave> state;
+  std::optional<StoppedWorld> world;  // if it does not run on, or where the target may not fork, to the end
+  Snapshot snapshot;
+  std::optional<Questions> questions;
+  pid_t source = 0;  // whose memory is written
+  int64_t frozen_us = 0;
+  int64_t clocks_late_ns = 0;
+  std::map<const StateModule*, int64_t> module_us;  // in the pause
+};
+
+constexpr Checkpoint::Phase Checkpoint::kPhases[] = {
+    {"prepare", &Checkpoint::prepare, Limit::kPatience},
+    {"quiesce", &Checkpoint::quiesce, Limit::kFreeze},
+    {"freeze", &Checkpoint::freeze, Limit::kFreeze},
+    {"drain", &Checkpoint::drain, Limit::kFreeze},
+    {"save", &Checkpoint::save, Limit::kNone},
+    {"snapshot", &Checkpoint::snapshot, Limit::kNone},  // tapes have a limit of their own
+    {"resume", &Checkpoint::resume, Limit::kNone},
+    {"write", &Checkpoint::write, Limit::kNone, true},
+    {"seal", &Checkpoint::seal, Limit::kNone, true},
+    {"publish", &Checkpoint::publish, Limit::kNone, true},
+};
+
+Checkpoint::Checkpoint(Target& target, CheckpointRequest request, std::function<void()> look_after_others)
+    : target_(target), request_(std::move(request)), meanwhile_([this, look = std::move(look_after_others)] {
+        if (look) look();
+        return check_wanted();
+      }),
+      started_us_(monotonic_us()) {}
+
+Checkpoint::~Checkpoint() = default;
+
+bool Checkpoint::is_complete() const { return next_ == std::size(kPhases); }
+
+const char* Checkpoint::next_phase() const { return is_complete() ? "complete" : kPhases[next_].name; }
+
+bool Checkpoint::next_runs_beside_the_target() const { return !is_complete() && kPhases[next_].beside_target; }
+
+pid_t Checkpoint::snapshot_pid() const { return work_ ? work_->snapshot.pid() : 0; }
+
+int64_t Checkpoint::limit_us(Limit limit) const {
+  if (limit == Limit::kFreeze) return request_.freeze_timeout_us;
+  return limit == Limit::kPatience ? std::max<int64_t>(started_us_ + kPatienceUs - monotonic_us(), 0) : std::numeric_limits<int64_t>::max() / 2;
+}
+
+Result<void> Checkpoint::advance() {
+  const Phase& phase = kPhases[next_];
+  VMCKPT_TRY(check_wanted());
+  auto done = (this->*phase.run)(Waiting(monotonic_us() + limit_us(phase.limit), &meanwhile_));
+  if (!done.ok()) {
+    VMCKPT_TRY(check_wanted());  // why it was given up is the better reason
+    const bool may_begin_again = has_others_ && monotonic_us() - started_us_ < kPatienceUs && others_may_end_soon(target_);
+    if (!may_begin_again) return done;
+    work_.reset();
+    ::usleep(kLookAgainUs);
+    clock_ = PhaseClock();
+    next_ = 0;
+    return {};
+  }
+  clock_.mark(phase.name);
+  fault_point(phase.name);
+  ++next_;
+  if (!is_complete()) return {};
+  result_.phases = clock_.phases;
+  result_.total_us = monotonic_us() - started_us_;
+  return {};
+}
+
+void Checkpoint::abort(const std::string& why) {
+  const std::lock_guard lock(abort_mutex_);
+  if (is_being_published_) return;
+  if (why_aborted_.empty()) why_aborted_ = why;
+  progress_.cancelled = true;
+}
+
+void Checkpoint::check_timeout() {
+  if (request_.timeout_us == 0 || monotonic_us() - started_us_ < request_.timeout_us) return;
+  abort(fmt::format("the checkpoint took longer than {:g} s, which is its --timeout", static_cast<double>(request_.timeout_us) / 1e6));
+}
+
+Result<void> Checkpoint::check_wanted() {
+  check_timeout();
+  const std::lock_guard lock(abort_mutex_);
+  return why_aborted_.empty() ? Result<void>() : error(why_aborted_);
+}
+
+Result<pid_t> Checkpoint::wait_for_only_process(const Waiting& waiting) {
+  for (;; ::usleep(kLookAgainUs)) {
     bool others = false;
-    auto begun = try_checkpoint(target, request, others);
-    if (begun.ok() || !others || monotonic_us() > until_us || !others_may_end_soon(target)) return begun;
-    ::usleep(10'000);
+    auto pid = only_process(target_, others);
+    if (pid.ok() || !others || waiting.is_over() || !others_may_end_soon(target_)) return pid;
+    VMCKPT_TRY(waiting.check());
   }
 }
 
-Result<std::unique_ptr<CheckpointInProgress>> try_checkpoint(Target& target, const CheckpointRequest& request, bool& others) {
-  PhaseClock clock;
-  int64_t started_us = monotonic_us();
-
-  // 1. prepare, target running: everything that can be found out or opened early
-  pid_t pid = VMCKPT_TRY(only_process(target, others));
-  VMCKPT_TRY(check_namespaces(pid, target.namespaces));
+Result<void> Checkpoint::prepare(const Waiting& waiting) {
+  has_others_ = false;
+  const pid_t pid = VMCKPT_TRY(wait_for_only_process(waiting));
+  VMCKPT_TRY(check_namespaces(pid, target_.namespaces));
   VMCKPT_TRY(check_root_directory(pid));
-  ImageDestination destination = VMCKPT_TRY(choose_destination(target, request));
-  ImageIdentity identity{random_id(), target.parent_image_id, target.target_id};
-  std::unique_ptr<CheckpointInProgress> checkpoint(
-      new CheckpointInProgress(VMCKPT_TRY(ImageWriter::create(destination, identity))));
-  checkpoint->started_us_ = started_us;
-  pb::Image& image = checkpoint->metadata_;
-  save_host(image.mutable_host());
+  const ImageDestination destination = VMCKPT_TRY(choose_destination(target_, request_.output));
+  const ImageIdentity identity{random_id(), target_.parent_image_id, target_.target_id};
+  work_ = std::make_unique<Work>(VMCKPT_TRY(ImageWriter::create(destination, identity)));
+  Work& work = *work_;
+  save_host(work.image.mutable_host());
   VMCKPT_TRY(check_may_look_into(pid));
-  std::string maps = VMCKPT_TRY(read_whole_file(fmt::format("/proc/{}/maps", pid)));
-  target.ledger_address = VMCKPT_TRY(find_ledger(pid, maps, target.ledger_address));
-  save_target(target, destination, image.mutable_target());
-  auto early_ledger = VMCKPT_TRY(read_ledger(pid, target.ledger_address));
-  AddressSpacePreview preview = VMCKPT_TRY(preview_address_space(pid, early_ledger->madvise_generation));
-  const RemoteAddr kvm_ledger(early_ledger->kvm);
-  const uint32_t kvm_objects = VMCKPT_TRY(count_kvm_objects(pid, kvm_ledger));
-  if (kvm_objects != 0 && !target.kvm) target.kvm = VMCKPT_TRY(KvmHost::ask());
-  bool split_irqchip = false;
-  if (kvm_objects != 0) {
-    // The target may just be writing them: what is missed now is found out later.
-    if (auto early_notes = read_kvm_notes(pid, kvm_ledger); early_notes.ok()) {
-      prepare_kvm(**early_notes, *target.kvm);
-      split_irqchip = has_split_irqchip(**early_notes);
-    }
-  }
-  clock.mark("prepare");
-  fault_point("prepare");
+  const std::string maps = VMCKPT_TRY(read_whole_file(fmt::format("/proc/{}/maps", pid)));
+  target_.ledger_address = VMCKPT_TRY(find_ledger(pid, maps, target_.ledger_address));
+  save_target(target_, destination, work.image.mutable_target());
+  work.captured.emplace(work.writer, copies_stopped_target() ? ~uint64_t{0} : request_.shared_limit_bytes);
+  work.state.emplace(StateSave{pid, target_.launch_filter, target_.backing, {request_.self_contained, request_.shared_files}, target_.kvm,
+                               target_.interrupted, work.image, *work.captured, work.notes});
+  work.state->ledger = VMCKPT_TRY(read_ledger(pid, target_.ledger_address));
+  return work.for_each_module(&StateModule::prepare);
+}
 
-  // 2. freeze: every vCPU at rest, every thread stopped, none inside a ledger update
-  std::unique_ptr<Ledger> ledger;
-  checkpoint->frozen_us_ = monotonic_us();
-  std::optional<VcpuGate> gate;
-  target.interrupted.set_partial_calls({pid, RemoteAddr(early_ledger->partial_calls)});
-  if (kvm_ledger) target.interrupted.set_kvm_run_code(VMCKPT_TRY(find_kvm_run_code(pid, kvm_ledger)));
-  if (kvm_objects != 0) gate.emplace(VMCKPT_TRY(VcpuGate::close(pid, kvm_ledger)));
-  StoppedWorld world = VMCKPT_TRY(freeze_with_ledger(pid, request, target.ledger_address, gate, split_irqchip, target.interrupted, &ledger));
+Result<void> Checkpoint::quiesce(const Waiting&) {
+  work_->frozen_us = monotonic_us();
+  target_.interrupted.set_partial_calls({work_->state->pid, RemoteAddr(work_->state->ledger->partial_calls)});
+  return work_->for_each_module(&StateModule::quiesce);
+}
+
+Result<void> Checkpoint::freeze(const Waiting& waiting) {
+  StateSave& state = *work_->state;
+  work_->world.emplace(VMCKPT_TRY(freeze_at_rest(state, target_.ledger_address, waiting)));
+  state.world = &*work_->world;
   // From now on nothing moves but what tapes do, and no image has a closed gate.
-  if (gate) gate->open();
-  VMCKPT_TRY(still_only_process(target, pid, others));
-  VMCKPT_TRY(wait_for_aio(world, *ledger, std::min(request.freeze_timeout_us, kAioPatienceUs)));
-  clock.mark("freeze");
-  fault_point("freeze");
+  if (state.gate) state.gate->open();
+  return still_only_process(target_, state.pid, has_others_);
+}
 
-  // 3. save: what the kernel tells from outside
-  Notes notes;
-  CapturedFiles captured(checkpoint->writer_, request.stop ? ~uint64_t{0} : request.shared_limit_bytes);
-  StateSave state{world, *ledger, target.launch_filter, image, notes};
-  for (const StateModule* module : state_modules()) {
-    if (module->save != nullptr) VMCKPT_TRY(module->save(state));
-  }
-  clock.mark("threads");
-  AddressSpaceSave space = VMCKPT_TRY(save_address_space(world, *ledger, preview, target.backing,
-                                                         {request.self_contained, request.shared_files, kvm_objects != 0}, captured,
-                                                         &one_process(&image).memory));
-  notes.insert(notes.end(), space.notes.begin(), space.notes.end());
-  VMCKPT_TRY(save_aio(world, *ledger, target.launch_filter, &one_process(&image).memory));
-  clock.mark("maps");
-  std::unique_ptr<KvmNotes> kvm_notes;
-  if (kvm_objects != 0) {
-    kvm_notes = VMCKPT_TRY(read_kvm_notes(pid, RemoteAddr(ledger->kvm)));
-    find_runs(run_mappings_of(one_process(image).memory), kvm_notes->objects);
-    VMCKPT_TRY(save_kvm(world, *ledger, *kvm_notes, *target.kvm, image));
-    clock.mark("kvm");
-  }
-  fault_point("save");
+Result<void> Checkpoint::drain(const Waiting& waiting) { return work_->for_each_module(&StateModule::drain, waiting); }
 
-  // 4. snapshot: what the target must be asked itself, and the copy of its memory; descriptors are looked at meanwhile, since
-  // nothing moves in a stopped target but its leader, which only answers
-  DescriptorSave descriptors{world, *ledger, captured, notes, kvm_notes.get()};
-  auto descriptors_saved = std::async(std::launch::async, [&] {
-    return save_descriptors(descriptors, image);
-  });
-  Snapshot& snapshot = checkpoint->snapshot_;
-  std::optional<Questions> questions;
-  questions.emplace(VMCKPT_TRY(ask(world, space, image, request.stop ? nullptr : &snapshot)));
-  if (!VMCKPT_TRY(may_fork(image, *questions)) && !request.stop) {
-    snapshot.give_up("the target's seccomp filter forbids forking");
-    questions.emplace(VMCKPT_TRY(ask(world, space, image, nullptr)));
+Result<void> Checkpoint::save(const Waiting&) { return work_->for_each_module(&StateModule::save); }
+
+Result<void> Checkpoint::snapshot(const Waiting&) {
+  Work& work = *work_;
+  StoppedWorld& world = *work.world;
+  auto saved_beside = std::async(std::launch::async, [&] { return work.for_each_module(&StateModule::save_beside); });
+  work.questions.emplace(VMCKPT_TRY(ask(world, work.state->space, work.image, copies_stopped_target() ? nullptr : &work.snapshot)));
+  if (!VMCKPT_TRY(may_fork(work.image, *work.questions)) && !copies_stopped_target()) {
+    work.snapshot.give_up("the target's seccomp filter forbids forking");
+    work.questions.emplace(VMCKPT_TRY(ask(world, work.state->space, work.image, nullptr)));
   }
   std::vector<ThreadTape> tapes;
-  for (size_t i = 0; i < world.threads().size(); ++i) tapes.push_back({&world.threads()[i], &questions->tapes[i]});
+  for (size_t i = 0; i < world.threads().size(); ++i) tapes.push_back({&world.threads()[i], &work.questions->tapes[i]});
   const int64_t asked_us = monotonic_us();
-  VMCKPT_TRY(play_tapes(world, *ledger, tapes, snapshot.taker()));
-  VMCKPT_TRY(snapshot.settle(questions->leader()));
-  clock.mark("snapshot");
-  VMCKPT_TRY(descriptors_saved.get());
-  VMCKPT_TRY(expect_still_stopped(pid));
-  if (kvm_notes) VMCKPT_TRY(link_kvm_events(*kvm_notes, image));
+  VMCKPT_TRY(play_tapes(world, *work.state->ledger, tapes, work.snapshot.taker(), &meanwhile_));
+  VMCKPT_TRY(work.snapshot.settle(work.questions->leader()));
+  VMCKPT_TRY(saved_beside.get());
+  VMCKPT_TRY(expect_still_stopped(world.pid()));
+  VMCKPT_TRY(work.for_each_module(&StateModule::connect));
   // Timers were looked at up to now: clocks that were read earlier than they would let them go off early after a restart.
-  const int64_t clocks_late_ns = (monotonic_us() - asked_us) * 1000;
-  for (const auto& [id, file] : captured.files()) *image.add_captured_files() = file;
-  if (!snapshot.why_none().empty()) notes.push_back(snapshot.why_none() + ": its memory was copied while it was stopped");
-  clock.mark("descriptors");
-  fault_point("snapshot");
-
-  // 5. resume: the pause ends here
-  checkpoint->source_ = snapshot.exists() ? snapshot.pid() : pid;
-  if (snapshot.exists()) {
-    world.resume();
-    checkpoint->result_.pause_us = monotonic_us() - checkpoint->frozen_us_;
-  } else {
-    checkpoint->world_.emplace(std::move(world));
-  }
-  clock.mark("resume");
-  fault_point("resume");
-  VMCKPT_TRY(snapshot.check(space));
-
-  questions->take_answers(image);
-  advance_clocks(clocks_late_ns, image.mutable_host());
-  for (const std::string& note : notes) image.add_notes(note);
-  checkpoint->ranges_ = std::move(space.ranges);
-  checkpoint->guards_ = std::move(space.guards);
-  for (const DumpRange& range : checkpoint->ranges_) {
-    if (range.pages != DumpRange::Pages::kGuards) checkpoint->bytes_to_look_at_ += range.end - range.start;
-  }
-  checkpoint->result_.phases = std::move(clock.phases);
-  checkpoint->result_.notes = std::move(notes);
-  return checkpoint;
+  work.clocks_late_ns = (monotonic_us() - asked_us) * 1000;
+  for (const auto& [id, file] : work.captured->files()) *work.image.add_captured_files() = file;
+  if (!work.snapshot.why_none().empty()) work.notes.push_back(work.snapshot.why_none() + ": its memory was copied while it was stopped");
+  return {};
 }
 
-Result<CheckpointResult> CheckpointInProgress::write() {
-  PhaseClock clock;
-  std::vector<GuardRegion> guards = VMCKPT_TRY(dump_pages(source_, ranges_, writer_, progress_));
-  guards.insert(guards.end(), guards_.begin(), guards_.end());
-  std::sort(guards.begin(), guards.end(), [](const GuardRegion& a, const GuardRegion& b) { return a.start < b.start; });
-  for (const GuardRegion& guard : guards) {
-    pb::GuardRegion* saved = one_process(&metadata_).memory.add_guards();
-    saved->set_start(guard.start);
-    saved->set_end(guard.end);
+Result<void> Checkpoint::resume(const Waiting&) {
+  Work& work = *work_;
+  work.source = work.state->pid;
+  if (work.snapshot.exists()) {
+    work.source = work.snapshot.pid();
+    work.world->resume();
+    work.world.reset();
+    result_.pause_us = monotonic_us() - work.frozen_us;
   }
-  clock.mark("write");
-  fault_point("write");
-  if (progress_.cancelled) return error("the checkpoint was cancelled: who asked for it has gone");
-  result_.image = VMCKPT_TRY(writer_.commit(metadata_));
-  if (writer_.is_numbered()) result_.image_number = writer_.number();
-  clock.mark("commit");
-  if (world_) result_.pause_us = monotonic_us() - frozen_us_;
-  result_.memory_bytes_saved = writer_.page_bytes_written();
-  result_.image_bytes = writer_.file_bytes();
-  result_.phases.insert(result_.phases.end(), clock.phases.begin(), clock.phases.end());
-  result_.total_us = monotonic_us() - started_us_;
-  return result_;
+  work.state->world = nullptr;
+  const AddressSpaceSave& space = work.state->space;
+  VMCKPT_TRY(work.snapshot.check(space));
+  work.questions->take_answers(work.image);
+  advance_clocks(work.clocks_late_ns, work.image.mutable_host());
+  for (const std::string& note : work.notes) work.image.add_notes(note);
+  for (const DumpRange& range : space.ranges) {
+    if (range.pages != DumpRange::Pages::kGuards) bytes_to_look_at_ += range.end - range.start;
+  }
+  for (const StateModule* module : state_modules()) {
+    if (auto found = work.module_us.find(module); found != work.module_us.end()) result_.modules.emplace_back(module->name, found->second);
+  }
+  result_.notes = work.notes;
+  return {};
 }
 
-void CheckpointInProgress::kill_target() {
-  if (!world_) return;
-  ::kill(world_->pid(), SIGKILL);
-  world_->abandon();
+Result<void> Checkpoint::write(const Waiting&) {
+  const AddressSpaceSave& space = work_->state->space;
+  std::vector<GuardRegion> guards = VMCKPT_TRY(dump_pages(work_->source, space.ranges, work_->writer, progress_));
+  save_guards(std::move(guards), space.guards, &one_process(&work_->image).memory);
+  return {};
 }
 
-CheckpointInProgress::~CheckpointInProgress() = default;
+Result<void> Checkpoint::seal(const Waiting&) {
+  VMCKPT_TRY(work_->writer.seal(work_->image));
+  result_.memory_bytes_saved = work_->writer.page_bytes_written();
+  result_.image_bytes = work_->writer.file_bytes();
+  return {};
+}
+
+Result<void> Checkpoint::publish(const Waiting&) {
+  {
+    const std::lock_guard lock(abort_mutex_);
+    if (!why_aborted_.empty()) return error(why_aborted_);
+    is_being_published_ = true;
+  }
+  result_.image = VMCKPT_TRY(work_->writer.publish());
+  if (work_->writer.is_numbered()) result_.image_number = work_->writer.number();
+  if (work_->world) result_.pause_us = monotonic_us() - work_->frozen_us;
+  return {};
+}
+
+void Checkpoint::end_pause() {
+  if (!work_->world) return;
+  const pid_t pid = work_->world->pid();
+  if (request_.afterwards == Afterwards::kKilled) {
+    ::kill(pid, SIGKILL);
+    work_->world->abandon();
+  } else if (request_.afterwards == Afterwards::kStopped) {
+    // The first thread that is let go of takes it before its next instruction, and it is all threads' then.
+    ::kill(pid, SIGSTOP);
+  }
+}
+
+Result<CheckpointResult> checkpoint_target(Target& target, const CheckpointRequest& request) {
+  Checkpoint checkpoint(target, request);
+  while (!checkpoint.is_complete()) VMCKPT_TRY(checkpoint.advance());
+  return checkpoint.result();
+}
 
 }  // namespace vmckpt

@@ -75,10 +75,8 @@ Result<void> make_image(const std::string& path) {
   VMCKPT_TRY(wait_for_recorder(trial.get().pid));
   CheckpointRequest request;
   request.output = path;
-  auto checkpoint = begin_checkpoint(trial.get(), request);
-  if (!checkpoint.ok()) return Error{"checkpoint: " + checkpoint.error().what, checkpoint.error().err, checkpoint.error().cure};
-  auto written = (*checkpoint)->write();
-  if (!written.ok()) return Error{"checkpoint: " + written.error().what, written.error().err, written.error().cure};
+  auto made = checkpoint_target(trial.get(), request);
+  if (!made.ok()) return Error{"checkpoint: " + made.error().what, made.error().err, made.error().cure};
   return {};
 }
 

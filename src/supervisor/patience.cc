@@ -55,7 +55,8 @@ void end_by(int signal) {
   ::_exit(128 + signal);
 }
 
-Patience::Patience(pid_t process) : process_(process), limit_us_(limit_us()), looked_us_(monotonic_us()), moved_us_(looked_us_) {}
+Patience::Patience(pid_t process, Meanwhile& meanwhile)
+    : process_(process), meanwhile_(meanwhile), limit_us_(limit_us()), looked_us_(monotonic_us()), moved_us_(looked_us_) {}
 
 // Page faults, processor time and bytes read, of all its threads.
 std::string Patience::signs_of_life() const {
@@ -68,10 +69,15 @@ std::string Patience::signs_of_life() const {
   return signs;
 }
 
+Result<void> expect_no_end_signal() {
+  const int signal = pending_end_signal();
+  if (signal == 0) return {};
+  return error(fmt::format("ended by signal {} ({}) before the target ran; nothing is left of it", signal, sigabbrev_np(signal)));
+}
+
 Result<void> Patience::check() {
-  if (int signal = pending_end_signal(); signal != 0) {
-    return error(fmt::format("ended by signal {} ({}) before the target ran; nothing is left of it", signal, sigabbrev_np(signal)));
-  }
+  VMCKPT_TRY(expect_no_end_signal());
+  VMCKPT_TRY(meanwhile_.check());
   const int64_t now_us = monotonic_us();
   if (now_us - looked_us_ < std::min(kLookUs, limit_us_)) return {};
   looked_us_ = now_us;

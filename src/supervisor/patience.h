@@ -8,6 +8,7 @@
 #include <sys/types.h>
 
 #include "core/result.h"
+#include "core/waiting.h"
 
 namespace vmckpt {
 
@@ -15,12 +16,15 @@ namespace vmckpt {
 sigset_t end_signals();
 // One of them, blocked and pending; 0 when there is none.
 int pending_end_signal();
+// An Error that says so when one is pending.
+Result<void> expect_no_end_signal();
 // Ends the calling process by such a signal, as if it had never been blocked.
 [[noreturn]] void end_by(int signal);
 
 class Patience {
  public:
-  explicit Patience(pid_t process);
+  // Others are looked after `meanwhile`, and may end it.
+  Patience(pid_t process, Meanwhile& meanwhile);
   // Waits a little, or until a child of ours has changed its state. An Error when there is no use in waiting on.
   Result<void> wait();
   // The same without waiting.
@@ -30,6 +34,7 @@ class Patience {
   std::string signs_of_life() const;
 
   pid_t process_;
+  Meanwhile& meanwhile_;
   int64_t limit_us_;
   int64_t looked_us_ = 0, moved_us_ = 0;
   std::string signs_;

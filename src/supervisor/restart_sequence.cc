@@ -1,4 +1,3 @@
-// Mirror of checkpoint_sequence.cc: verify, preflight, create the process, rebuild, play, take over, run.
 #include "supervisor/restart_sequence.h"
 
 #include <algorithm>
@@ -102,8 +101,9 @@ void pass_over_stop(Tracee& leader) {
   if (leader.take_stop(&status) == leader.tid && WIFSTOPPED(status)) leader.go_on();
 }
 
-Result<Rebuilt> follow_rebuild(const NewProcess& process, Tracee& leader, size_t threads, std::vector<std::string>& notes) {
-  Patience patience(process.pid);
+Result<Rebuilt> follow_rebuild(const NewProcess& process, Tracee& leader, size_t threads, Meanwhile& meanwhile,
+                               std::vector<std::string>& notes) {
+  Patience patience(process.pid, meanwhile);
   std::vector<char> message(256 * 1024);
   Rebuilt rebuilt;
   for (;;) {
@@ -134,12 +134,12 @@ Result<Rebuilt> follow_rebuild(const NewProcess& process, Tracee& leader, size_t
 }
 
 // Lets the player run until every thread has played its tape and stopped itself. Returns the threads by their own numbers.
-Result<std::map<pid_t, pid_t>> follow_tapes(pid_t leader, const Rebuilt& rebuilt, const pb::Image& image) {
+Result<std::map<pid_t, pid_t>> follow_tapes(pid_t leader, const Rebuilt& rebuilt, Meanwhile& meanwhile, const pb::Image& image) {
   std::map<pid_t, RemoteAddr> tapes;
   const auto& threads = one_process(image).process.threads();
   for (int i = 0; i < threads.size(); ++i) tapes[threads[i].tid()] = rebuilt.tapes[static_cast<size_t>(i)];
   std::map<pid_t, pid_t> finished;  // number in the target -> number here
-  Patience patience(leader);
+  Patience patience(leader, meanwhile);
   while (finished.size() < tapes.size()) {
     int status = 0;
     pid_t tid = take_any_stop(&status);
@@ -238,90 +238,123 @@ Target target_of(const RestartRequest& request, const ImageReader& image, const 
   return target;
 }
 
-// Stopped, traced, and ended with the guard.
-struct MadeTarget {
-  std::unique_ptr<ProcessGuard> guard;
-  std::map<pid_t, pid_t> tids;  // number in the target -> number here
-};
-
-Result<MadeTarget> make_target(const RestartRequest& request, ImageReader& image, Surroundings surroundings, PhaseClock& clock,
-                               RestartResult& result) {
-  const pb::Image& metadata = image.metadata();
-
-  // 3. create the process with its old number
-  std::array<int, 3> stdio = {0, 1, 2};
-  RebuildInputs inputs{image, stdio, request.files, request.guest_clock};
-  NewProcess process = VMCKPT_TRY(make_process(metadata, surroundings, result.notes, [&](const Birthplace& birthplace) {
-    rebuild_and_play(inputs, birthplace);
-  }));
-  MadeTarget made{std::make_unique<ProcessGuard>(process), {}};
-  clock.mark("create");
-  fault_point("restart-create");
-
-  // 4. rebuild: descriptors and all else that hosted code can do
-  Tracee& leader = made.guard->leader();
-  VMCKPT_TRY(trace(process, leader));
-  const auto threads = static_cast<size_t>(one_process(metadata).process.threads_size());
-  Rebuilt rebuilt = VMCKPT_TRY(follow_rebuild(process, leader, threads, result.notes));
-  clock.mark("rebuild");
-  fault_point("restart-rebuild");
-
-  // 5. play: memory, threads, signals, timers
-  made.tids = VMCKPT_TRY(follow_tapes(process.pid, rebuilt, metadata));
-  clock.mark("play");
-  fault_point("restart-play");
-
-  // 6. take over: the player goes, registers and masks come
-  VMCKPT_TRY(unmap_arena(leader, rebuilt.report));
-  result.terminal_master = std::move(rebuilt.terminal_master);
-  result.target = target_of(request, image, process);
-  VMCKPT_TRY(set_thread_states(metadata, made.tids));
-  restore_limits(one_process(metadata).process, process.pid, result.notes);
-  restore_surroundings(one_process(metadata).process, process.pid, result.notes);
-  give_terminal_back(one_process(metadata).process, process.pid);
-  clock.mark("take over");
-  return made;
-}
-
 }  // namespace
 
-Result<RestartResult> restart_target(const RestartRequest& request) {
-  PhaseClock clock;
-  RestartResult result;
+// What a phase has made is ended by the destructor.
+struct Restart::Work {
+  NewProcess process;
+  std::unique_ptr<ProcessGuard> guard;
+  Rebuilt rebuilt;
+  std::map<pid_t, pid_t> tids;  // number in the target -> number here; stopped and traced
+};
 
-  // 1. verify: header, structure and checksums of the metadata (page data: `vmckpt verify`)
-  ImageReader image = VMCKPT_TRY(ImageReader::open(request.image));
-  const pb::Image& metadata = image.metadata();
-  clock.mark("verify");
+constexpr Restart::Phase Restart::kPhases[] = {
+    {"verify", &Restart::verify},   {"preflight", &Restart::preflight}, {"create", &Restart::create}, {"rebuild", &Restart::rebuild},
+    {"play", &Restart::play},       {"take over", &Restart::take_over}, {"run", &Restart::run},
+};
 
-  // 2. preflight: all problems at once, nothing started yet
-  VMCKPT_TRY(preflight(image, request.cpu_check, request.guest_clock, request.files, result.notes));
-  if (request.claim_name) VMCKPT_TRY(request.claim_name(metadata.target()));
-  clock.mark("preflight");
+Restart::Restart(const RestartRequest& request)
+    : request_(request), meanwhile_([this] { return request_.look_after_others ? request_.look_after_others() : Result<void>(); }) {}
 
-  // 3. to 6.; once more in a namespace, where all numbers are free, if somebody took one of them after we had looked
-  const std::vector<std::string> early_notes = result.notes;
-  const auto early_phases = clock.phases;
-  auto made = make_target(request, image, Surroundings::kAny, clock, result);
-  if (!made.ok() && made.error().err == EEXIST) {
-    result.notes = early_notes;
-    clock.phases = early_phases;
-    made = make_target(request, image, Surroundings::kOwnNamespace, clock, result);
+Restart::~Restart() = default;
+
+bool Restart::is_complete() const { return next_ == std::size(kPhases); }
+
+Result<void> Restart::advance() {
+  const Phase& phase = kPhases[next_];
+  auto done = (this->*phase.run)();
+  if (!done.ok()) {
+    // Once more in a namespace, where all numbers are free, if somebody took one of them after we had looked.
+    const bool may_begin_again = done.error().err == EEXIST && next_ >= kCreate && surroundings_ == Surroundings::kAny;
+    if (!may_begin_again) return done;
+    work_.reset();
+    surroundings_ = Surroundings::kOwnNamespace;
+    result_.notes = early_notes_;
+    clock_.phases.resize(kCreate);
+    next_ = kCreate;
+    return {};
   }
-  if (!made.ok()) return made.error();
-  const pid_t pid = result.target.pid;
+  clock_.mark(phase.name);
+  ++next_;
+  if (is_complete()) result_.phases = std::move(clock_.phases);
+  return {};
+}
 
-  // 7. run
-  if (request.tell_notes) request.tell_notes(result.notes);
-  result.group_stopped = one_process(metadata).process.state() == pb::Process::STOPPED;
-  if (result.group_stopped) ::kill(pid, SIGSTOP);
-  for (const auto& [tid_in_target, tid] : made->tids) Tracee(tid).let_go(0);
-  made->guard->release();
-  result.restart_us = monotonic_us() - request.started_us;
-  clock.mark("run");
-  result.phases = std::move(clock.phases);
-  ask_to_draw_anew(one_process(metadata).process, pid);
-  return result;
+// Header, structure and checksums of the metadata (page data: `vmckpt verify`).
+Result<void> Restart::verify() {
+  image_.emplace(VMCKPT_TRY(ImageReader::open(request_.image)));
+  return {};
+}
+
+// All problems at once, nothing started yet.
+Result<void> Restart::preflight() {
+  VMCKPT_TRY(vmckpt::preflight(*image_, request_.cpu_check, request_.guest_clock, request_.files, result_.notes));
+  if (request_.claim_name) VMCKPT_TRY(request_.claim_name(image_->metadata().target()));
+  early_notes_ = result_.notes;
+  return {};
+}
+
+// The process, with its old number.
+Result<void> Restart::create() {
+  std::array<int, 3> stdio = {0, 1, 2};
+  RebuildInputs inputs{*image_, stdio, request_.files, request_.guest_clock};
+  work_ = std::make_unique<Work>();
+  work_->process = VMCKPT_TRY(make_process(image_->metadata(), surroundings_, result_.notes,
+                                           [&](const Birthplace& birthplace) { rebuild_and_play(inputs, birthplace); }));
+  work_->guard = std::make_unique<ProcessGuard>(work_->process);
+  fault_point("restart-create");
+  return expect_no_end_signal();
+}
+
+// Descriptors and all else that hosted code can do.
+Result<void> Restart::rebuild() {
+  Tracee& leader = work_->guard->leader();
+  VMCKPT_TRY(trace(work_->process, leader));
+  const auto threads = static_cast<size_t>(one_process(image_->metadata()).process.threads_size());
+  work_->rebuilt = VMCKPT_TRY(follow_rebuild(work_->process, leader, threads, meanwhile_, result_.notes));
+  fault_point("restart-rebuild");
+  return {};
+}
+
+// Memory, threads, signals, timers.
+Result<void> Restart::play() {
+  work_->tids = VMCKPT_TRY(follow_tapes(work_->process.pid, work_->rebuilt, meanwhile_, image_->metadata()));
+  fault_point("restart-play");
+  return {};
+}
+
+// The player goes, registers and masks come.
+Result<void> Restart::take_over() {
+  const pb::Image& metadata = image_->metadata();
+  const pb::Process& process = one_process(metadata).process;
+  const pid_t pid = work_->process.pid;
+  VMCKPT_TRY(unmap_arena(work_->guard->leader(), work_->rebuilt.report));
+  result_.terminal_master = std::move(work_->rebuilt.terminal_master);
+  result_.target = target_of(request_, *image_, work_->process);
+  VMCKPT_TRY(set_thread_states(metadata, work_->tids));
+  restore_limits(process, pid, result_.notes);
+  restore_surroundings(process, pid, result_.notes);
+  give_terminal_back(process, pid);
+  return expect_no_end_signal();
+}
+
+Result<void> Restart::run() {
+  const pb::Process& process = one_process(image_->metadata()).process;
+  const pid_t pid = work_->process.pid;
+  if (request_.tell_notes) request_.tell_notes(result_.notes);
+  result_.group_stopped = process.state() == pb::Process::STOPPED;
+  if (result_.group_stopped) ::kill(pid, SIGSTOP);
+  for (const auto& [tid_in_target, tid] : work_->tids) Tracee(tid).let_go(0);
+  work_->guard->release();
+  result_.restart_us = monotonic_us() - request_.started_us;
+  ask_to_draw_anew(process, pid);
+  return {};
+}
+
+Result<RestartResult> restart_target(const RestartRequest& request) {
+  Restart restart(request);
+  while (!restart.is_complete()) VMCKPT_TRY(restart.advance());
+  return restart.take_result();
 }
 
 }  // namespace vmckpt

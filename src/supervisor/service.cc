@@ -10,6 +10,7 @@
 #include <system_error>
 #include <thread>
 #include <typeinfo>
+#include <utility>
 
 #include <malloc.h>
 #include <poll.h>
@@ -43,13 +44,13 @@ struct Client {
   bool attached = false;  // to the target's terminal
 };
 
-// The image being written by a thread of its own, while the service goes on.
-struct Writing {
-  std::unique_ptr<CheckpointInProgress> checkpoint;
-  bool stop = false;
+// The checkpoint under way. Phases that do not touch the target have a thread, while the service goes on.
+struct Running {
+  std::unique_ptr<Checkpoint> checkpoint;
+  Afterwards afterwards = Afterwards::kRuns;
   Client* client = nullptr;  // null when it has gone
   std::thread thread;
-  std::optional<Result<CheckpointResult>> result;
+  std::optional<Result<void>> phase_result;  // set by that thread
 };
 
 struct Order {
@@ -63,29 +64,39 @@ struct LastReply {
   Client* client;
 };
 
-class Service {
- public:
-  Service(Target& target, ControlListener& listener, TerminalControl& terminal, bool detached, Fd terminal_master)
-      : target_(target), listener_(listener), terminal_(terminal), detached_(detached),
-        target_terminal_(std::move(terminal_master), target.log) {}
+}  // namespace
 
-  int run() {
+class Service::Loop {
+ public:
+  Loop(Target& target, ControlListener& listener, TerminalControl& terminal, bool detached)
+      : target_(target), listener_(listener), terminal_(terminal), detached_(detached) {}
+
+  Result<void> look_after_clients() {
+    wait_for_events(0);
+    if (!is_to_end_) return {};
+    return error(fmt::format("ended by vmckpt kill before target \"{}\" ran; nothing is left of it", target_.name));
+  }
+
+  int run(Fd terminal_master) {
+    target_is_there_ = true;
+    target_terminal_.emplace(std::move(terminal_master), target_.log);
     sigset_t mask;
     sigemptyset(&mask);
     for (int signal : kServiceSignals) sigaddset(&mask, signal);
     signals_ = Fd(::signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK));
-    written_ = Fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    phase_ended_ = Fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     // What a checkpoint needs again and again stays mapped: page faults would be the largest part of its pause.
     ::mallopt(M_MMAP_THRESHOLD, 1 << 30);
     ::mallopt(M_TRIM_THRESHOLD, 64 << 20);
     for (;;) {
-      start_next_checkpoint();  // may take a SIGCHLD, so reaping comes after it
-      if (reap_finds_nobody() && !writing_) break;
-      wait_for_events();
+      start_next_checkpoint();
+      drive_checkpoint();  // may take a SIGCHLD, so reaping comes after it
+      if (reap_finds_nobody() && !running_) break;
+      wait_for_events(timeout_ms());
     }
     end_namespace();
     terminal_.take_back(WIFSIGNALED(wait_status_));
-    while (target_terminal_.exists() && !show_to_attached(target_terminal_.take_shown())) {}
+    while (target_terminal_->exists() && !show_to_attached(target_terminal_->take_shown())) {}
     remember();
     listener_.close();
     if (last_reply_) (void)send_reply(last_reply_->client->fd.get(), last_reply_->reply);
@@ -93,6 +104,8 @@ class Service {
   }
 
  private:
+  bool is_snapshot(pid_t pid) const { return running_ && pid == running_->checkpoint->snapshot_pid(); }
+
   // Reaps whatever has ended, follows stops. True when the target and its descendants have all gone.
   bool reap_finds_nobody() {
     for (;;) {
@@ -101,7 +114,7 @@ class Service {
       if (looked != 0 && errno == EINTR) continue;
       if (looked != 0 || next.si_pid == 0) break;
       const pid_t pid = next.si_pid;
-      const bool snapshot = writing_ && pid == writing_->checkpoint->snapshot_pid();
+      const bool snapshot = is_snapshot(pid);
       const bool ended = next.si_code == CLD_EXITED || next.si_code == CLD_KILLED || next.si_code == CLD_DUMPED;
       // A snapshot that was killed keeps its number as a zombie: nobody else's memory can be read in its place.
       if (snapshot && ended) break;
@@ -132,30 +145,36 @@ class Service {
     ::waitpid(target_.namespace_init, nullptr, __WALL);
   }
 
-  void wait_for_events() {
+  int timeout_ms() const {
+    if (!orders_.empty() && !running_) return 0;
+    // With the target gone its leftover processes may be somebody else's children: look for them now and then.
+    const int timeout_ms = running_ ? kProgressIntervalMs : target_ended_ ? 100 : -1;
+    if (monotonic_us() >= accept_again_us_) return timeout_ms;
+    return timeout_ms < 0 ? kAcceptAgainMs : std::min(timeout_ms, kAcceptAgainMs);
+  }
+
+  // Also called while a phase of a checkpoint waits.
+  void wait_for_events(int timeout_ms) {
     const bool accepting = monotonic_us() >= accept_again_us_;
     std::vector<pollfd> polls = {{signals_.get(), POLLIN, 0}, {accepting ? listener_.fd() : -1, POLLIN, 0},
-                                 {written_.get(), POLLIN, 0}, {target_terminal_.fd(), POLLIN, 0}};
-    if (target_terminal_.has_input_left()) polls[3].events |= POLLOUT;
+                                 {phase_ended_.get(), POLLIN, 0}, {target_terminal_ ? target_terminal_->fd() : -1, POLLIN, 0}};
+    if (target_terminal_ && target_terminal_->has_input_left()) polls[3].events |= POLLOUT;
     std::vector<Client*> polled;
     for (Client& client : clients_) {
       polls.push_back({client.fd.get(), POLLIN, 0});
       polled.push_back(&client);
     }
-    // With the target gone its leftover processes may be somebody else's children: look for them now and then.
-    int timeout_ms = writing_ ? kProgressIntervalMs : target_ended_ ? 100 : -1;
-    if (!accepting) timeout_ms = timeout_ms < 0 ? kAcceptAgainMs : std::min(timeout_ms, kAcceptAgainMs);
     int ready = ::poll(polls.data(), polls.size(), timeout_ms);
-    if (ready == 0) return send_progress();
-    if (ready < 0) return;
+    if (running_ && monotonic_us() >= progress_due_us_) send_progress();
+    if (ready <= 0) return;
     if (polls[0].revents) take_signals();
-    if (polls[2].revents) finish_writing();
-    if (polls[3].revents & POLLOUT) target_terminal_.pass_on_typed();
+    if (polls[2].revents) take_phase_result();
+    if (polls[3].revents & POLLOUT) target_terminal_->pass_on_typed();
     for (size_t i = 0; i < polled.size(); ++i) {
       if (polls[4 + i].revents) serve_client(*polled[i]);
     }
     // Behind the clients that were polled: one that does not read is dropped here.
-    if (polls[3].revents & ~POLLOUT) (void)show_to_attached(target_terminal_.take_shown());
+    if (polls[3].revents & ~POLLOUT) (void)show_to_attached(target_terminal_->take_shown());
     if (accepting && polls[1].revents) accept_client();
   }
 
@@ -179,15 +198,16 @@ class Service {
   }
 
   void attach(Client& client, const pb::AttachOrder& order) {
-    if (!target_terminal_.exists()) {
+    if (!target_is_there_) return reply_error(&client, fmt::format("target \"{}\" is still being restarted; try again", target_.name));
+    if (!target_terminal_->exists()) {
       return reply_error(&client, fmt::format("target \"{}\" has no terminal of its own; launch or restart it with --detach --terminal{}",
                                               target_.name, target_.log.empty() ? "" : ", or read its log with vmckpt logs"));
     }
     client.attached = true;
     pb::ControlReply reply;
-    reply.set_shown(target_terminal_.recently_shown());
+    reply.set_shown(target_terminal_->recently_shown());
     (void)send_reply(client.fd.get(), reply);
-    target_terminal_.resize(order.size().rows(), order.size().columns());
+    target_terminal_->resize(order.size().rows(), order.size().columns());
   }
 
   // All processes of the target, when its first has ended what that left behind.
@@ -195,14 +215,17 @@ class Service {
     std::vector<pid_t> found;
     auto descendants = list_descendants(::getpid());
     for (pid_t pid : descendants.ok() ? *descendants : std::vector<pid_t>{target_.pid}) {
-      const bool snapshot = writing_ && pid == writing_->checkpoint->snapshot_pid();
-      if (pid != target_.namespace_init && !snapshot && process_exists(pid)) found.push_back(pid);
+      if (pid != target_.namespace_init && !is_snapshot(pid) && process_exists(pid)) found.push_back(pid);
     }
     return found;
   }
 
   // SIGKILL is for all, so that nothing is left over; others are for the program, which knows its children.
   void send_signal(int signal) {
+    if (!target_is_there_) {
+      is_to_end_ = true;
+      return;
+    }
     for (pid_t pid : processes()) {
       if (signal != SIGKILL && !target_ended_ && pid != target_.pid) continue;
       ::kill(pid, signal);
@@ -251,9 +274,9 @@ class Service {
     } else if (request.has_attach()) {
       attach(client, request.attach());
     } else if (request.has_resize()) {
-      if (client.attached) target_terminal_.resize(request.resize().rows(), request.resize().columns());
+      if (client.attached) target_terminal_->resize(request.resize().rows(), request.resize().columns());
     } else if (request.kind_case() == pb::ControlRequest::kTyped) {
-      if (client.attached) target_terminal_.type(request.typed());
+      if (client.attached) target_terminal_->type(request.typed());
     } else {
       reply_error(&client, "this supervisor does not know that request; it is of another version");
     }
@@ -265,10 +288,10 @@ class Service {
   }
 
   void drop(Client& client) {
-    // Nobody waits for its checkpoints any more: one that is being written is given up, others are not begun.
-    if (writing_ && writing_->client == &client) {
-      writing_->client = nullptr;
-      writing_->checkpoint->cancel();
+    // Nobody waits for its checkpoints any more: one that is under way is given up, others are not begun.
+    if (running_ && running_->client == &client) {
+      running_->client = nullptr;
+      running_->checkpoint->abort("the checkpoint was cancelled: who asked for it has gone");
     }
     std::erase_if(orders_, [&](const Order& order) { return order.client == &client; });
     if (last_reply_ && last_reply_->client == &client) last_reply_.reset();
@@ -286,14 +309,14 @@ class Service {
     status.set_processes(static_cast<uint32_t>(all.size()));
     auto fields = read_status(remaining);
     bool stopped = fields.ok() && status_field(*fields, "State").starts_with("T");
-    status.set_state(writing_ ? "checkpointing" : remaining == 0 ? "ended" : stopped ? "stopped" : "running");
+    status.set_state(!target_is_there_ ? "restarting" : running_ ? "checkpointing" : remaining == 0 ? "ended" : stopped ? "stopped" : "running");
     status.set_generation(target_.generation);
     status.set_image_dir(target_.image_dir);
     for (const std::string& word : target_.command) status.add_command(word);
     status.set_checkpoints(checkpoints_);
     status.set_last_image(last_image_);
     status.set_log(target_.log);
-    status.set_has_terminal(target_terminal_.exists());
+    status.set_has_terminal(target_terminal_ && target_terminal_->exists());
     return status;
   }
 
@@ -306,58 +329,68 @@ class Service {
   }
 
   void start_next_checkpoint() {
-    while (!writing_ && !orders_.empty()) {
-      Order next = std::move(orders_.front());
-      orders_.pop_front();
-      if (has_gone(next.client)) continue;  // the target need not stand still for nobody
-      CheckpointRequest request;
-      request.output = next.order.output();
-      request.stop = next.order.stop();
-      request.self_contained = next.order.self_contained();
-      request.shared_files = next.order.shared_files() == pb::ALL    ? SharedFileContent::kAll
-                             : next.order.shared_files() == pb::NONE ? SharedFileContent::kNone
-                                                                     : SharedFileContent::kMemory;
-      if (next.order.shared_limit_bytes() != 0) request.shared_limit_bytes = next.order.shared_limit_bytes();
-      if (next.order.freeze_timeout_us() != 0) request.freeze_timeout_us = next.order.freeze_timeout_us();
-      auto begun = begin(request);
-      if (!begun.ok()) {
-        reply_error(next.client, begun.error().message());
-        continue;
-      }
-      writing_ = std::make_unique<Writing>();
-      writing_->checkpoint = std::move(*begun);
-      writing_->stop = request.stop;
-      writing_->client = next.client;
+    if (running_ || orders_.empty()) return;
+    const Order next = std::move(orders_.front());
+    orders_.pop_front();
+    if (has_gone(next.client)) return;  // the target need not stand still for nobody
+    CheckpointRequest request;
+    request.output = next.order.output();
+    request.afterwards = next.order.afterwards() == pb::IS_KILLED       ? Afterwards::kKilled
+                         : next.order.afterwards() == pb::STAYS_STOPPED ? Afterwards::kStopped
+                                                                        : Afterwards::kRuns;
+    request.self_contained = next.order.self_contained();
+    request.shared_files = next.order.shared_files() == pb::ALL    ? SharedFileContent::kAll
+                           : next.order.shared_files() == pb::NONE ? SharedFileContent::kNone
+                                                                   : SharedFileContent::kMemory;
+    if (next.order.shared_limit_bytes() != 0) request.shared_limit_bytes = next.order.shared_limit_bytes();
+    if (next.order.freeze_timeout_us() != 0) request.freeze_timeout_us = next.order.freeze_timeout_us();
+    request.timeout_us = next.order.timeout_us();
+    running_ = std::make_unique<Running>();
+    running_->afterwards = request.afterwards;
+    running_->client = next.client;
+    running_->checkpoint = std::make_unique<Checkpoint>(target_, std::move(request), [this] { wait_for_events(0); });
+    progress_due_us_ = monotonic_us() + kProgressIntervalMs * 1000;
+  }
+
+  // One phase after the other, until one has a thread of its own, or there is none left.
+  void drive_checkpoint() {
+    while (running_ && !running_->thread.joinable()) {
+      Checkpoint& checkpoint = *running_->checkpoint;
+      Result<void> result;
       try {
-        writing_->thread = start_writer();
+        if (checkpoint.is_complete()) return finish_checkpoint({});
+        if (checkpoint.next_runs_beside_the_target()) running_->thread = start_phase_in_thread();
+        else result = checkpoint.advance();
       } catch (const std::exception& problem) {
-        reply_error(next.client, why(problem));
-        writing_.reset();
+        result = error(why(problem));
       }
+      if (!result.ok()) finish_checkpoint(result);
     }
   }
 
-  std::thread start_writer() {
-    return std::thread([this, writing = writing_.get()] {
-        try {
-          writing->result = writing->checkpoint->write();
-        } catch (const std::exception& problem) {
-          writing->result = Result<CheckpointResult>(error(why(problem)));
-        }
-        uint64_t one = 1;
-        (void)!::write(written_.get(), &one, sizeof one);
-      });
+  std::thread start_phase_in_thread() {
+    return std::thread([this, running = running_.get()] {
+      try {
+        running->phase_result = running->checkpoint->advance();
+      } catch (const std::exception& problem) {
+        running->phase_result = Result<void>(error(why(problem)));
+      }
+      uint64_t one = 1;
+      (void)!::write(phase_ended_.get(), &one, sizeof one);
+    });
+  }
+
+  void take_phase_result() {
+    uint64_t count;
+    (void)!::read(phase_ended_.get(), &count, sizeof count);
+    if (!running_ || !running_->thread.joinable()) return;
+    running_->thread.join();
+    running_->thread = {};
+    const Result<void> result = *std::exchange(running_->phase_result, std::nullopt);
+    if (!result.ok()) finish_checkpoint(result);
   }
 
   // Threads that cannot be started and memory that cannot be had are failures of this checkpoint, not of the supervisor.
-  Result<std::unique_ptr<CheckpointInProgress>> begin(const CheckpointRequest& request) {
-    try {
-      return begin_checkpoint(target_, request);
-    } catch (const std::exception& problem) {
-      return error(why(problem));
-    }
-  }
-
   static std::string why(const std::exception& problem) {
     if (dynamic_cast<const std::bad_alloc*>(&problem) != nullptr) return "the supervisor gets no more memory; free some";
     if (typeid(problem) != typeid(std::system_error)) return problem.what();
@@ -365,25 +398,21 @@ class Service {
                        problem.what());
   }
 
-  void finish_writing() {
-    uint64_t count;
-    (void)!::read(written_.get(), &count, sizeof count);
-    if (!writing_) return;
-    writing_->thread.join();
-    std::unique_ptr<Writing> done = std::move(writing_);
-    const Result<CheckpointResult>& result = *done->result;
-    if (result.ok()) {
-      if (done->stop) done->checkpoint->kill_target();
+  void finish_checkpoint(const Result<void>& outcome) {
+    std::unique_ptr<Running> done = std::move(running_);
+    pb::ControlReply reply;
+    if (outcome.ok()) {
+      const CheckpointResult& result = done->checkpoint->result();
+      done->checkpoint->end_pause();
       ++checkpoints_;
-      last_image_ = result.value().image;
-      target_.images_numbered = std::max(target_.images_numbered, result.value().image_number);
+      last_image_ = result.image;
+      target_.images_numbered = std::max(target_.images_numbered, result.image_number);
+      fill(result, reply.mutable_done());
     }
     done->checkpoint.reset();  // lets go of the snapshot, or of a target that was stopped in vain
     if (done->client == nullptr) return;
-    if (!result.ok()) return reply_error(done->client, result.error().message());
-    pb::ControlReply reply;
-    fill(result.value(), reply.mutable_done());
-    if (done->stop) {
+    if (!outcome.ok()) return reply_error(done->client, outcome.error().message());
+    if (done->afterwards == Afterwards::kKilled) {
       last_reply_ = LastReply{std::move(reply), done->client};
       return;
     }
@@ -402,28 +431,39 @@ class Service {
       phase->set_name(name);
       phase->set_us(us);
     }
+    for (const auto& [name, us] : result.modules) {
+      pb::Phase* module = done->add_modules();
+      module->set_name(name);
+      module->set_us(us);
+    }
     for (const std::string& note : result.notes) done->add_notes(note);
   }
 
   void send_progress() {
-    if (!writing_ || writing_->client == nullptr) return;
+    progress_due_us_ = monotonic_us() + kProgressIntervalMs * 1000;
+    running_->checkpoint->check_timeout();
+    if (running_->client == nullptr) return;
     pb::ControlReply reply;
     pb::Progress* progress = reply.mutable_progress();
-    progress->set_bytes_done(writing_->checkpoint->progress().bytes_done);
-    progress->set_bytes_saved(writing_->checkpoint->progress().bytes_saved);
-    progress->set_bytes_total(writing_->checkpoint->bytes_to_look_at());
-    (void)send_reply(writing_->client->fd.get(), reply);
+    progress->set_phase(running_->checkpoint->next_phase());
+    progress->set_bytes_done(running_->checkpoint->progress().bytes_done);
+    progress->set_bytes_saved(running_->checkpoint->progress().bytes_saved);
+    progress->set_bytes_total(running_->checkpoint->bytes_to_look_at());
+    (void)send_reply(running_->client->fd.get(), reply);
   }
 
   Target& target_;
   ControlListener& listener_;
   TerminalControl& terminal_;
   const bool detached_;
-  TargetTerminal target_terminal_;
-  Fd signals_, written_;
+  std::optional<TargetTerminal> target_terminal_;  // once the target is there
+  bool target_is_there_ = false;
+  bool is_to_end_ = false;  // before it was there
+  Fd signals_, phase_ended_;
   std::list<Client> clients_;
   std::list<Order> orders_;
-  std::unique_ptr<Writing> writing_;
+  std::unique_ptr<Running> running_;
+  int64_t progress_due_us_ = 0;
   std::optional<LastReply> last_reply_;
   uint32_t checkpoints_ = 0;
   std::string last_image_;
@@ -431,8 +471,6 @@ class Service {
   bool target_ended_ = false;
   int64_t accept_again_us_ = 0;
 };
-
-}  // namespace
 
 sigset_t prepare_service() {
   ::prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
@@ -443,9 +481,14 @@ sigset_t prepare_service() {
   return before;
 }
 
-int serve(Target& target, ControlListener& listener, TerminalControl& terminal, bool detached, Fd terminal_master) {
-  return Service(target, listener, terminal, detached, std::move(terminal_master)).run();
-}
+Service::Service(Target& target, ControlListener& listener, TerminalControl& terminal, bool detached)
+    : loop_(std::make_unique<Loop>(target, listener, terminal, detached)) {}
+
+Service::~Service() = default;
+
+Result<void> Service::look_after_clients() { return loop_->look_after_clients(); }
+
+int Service::serve(Fd terminal_master) { return loop_->run(std::move(terminal_master)); }
 
 int exit_status_of(int wait_status) {
   return WIFSIGNALED(wait_status) ? 128 + WTERMSIG(wait_status) : WEXITSTATUS(wait_status);

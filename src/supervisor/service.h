@@ -1,6 +1,9 @@
 // The supervisor's life beside a running target: reaps it and its orphans, serves the control socket, follows job control.
 #pragma once
 
+#include <memory>
+
+#include "core/fd.h"
 #include "core/result.h"
 #include "supervisor/control_socket.h"
 #include "supervisor/target.h"
@@ -12,9 +15,23 @@ namespace vmckpt {
 // will leave behind. Returns the mask that was in force, which the target must get.
 sigset_t prepare_service();
 
-// Until the target and all that it left behind have ended. Returns the target's wait status.
-// `terminal_master`: what RestartResult has.
-int serve(Target& target, ControlListener& listener, TerminalControl& terminal, bool detached, Fd terminal_master = {});
+class Service {
+ public:
+  // Until serve() is called the target is still being made.
+  Service(Target& target, ControlListener& listener, TerminalControl& terminal, bool detached);
+  ~Service();
+
+  // While it is being made: answers clients and returns at once; a checkpoint that is asked for waits. An Error: somebody wants the
+  // target ended.
+  Result<void> look_after_clients();
+  // Until the target and all that it left behind have ended. Returns the target's wait status.
+  // `terminal_master`: what RestartResult has.
+  int serve(Fd terminal_master = {});
+
+ private:
+  class Loop;
+  std::unique_ptr<Loop> loop_;
+};
 
 // The exit status that tells a wait status: its own, or 128 + signal.
 int exit_status_of(int wait_status);

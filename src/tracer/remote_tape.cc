@@ -19,8 +19,6 @@ constexpr uint64_t kFrameAlign = 64;
 constexpr int64_t kPlayTimeoutUs = 30'000'000;
 constexpr int64_t kBreakOffUs = 2'000'000;  // for the others, when one thread has failed
 
-// What an instruction can bring upon itself.
-constexpr int kFaultSignals[] = {SIGSEGV, SIGBUS, SIGILL, SIGSYS, SIGTRAP, SIGFPE};
 // Compiled code relies on these being clear: single step, direction, nested task, alignment check.
 constexpr uint64_t kStrangeFlags = 0x100 | 0x400 | 0x4000 | 0x40000;
 
@@ -37,21 +35,6 @@ int choose_end_signal(pid_t pid) {
     if (!(caught & (uint64_t{1} << (signal - 1)))) return signal;
   }
   return SIGURG;
-}
-
-// Faults that the thread had brought upon itself before it stopped, whose signals it has not got yet: they are not the tape's.
-uint64_t pending_faults(pid_t tid) {
-  constexpr size_t kAtOnce = 32;
-  uint64_t pending = 0;
-  siginfo_t queued[kAtOnce];
-  for (__ptrace_peeksiginfo_args from{0, 0, kAtOnce};; from.off += kAtOnce) {
-    const long got = ::ptrace(PTRACE_PEEKSIGINFO, tid, &from, queued);
-    for (long i = 0; i < got; ++i) {
-      if (std::find(std::begin(kFaultSignals), std::end(kFaultSignals), queued[i].si_signo) == std::end(kFaultSignals)) continue;
-      pending |= signal_bit(queued[i].si_signo);
-    }
-    if (got < static_cast<long>(kAtOnce)) return pending;
-  }
 }
 
 }  // namespace
@@ -94,7 +77,8 @@ class TapePlay {
     // A fault whose signal is blocked costs the program its handler (force_sig_info_to_task in the kernel's signal.c).
     uint64_t mask = ~signal_bit(end_signal);
     for (int signal : kFaultSignals) mask &= ~signal_bit(signal) | thread_->signal_mask;
-    mask |= pending_faults(thread_->tid);
+    // Faults that it had brought upon itself before it stopped, whose signals it has not got yet, are not the tape's.
+    mask |= thread_->queued_faults(Tracee::Sender::kAnyone);
     if (!thread_->set_signal_mask(mask)) return failed("block signals of");
     if (!thread_->go_on()) return failed("continue");
     started_ = true;
@@ -151,7 +135,7 @@ class TapePlay {
   // The thread has not come to its end, and never will: its registers are put back while it stands in this stop, and the signal
   // stays here.
   Result<void> refuse_fault(int signal) {
-    if (std::find(std::begin(kFaultSignals), std::end(kFaultSignals), signal) == std::end(kFaultSignals)) return {};
+    if (!is_fault(signal)) return {};
     siginfo_t info{};
     if (!thread_->get_signal(&info)) return failed("ask for the signal of");
     if (info.si_code <= 0) return {};  // sent by a process
@@ -182,7 +166,7 @@ class TapePlay {
 
 namespace {
 
-Result<void> wait_for_end(TapePlay& play, int end_signal, const TakeCopy& take_copy, int64_t deadline_us) {
+Result<void> wait_for_end(TapePlay& play, int end_signal, const TakeCopy& take_copy, const Waiting& waiting) {
   Tracee& thread = play.thread();
   for (int round = 0;; ++round) {
     int status = 0;
@@ -191,16 +175,18 @@ Result<void> wait_for_end(TapePlay& play, int end_signal, const TakeCopy& take_c
     if (got == thread.tid) {
       if (VMCKPT_TRY(play.handle_stop(status, end_signal, take_copy))) return {};
       round = 0;
-    } else if (monotonic_us() > deadline_us) {
+    } else if (waiting.is_over()) {
       return error(fmt::format("thread {} does not come back{}", thread.tid, describe_wait(thread.tid)));
     } else {
+      constexpr int kUsualRounds = 8;  // some milliseconds
+      if (round > kUsualRounds) (void)waiting.check();
       wait_for_child_signal(round);
     }
   }
 }
 
 Result<void> play_batch(StoppedWorld& world, const Ledger& ledger, std::vector<TapePlay>& batch, int end_signal,
-                        const TakeCopy& take_copy) {
+                        const TakeCopy& take_copy, Meanwhile* meanwhile) {
   if (batch.empty()) return {};
   // Only now, so that nothing the target forked by itself before it stood still is attached.
   if (take_copy && !world.threads().front().set_options(PTRACE_O_TRACEFORK | PTRACE_O_TRACESYSGOOD)) {
@@ -214,13 +200,13 @@ Result<void> play_batch(StoppedWorld& world, const Ledger& ledger, std::vector<T
   }
   // Whatever happens to one of them, the others come to their ends: the leader may just have made the snapshot, which must not
   // be left alone, and it has advice to put back.
-  int64_t deadline_us = monotonic_us() + (outcome.ok() ? kPlayTimeoutUs : kBreakOffUs);
+  Waiting waiting(monotonic_us() + (outcome.ok() ? kPlayTimeoutUs : kBreakOffUs), meanwhile);
   for (TapePlay& play : batch) {
     if (!play.started()) continue;
-    auto ended = wait_for_end(play, end_signal, take_copy, deadline_us);
+    auto ended = wait_for_end(play, end_signal, take_copy, waiting);
     if (ended.ok() || !outcome.ok()) continue;
     outcome = ended;
-    deadline_us = std::min(deadline_us, monotonic_us() + kBreakOffUs);
+    waiting = waiting.no_longer_than(kBreakOffUs);
   }
   VMCKPT_TRY(std::move(outcome));
   for (TapePlay& play : batch) VMCKPT_TRY(play.read_back(world.pid()));
@@ -230,7 +216,7 @@ Result<void> play_batch(StoppedWorld& world, const Ledger& ledger, std::vector<T
 }  // namespace
 
 Result<void> play_tapes(StoppedWorld& world, const Ledger& ledger, const std::vector<ThreadTape>& tapes,
-                        const TakeCopy& take_copy) {
+                        const TakeCopy& take_copy, Meanwhile* meanwhile) {
   const int end_signal = choose_end_signal(world.pid());
   const RemoteAddr arena(ledger.arena);
   const RemoteAddr arena_end = arena + uint64_t{ledger.arena_slots} * ledger.arena_slot_bytes;
@@ -240,7 +226,7 @@ Result<void> play_tapes(StoppedWorld& world, const Ledger& ledger, const std::ve
     TapePlay play(item, next);
     if (play.end() > arena_end) {
       if (batch.empty()) return error(fmt::format("the tape for thread {} is too long", item.thread->tid));
-      VMCKPT_TRY(play_batch(world, ledger, batch, end_signal, take_copy));
+      VMCKPT_TRY(play_batch(world, ledger, batch, end_signal, take_copy, meanwhile));
       batch.clear();
       next = arena;
       play = TapePlay(item, next);
@@ -248,7 +234,7 @@ Result<void> play_tapes(StoppedWorld& world, const Ledger& ledger, const std::ve
     next = play.end();
     batch.push_back(play);
   }
-  return play_batch(world, ledger, batch, end_signal, take_copy);
+  return play_batch(world, ledger, batch, end_signal, take_copy, meanwhile);
 }
 
 }  // namespace vmckpt

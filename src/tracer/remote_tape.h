@@ -21,8 +21,9 @@ struct ThreadTape {
 // to stop before its first instruction.
 using TakeCopy = std::function<void(Tracee)>;
 
-// Plays every tape in its thread; threads play at the same time. A tape may fork only where somebody takes the copy.
+// Plays every tape in its thread; threads play at the same time. A tape may fork only where somebody takes the copy. Who is looked
+// after `meanwhile` cannot end it: what a tape has begun it brings to its end.
 Result<void> play_tapes(StoppedWorld& world, const Ledger& ledger, const std::vector<ThreadTape>& tapes,
-                        const TakeCopy& take_copy = {});
+                        const TakeCopy& take_copy = {}, Meanwhile* meanwhile = nullptr);
 
 }  // namespace vmckpt

@@ -49,8 +49,8 @@ bool let_go_late(Tracee thread, int wait_status, InterruptedCalls& interrupted) 
 // Threads that are traced by us while the freeze is being built; detached again unless the freeze succeeds.
 class FreezeInProgress {
  public:
-  FreezeInProgress(pid_t pid, int64_t deadline_us, InterruptedCalls& interrupted)
-      : pid_(pid), deadline_us_(deadline_us), interrupted_(interrupted) {}
+  FreezeInProgress(pid_t pid, const Waiting& waiting, InterruptedCalls& interrupted)
+      : pid_(pid), waiting_(waiting), interrupted_(interrupted) {}
   ~FreezeInProgress() {
     stopped_.clear();
     release_running();
@@ -105,7 +105,7 @@ class FreezeInProgress {
     if (!thread.go_on_to_system_call()) return errno_error(fmt::format("continue thread {}", tid));
     Tracee& running = running_.emplace(tid, std::move(thread)).first->second;
     running.forget_state();
-    const int status = VMCKPT_TRY(running.wait_for_stop(deadline_us_));
+    const int status = VMCKPT_TRY(running.wait_for_stop(waiting_));
     if (WIFSTOPPED(status)) {
       constexpr int kSystemCall = SIGTRAP | 0x80;  // PTRACE_O_TRACESYSGOOD
       const bool is_signal = status >> 16 == 0 && WSTOPSIG(status) != kSystemCall;
@@ -172,7 +172,7 @@ class FreezeInProgress {
     if (err == ESRCH) return false;
     if (err == EPERM) {
       ThreadLife life;
-      while ((life = life_of_thread(pid_, tid)) == ThreadLife::kEnding && monotonic_us() < deadline_us_) ::sched_yield();
+      while ((life = life_of_thread(pid_, tid)) == ThreadLife::kEnding && !waiting_.is_over()) ::sched_yield();
       if (life == ThreadLife::kEnded) return false;
     }
     return why_seize_failed(tid, err);
@@ -192,7 +192,7 @@ class FreezeInProgress {
   Result<void> collect(pid_t tid) {
     Tracee& running = running_.at(tid);
     for (;;) {
-      int status = VMCKPT_TRY(running.wait_for_stop(deadline_us_));
+      int status = VMCKPT_TRY(running.wait_for_stop(waiting_));
       if (WIFEXITED(status) || WIFSIGNALED(status)) {
         has_ended(tid);
         return {};
@@ -227,15 +227,15 @@ class FreezeInProgress {
   // Whoever sleeps uninterruptibly is let go of when it wakes (release_late). Asked again: the first time may have failed.
   void release_running() {
     interrupt_running();
-    const int64_t deadline_us = monotonic_us() + 200'000;
+    const Waiting a_little_longer = Waiting::up_to(200'000);
     for (auto& [tid, thread] : running_) {
-      if (auto status = thread.wait_for_stop(deadline_us); status.ok()) let_go_late(std::move(thread), *status, interrupted_);
+      if (auto status = thread.wait_for_stop(a_little_longer); status.ok()) let_go_late(std::move(thread), *status, interrupted_);
       else thread.forget();
     }
   }
 
   pid_t pid_;
-  int64_t deadline_us_;
+  Waiting waiting_;
   InterruptedCalls& interrupted_;
   std::map<pid_t, Tracee> running_;  // attached, not yet seen to stop
   std::set<pid_t> workers_;
@@ -256,12 +256,12 @@ Result<void> number_threads_as_the_target_does(pid_t pid, std::vector<Tracee>& t
 
 }  // namespace
 
-Result<StoppedWorld> freeze(pid_t pid, int64_t timeout_us, InterruptedCalls& interrupted) {
+Result<StoppedWorld> freeze(pid_t pid, const Waiting& waiting, InterruptedCalls& interrupted) {
   StoppedWorld world;
   world.pid_ = pid;
   world.pidfd_ = Fd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
   if (!world.pidfd_) return errno_error(fmt::format("open process {}", pid));
-  FreezeInProgress progress(pid, monotonic_us() + timeout_us, interrupted);
+  FreezeInProgress progress(pid, waiting, interrupted);
   VMCKPT_TRY(progress.stop_all());
   world.threads_ = progress.take();
   interrupted.keep_only(world.threads_);
@@ -269,12 +269,11 @@ Result<StoppedWorld> freeze(pid_t pid, int64_t timeout_us, InterruptedCalls& int
   return world;
 }
 
-Result<StoppedWorld> freeze_later(StoppedWorld world, const std::function<Result<bool>()>& is_enough, int64_t timeout_us,
+Result<StoppedWorld> freeze_later(StoppedWorld world, const std::function<Result<bool>()>& is_enough, const Waiting& waiting,
                                   InterruptedCalls& interrupted) {
-  const int64_t deadline_us = monotonic_us() + timeout_us;
-  FreezeInProgress progress(world.pid_, deadline_us, interrupted);
+  FreezeInProgress progress(world.pid_, waiting, interrupted);
   VMCKPT_TRY(progress.let_run(world.threads_));
-  while (monotonic_us() < deadline_us && !VMCKPT_TRY(is_enough())) VMCKPT_TRY(progress.serve_running());
+  while (!waiting.is_over() && !VMCKPT_TRY(is_enough())) VMCKPT_TRY(progress.serve_running());
   progress.interrupt_running();
   VMCKPT_TRY(progress.stop_all());
   world.threads_ = progress.take();
@@ -283,9 +282,9 @@ Result<StoppedWorld> freeze_later(StoppedWorld world, const std::function<Result
   return world;
 }
 
-Result<void> repeat_call(StoppedWorld& world, Tracee& thread, const user_regs_struct& regs, int64_t timeout_us,
+Result<void> repeat_call(StoppedWorld& world, Tracee& thread, const user_regs_struct& regs, const Waiting& waiting,
                          InterruptedCalls& interrupted) {
-  FreezeInProgress progress(world.pid(), monotonic_us() + timeout_us, interrupted);
+  FreezeInProgress progress(world.pid(), waiting, interrupted);
   thread.disturbed = true;
   thread = VMCKPT_TRY(progress.repeat_call(thread, regs));
   return {};

@@ -11,6 +11,7 @@
 #include <sys/types.h>
 
 #include "core/fd.h"
+#include "core/waiting.h"
 #include "core/result.h"
 #include "tracer/tracee.h"
 
@@ -43,8 +44,8 @@ class StoppedWorld {
   void abandon();
 
  private:
-  friend Result<StoppedWorld> freeze(pid_t, int64_t, InterruptedCalls&);
-  friend Result<StoppedWorld> freeze_later(StoppedWorld, const std::function<Result<bool>()>&, int64_t, InterruptedCalls&);
+  friend Result<StoppedWorld> freeze(pid_t, const Waiting&, InterruptedCalls&);
+  friend Result<StoppedWorld> freeze_later(StoppedWorld, const std::function<Result<bool>()>&, const Waiting&, InterruptedCalls&);
   StoppedWorld() = default;
   pid_t pid_ = 0;
   Fd pidfd_;
@@ -54,18 +55,18 @@ class StoppedWorld {
 // Stops all threads of `pid`; on failure (a debugger is attached, a thread does not stop in time, no permission) everything
 // that was stopped runs on. Calls that a stop makes answer EINTR are repaired in each thread as soon as it has stopped, so
 // that none comes to light however the checkpoint, or this process, may end.
-Result<StoppedWorld> freeze(pid_t pid, int64_t timeout_us, InterruptedCalls& interrupted);
+Result<StoppedWorld> freeze(pid_t pid, const Waiting& waiting, InterruptedCalls& interrupted);
 
 // A target that job control has stopped goes on standing when a freeze ends. This lets its threads run on under ptrace, until
-// `is_enough` (which is asked again and again, and should take some time) or the end of `timeout_us`, and stops them again. For
+// `is_enough` (which is asked again and again, and should take some time) or the end of `waiting`, and stops them again. For
 // everybody else the target is stopped all the time: no SIGCONT, no word to its parent.
-Result<StoppedWorld> freeze_later(StoppedWorld world, const std::function<Result<bool>()>& is_enough, int64_t timeout_us,
+Result<StoppedWorld> freeze_later(StoppedWorld world, const std::function<Result<bool>()>& is_enough, const Waiting& waiting,
                                   InterruptedCalls& interrupted);
 
 // Once more into the system call that one thread was stopped in, from the registers of a call that begins anew, and out of it again:
 // the stop is asked for before the call begins, which goes as far as the kernel goes with one that is interrupted at once. The
 // thread's state is that of the new stop then. A signal that comes first is delivered, and the call not made.
-Result<void> repeat_call(StoppedWorld& world, Tracee& thread, const user_regs_struct& regs, int64_t timeout_us,
+Result<void> repeat_call(StoppedWorld& world, Tracee& thread, const user_regs_struct& regs, const Waiting& waiting,
                          InterruptedCalls& interrupted);
 
 // For a thread that stopped after its freeze had been given up, and whose stop somebody else has waited for: lets go of it as

@@ -9,40 +9,48 @@
 
 namespace vmckpt {
 
-size_t TapeDraft::call(int64_t number, std::vector<uint64_t> args, bool must_succeed, std::string description) {
+size_t TapeDraft::call(int64_t number, const std::vector<TapeWord>& args, bool must_succeed, std::string description) {
+  // What a seccomp filter sees when the draft is tried on it: an address like any other.
+  constexpr uint64_t kSomeAddress = 0x7f00'0000'0000;
   TapeCall entry{};
   entry.number = number;
-  std::copy(args.begin(), args.end(), entry.args);
+  for (size_t i = 0; i < args.size(); ++i) {
+    const TapeWord& word = args[i];
+    if (word.kind_ == TapeWord::Kind::kNumber) {
+      entry.args[i] = word.value_;
+      continue;
+    }
+    entry.args[i] = word.kind_ == TapeWord::Kind::kRoom ? kSomeAddress + word.value_ : 0;
+    arguments_.push_back({calls_.size(), i, word});
+  }
   entry.flags = must_succeed ? kTapeMustSucceed : 0u;
   calls_.push_back(entry);
   descriptions_.push_back(std::move(description));
   return calls_.size() - 1;
 }
 
-uint64_t TapeDraft::room(size_t bytes) {
+TapeWord TapeDraft::room(size_t bytes) {
   // 64-byte steps: the strictest alignment that any argument needs (rseq, xsave).
   uint64_t offset = room_.size();
   room_.resize(offset + (bytes + 63) / 64 * 64);
-  return kRoomTag | offset;
+  return TapeWord(TapeWord::Kind::kRoom, 0, offset);
 }
 
-uint64_t TapeDraft::data(const void* bytes_to_place, size_t bytes) {
-  uint64_t argument = room(bytes);
-  std::copy_n(static_cast<const uint8_t*>(bytes_to_place), bytes, room_.begin() + static_cast<ptrdiff_t>(argument & ~kRoomMask));
+TapeWord TapeDraft::data(const void* bytes_to_place, size_t bytes) {
+  TapeWord argument = room(bytes);
+  std::copy_n(static_cast<const uint8_t*>(bytes_to_place), bytes, room_.begin() + static_cast<ptrdiff_t>(argument.value_));
   return argument;
 }
 
-// An image may name any number: one that looks like a late number and is none stays what it is.
-uint64_t known_number(uint64_t value, const LateNumbers& late) {
-  constexpr uint64_t kTagMask = 0xffff'0000'0000'0000, kAdded = 0xff'ffff;
-  if ((value & kTagMask) != late_number(0)) return value;
-  const uint64_t index = (value & ~kTagMask) >> 24;
-  return index < late.size() ? late[index] + (value & kAdded) : value;
+uint64_t known_number(const TapeWord& word, const LateNumbers& late) {
+  if (word.kind_ == TapeWord::Kind::kNumber) return word.value_;
+  VMCKPT_CHECK(word.kind_ == TapeWord::Kind::kLate && word.index_ < late.size());
+  return late[word.index_] + word.value_;
 }
 
 std::vector<uint8_t> TapeDraft::lay_out(uint64_t address, Tape head, const LateNumbers& late) const {
-  auto known = [&](uint64_t value) {
-    return (value & kRoomMask) == kRoomTag ? address + room_offset() + (value & ~kRoomMask) : known_number(value, late);
+  auto known = [&](const TapeWord& word) {
+    return word.kind_ == TapeWord::Kind::kRoom ? address + room_offset() + word.value_ : known_number(word, late);
   };
   std::vector<uint8_t> result(bytes());
   head.magic = kTapeMagic;
@@ -50,9 +58,7 @@ std::vector<uint8_t> TapeDraft::lay_out(uint64_t address, Tape head, const LateN
   head.failed = head.done = 0;
   std::memcpy(result.data(), &head, sizeof head);
   std::vector<TapeCall> calls = calls_;
-  for (TapeCall& call : calls) {
-    for (uint64_t& argument : call.args) argument = known(argument);
-  }
+  for (const Argument& argument : arguments_) calls[argument.call].args[argument.index] = known(argument.word);
   std::copy_n(reinterpret_cast<const uint8_t*>(calls.data()), calls.size() * sizeof(TapeCall), result.begin() + sizeof(Tape));
   std::copy(room_.begin(), room_.end(), result.begin() + static_cast<ptrdiff_t>(room_offset()));
   for (const Pointer& pointer : pointers_) {

@@ -1,5 +1,8 @@
 #include "tracer/tracee.h"
 
+#include <algorithm>
+#include <iterator>
+
 #include <sched.h>
 #include <sys/ptrace.h>
 #include <sys/wait.h>
@@ -9,6 +12,10 @@
 #include "tracer/thread_state.h"
 
 namespace vmckpt {
+
+bool is_fault(int signal) {
+  return std::find(std::begin(kFaultSignals), std::end(kFaultSignals), signal) != std::end(kFaultSignals);
+}
 
 Tracee::Tracee(pid_t task, AtEnd at_end) : at_end_(at_end), is_owned_(true) { tid = task; }
 
@@ -60,6 +67,21 @@ bool Tracee::get_signal(siginfo_t* signal) const { return ::ptrace(PTRACE_GETSIG
 
 bool Tracee::get_event_message(unsigned long* message) const { return ::ptrace(PTRACE_GETEVENTMSG, tid, 0, message) == 0; }
 
+uint64_t Tracee::queued_faults(Sender sender) const {
+  constexpr size_t kAtOnce = 32;
+  uint64_t found = 0;
+  siginfo_t queued[kAtOnce];
+  for (__ptrace_peeksiginfo_args from{0, 0, kAtOnce};; from.off += kAtOnce) {
+    const long got = ::ptrace(PTRACE_PEEKSIGINFO, tid, &from, queued);
+    for (long i = 0; i < got; ++i) {
+      if (is_fault(queued[i].si_signo) && (sender == Sender::kAnyone || queued[i].si_code > 0)) {
+        found |= uint64_t{1} << (queued[i].si_signo - 1);
+      }
+    }
+    if (got < static_cast<long>(kAtOnce)) return found;
+  }
+}
+
 bool Tracee::let_go(int signal) {
   forget();
   for (int tries = 0; tries < 3; ++tries) {
@@ -74,13 +96,28 @@ constexpr int64_t kPatienceUs = 300'000;
 
 }  // namespace
 
+// Where it was sent, it may have met a fault at the same moment in which it was interrupted: the stop comes first then, and the
+// signal behind it would reach the program with its own registers. (Those of the program itself are blocked while it is disturbed.)
+void Tracee::discard_faults() {
+  constexpr int kTries = 4;
+  for (int tries = 0; tries < kTries; ++tries) {
+    uint64_t mask = 0;
+    if (::ptrace(PTRACE_GETSIGMASK, tid, sizeof mask, &mask) != 0) return;
+    if ((queued_faults(Sender::kKernel) & ~mask) == 0) return;
+    if (!go_on()) return;  // to where the signal is taken: no instruction comes before it
+    auto status = wait_for_stop(Waiting::up_to(kPatienceUs));
+    if (!status.ok() || !WIFSTOPPED(*status)) return;
+  }
+}
+
 void Tracee::put_back() {
   for (int tries = 0; tries < 4; ++tries) {
     if (write_thread_state(*this).ok()) return;
     if (tries == 0) continue;
     interrupt();
-    auto status = wait_for_stop(monotonic_us() + kPatienceUs);
+    auto status = wait_for_stop(Waiting::up_to(kPatienceUs));
     if (status.ok() && !WIFSTOPPED(*status)) return;  // it has been killed
+    discard_faults();
   }
 }
 
@@ -92,7 +129,7 @@ void Tracee::release() {
     put_back();
   } else if (runs_) {  // only what stands can be detached
     interrupt();
-    auto status = wait_for_stop(monotonic_us() + kPatienceUs);
+    auto status = wait_for_stop(Waiting::up_to(kPatienceUs));
     if (status.ok() && WIFSTOPPED(*status) && *status >> 16 == 0) signal = WSTOPSIG(*status);  // one that was being delivered
   }
   let_go(signal);
@@ -114,16 +151,18 @@ pid_t Tracee::take_stop(int* wait_status) {
   return tid;
 }
 
-Result<int> Tracee::wait_for_stop(int64_t deadline_us) {
+Result<int> Tracee::wait_for_stop(const Waiting& waiting) {
   for (int round = 0;; ++round) {
     int status = 0;
     pid_t got = take_stop(&status);
     if (got == tid) return status;
     if (got < 0 && errno != EINTR) return errno_error(fmt::format("wait for thread {}", tid));
-    if (monotonic_us() > deadline_us) {
+    if (waiting.is_over()) {
       return error(fmt::format("thread {} does not stop{}", tid, describe_wait(tid)),
                    "it is probably waiting for a device or a network file system; try again later");
     }
+    constexpr int kUsualRounds = 8;  // some milliseconds
+    if (round > kUsualRounds) VMCKPT_TRY(waiting.check());
     wait_for_child_signal(round);
   }
 }

@@ -10,9 +10,14 @@
 #include <signal.h>
 
 #include "core/result.h"
+#include "core/waiting.h"
 #include "tracer/stopped_thread.h"
 
 namespace vmckpt {
+
+// What an instruction can bring upon itself.
+inline constexpr int kFaultSignals[] = {SIGSEGV, SIGBUS, SIGILL, SIGSYS, SIGTRAP, SIGFPE};
+bool is_fault(int signal);
 
 class Tracee : public StoppedThread {
  public:
@@ -44,6 +49,9 @@ class Tracee : public StoppedThread {
   bool set_signal_mask(uint64_t mask);
   bool get_signal(siginfo_t* signal) const;  // that it stands before
   bool get_event_message(unsigned long* message) const;
+  enum class Sender { kAnyone, kKernel };
+  // Mask of the fault signals in its own queue.
+  uint64_t queued_faults(Sender sender) const;
 
   // Detaches it. Tried again, because nothing worse could happen than that a thread stays stopped.
   bool let_go(int signal);
@@ -59,7 +67,7 @@ class Tracee : public StoppedThread {
   // how the target has ended.
   pid_t take_stop(int* wait_status);
   // Waits for it to stop under ptrace: microseconds as a rule, for ever when it is in an uninterruptible sleep.
-  Result<int> wait_for_stop(int64_t deadline_us);
+  Result<int> wait_for_stop(const Waiting& waiting);
   // Waits for as long as it takes.
   bool wait(int* wait_status);
 
@@ -75,6 +83,7 @@ class Tracee : public StoppedThread {
 
  private:
   void kill_and_reap();
+  void discard_faults();
 
   AtEnd at_end_ = AtEnd::kRunsOn;
   bool is_owned_ = false;

@@ -243,7 +243,7 @@ Result<void> VcpuGate::check_runs() const {
 // IOAPIC of the VMM would wait for it for ever. With a signal pending KVM serves requests all the same, before it looks at
 // signals, and enters no guest (arch/x86/kvm/x86.c, vcpu_enter_guest; with immediate_exit it does not come so far). Twice: the
 // first time it may have got an interrupt ready, which some hosts (PVM) end by that.
-Result<void> VcpuGate::serve_requests(StoppedWorld& world, int64_t timeout_us, InterruptedCalls& interrupted) {
+Result<void> VcpuGate::serve_requests(StoppedWorld& world, const Waiting& waiting, InterruptedCalls& interrupted) {
   constexpr int kTimes = 2;
   const Head head = VMCKPT_TRY(read_head(pid_, ledger_));
   const std::vector<KvmObject> objects = VMCKPT_TRY(read_objects());
@@ -256,7 +256,7 @@ Result<void> VcpuGate::serve_requests(StoppedWorld& world, int64_t timeout_us, I
       user_regs_struct regs = thread.regs;
       regs.rip = head.code.returns.value();
       regs.rdx = 0;
-      VMCKPT_TRY(repeat_call(world, thread, regs, timeout_us, interrupted));
+      VMCKPT_TRY(repeat_call(world, thread, regs, waiting, interrupted));
       if (RemoteAddr(thread.regs.rip) != head.code.returns || thread.regs.rax != 0) continue;
       const VcpuState state = VcpuState::kExited;
       VMCKPT_TRY(write_memory(pid_, first_object + index * sizeof(KvmObject) + offsetof(KvmObject, state), &state, sizeof state));
@@ -288,11 +288,12 @@ Result<std::optional<VcpuGate::Busy>> VcpuGate::find_busy(const StoppedWorld& wo
   return std::optional<Busy>();
 }
 
-Result<bool> VcpuGate::wait_for(const Busy& busy, int64_t deadline_us) {
+Result<bool> VcpuGate::wait_for(const Busy& busy, const Waiting& waiting) {
   VMCKPT_TRY(check_runs());  // a vCPU may have been made since, and its kvm_run mapped
   int64_t keep_closed_us = 0;
-  const int64_t until_us = busy.is_in_run ? std::min(deadline_us, monotonic_us() + kOnItsWayUs) : deadline_us;
+  const int64_t until_us = busy.is_in_run ? waiting.no_longer_than(kOnItsWayUs).deadline_us() : waiting.deadline_us();
   for (int64_t now_us; (now_us = monotonic_us()) < until_us; ::usleep(kLookAgainUs)) {
+    VMCKPT_TRY(waiting.check());
     if (now_us >= keep_closed_us) {
       VMCKPT_TRY(keep_closed());
       keep_closed_us = now_us + kKeepClosedUs;

@@ -65,11 +65,11 @@ class VcpuGate {
   };
   // Every thread is stopped: lets KVM say what it has noted for the VMM and not told it yet, as far as vCPUs can be made to. With a
   // split irqchip that is the end of a level-triggered interrupt.
-  Result<void> serve_requests(StoppedWorld& world, int64_t timeout_us, InterruptedCalls& interrupted);
+  Result<void> serve_requests(StoppedWorld& world, const Waiting& waiting, InterruptedCalls& interrupted);
   // Every thread is stopped: a vCPU that is not at rest.
   Result<std::optional<Busy>> find_busy(const StoppedWorld& world);
   // The target runs: waits until the vCPU may have come to rest, until the deadline at the latest; false then.
-  Result<bool> wait_for(const Busy& busy, int64_t deadline_us);
+  Result<bool> wait_for(const Busy& busy, const Waiting& waiting);
 
  private:
   VcpuGate(pid_t pid, RemoteAddr kvm_ledger, uint32_t closed_value)

@@ -16,6 +16,12 @@ import time
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 DEFAULT = os.environ.get("VMCKPT", os.path.join(HERE, "..", "..", "build", "vmckpt"))
+
+
+def ending_option(vmckpt):
+    """Older binaries call it --stop."""
+    help_text = subprocess.run([vmckpt, "checkpoint", "--help"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    return "--kill" if "--kill" in help_text else "--stop"
 PROGRAM = "import os, sys, time\nparts = [os.urandom(1 << 20) for _ in range({0})]\nblock = b''.join(parts)\nprint('READY', flush=True)\ntime.sleep(100000)"
 
 
@@ -43,7 +49,7 @@ def measure(vmckpt, options):
         with subprocess.Popen([vmckpt, "launch", "-n", "memory", "-d", place, "--", sys.executable, "-c",
                                PROGRAM.format(options.mib // 2)], env=environment, stdout=subprocess.PIPE, text=True) as target:
             target.stdout.readline()
-            image = run(vmckpt, environment, "checkpoint", "memory", "--stop", "--json")["image"]
+            image = run(vmckpt, environment, "checkpoint", "memory", ending_option(vmckpt), "--json")["image"]
         plays, cats = [], []
         for _ in range(options.repetitions):
             cats.append(cat_us(image, len(os.sched_getaffinity(0))))

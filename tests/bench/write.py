@@ -11,7 +11,7 @@ def show(found, options):
     explanation = (
         "write: the whole of a checkpoint with fsync, next to `dd bs=1M conv=fsync` of its bytes, from the page cache\n"
         f"to the same file system, in turns; min median max of {options.repetitions}; ms. Percentages pair by pair.\n"
-        "writing alone: without the work before it, by the engine, in phases write and commit.")
+        "writing alone: without the work before it, by the engine, in phases write, seal and publish.")
     return explanation, summary.table(HEADINGS, [row(cell) for cell in found])
 
 

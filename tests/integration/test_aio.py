@@ -78,7 +78,7 @@ def test_a_vm_with_native_aio_is_checkpointed_while_it_writes_its_disks(make_gue
         guest.checkpoint()
         guest.wait_for_ticks(2)
     for _ in range(2):
-        report = guest.checkpoint("--stop")
+        report = guest.checkpoint("--kill")
         guest.ended()
         last = guest.last_tick()
         assert_copies_survive_a_crash(guest)

@@ -41,7 +41,7 @@ SCRIPT = textwrap.dedent("""\
     "$vmckpt" launch -n it -d "$images" --detach -- "$@" > out 2> err || exit 2
     wait_for out READY
     for life in 1 2; do
-        "$vmckpt" checkpoint it --stop > said 2>&1 || { cat said >&2; exit 3; }
+        "$vmckpt" checkpoint it --kill > said 2>&1 || { cat said >&2; exit 3; }
         until test "$("$vmckpt" list --json)" = "[]"; do sleep 0.02; done
         "$vmckpt" restart --detach "$images/it-$life.ckpt" > said 2>&1 || { cat said >&2; exit 4; }
     done

@@ -190,6 +190,35 @@ def test_list_and_messages_show_no_control_characters_of_a_targets_arguments(sta
     stage.vmckpt_ok("kill", "it")
 
 
+def test_what_an_image_says_steers_no_terminal(stage):
+    """A folder and a file of such names, an argument, a variable: shown by inspect, in a refusal, and as JSON of the same content."""
+    steering = "\033[2J\x9b\n  - \u202egnp"
+    folder = stage.work / f"{steering} Übung"
+    folder.mkdir()
+    file = folder / "file"
+    file.write_text("content")
+    if os.getuid() == 0 and stage.user.uid != 0:
+        shutil.chown(folder, stage.user.uid)
+        shutil.chown(file, stage.user.uid)
+    stage.vmckpt_ok("launch", "--detach", "-n", "it", "-d", stage.images, "--", "env", f"NAME={steering}", "sh", "-c",
+                    'exec 5<"$0"; exec sleep 1000', file)
+    (running,) = stage.list()
+    wait_until(lambda: pathlib.Path(f"/proc/{running['pid']}/comm").read_text() == "sleep\n", "it sleeps")
+    image = stage.vmckpt_ok("checkpoint", "it", "--json").json["image"]
+    (listed,) = [entry for entry in stage.list() if entry["name"] == "it"]
+    assert steering in listed["command"][-1]
+    stage.vmckpt_ok("kill", "it")
+    outcomes = [stage.vmckpt_ok("list"), stage.vmckpt_ok("list", "--json", "--all"), stage.vmckpt_ok("inspect", image),
+                stage.vmckpt_ok("inspect", image, "--json")]
+    assert "Übung" in outcomes[2].stdout and json.loads(outcomes[3].stdout)
+    file.unlink()
+    refused = stage.vmckpt("restart", image, "--detach", "-n", "again")
+    expect_error(refused, "Übung", "\\x1b[2J")
+    assert refused.stderr.count("\n  - ") <= 1, refused
+    for outcome in [*outcomes, refused, stage.vmckpt("verify", folder), stage.vmckpt(steering), stage.vmckpt("list", f"--{steering}")]:
+        assert not any(character in outcome.stdout + outcome.stderr for character in "\033\x9b\u202e"), outcome
+
+
 def test_a_runtime_folder_that_is_missing_or_somebody_elses_is_not_used(stage):
     """su and sudo leave XDG_RUNTIME_DIR as it was."""
     environment = {key: value for key, value in stage.environment.items() if key != "VMCKPT_RUNTIME_DIR"}
@@ -553,7 +582,7 @@ def test_an_output_name_is_relative_to_where_checkpoint_is_run(stage):
 def test_checkpoint_stop_ends_the_target_when_its_image_is_whole(stage):
     target = begin(stage)
     pid = target.pid
-    image = target.checkpoint("--stop")
+    image = target.checkpoint("--kill")
     assert not process_is_alive(pid)
     assert target.wait_for_end() != 0
     stage.vmckpt_ok("verify", image)
@@ -739,6 +768,47 @@ def test_a_file_that_is_no_image_is_called_that(own_stage, content):
     file.chmod(0o644)
     expect_unusable(own_stage, file, "foreign")
     expect_error(own_stage.vmckpt("inspect", file), "foreign")
+
+
+def with_metadata(image, metadata):
+    """A copy with other metadata, all checksums right."""
+    def replace(data):
+        (offset, length), (index, index_bytes) = [entry[2:4] for entry in sections_of(image)]
+        records = bytes(data[index:index + index_bytes])
+        del data[offset:]
+        data += metadata + bytes(-len(metadata) % 8)
+        struct.pack_into("<IIQQQ", data, SECTION_TABLE_OFFSET, 1, 0, offset, len(metadata), xxh3(metadata))
+        struct.pack_into("<IIQQQ", data, SECTION_TABLE_OFFSET + SECTION_BYTES, 2, 0, len(data), index_bytes, xxh3(records))
+        data += records
+        struct.pack_into("<Q", data, SECTION_TABLE_OFFSET - 16, len(data))
+        struct.pack_into("<Q", data, HEADER_BYTES - 8, xxh3(bytes(data[:HEADER_BYTES - 8])))
+
+    return damaged_copy(image, replace)
+
+
+def test_metadata_that_would_fill_the_memory_when_it_is_decoded_is_refused_with_a_sentence(own_stage, image):
+    empty_thread = b"\x22\x00"
+    hostile = with_metadata(image, empty_thread * 4_000_000)
+    expect_unusable(own_stage, hostile, "MiB of memory when it is decoded")
+    expect_error(own_stage.vmckpt("inspect", hostile), "MiB of memory when it is decoded")
+
+
+@pytest.mark.parametrize("words", [["verify"], ["inspect"], ["inspect", "--json"]], ids=" ".join)
+def test_want_of_memory_is_told_with_a_sentence(own_stage, image, words):
+    """However little there is: each megabyte more lets it come a step further."""
+    metadata = image.read_bytes()[sections_of(image)[0][2]:][:sections_of(image)[0][3]]
+    note = b"\x3a\xe8\x07" + b"n" * 1000
+    large = with_metadata(image, metadata + note * 20_000)
+    refused = 0
+    for mebibytes in range(24, 400, 8):
+        outcome = own_stage.run(["prlimit", f"--as={mebibytes << 20}", VMCKPT, *words, large])
+        assert not re.search("terminate called|Sanitizer|core dumped", outcome.stderr), outcome
+        if outcome.status == 1 and "memory" in outcome.stderr:
+            refused += 1
+            assert len(outcome.stderr.splitlines()) == 1, outcome
+        if outcome.status == 0:
+            break
+    assert refused, outcome
 
 
 def test_random_damage_never_makes_a_command_crash(own_stage, image):

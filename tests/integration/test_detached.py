@@ -58,7 +58,7 @@ def test_checkpoint_stop_comes_back_when_the_target_has_ended_and_its_name_is_fr
     pid = launch(stage, f"exec {stage.act('threads')} {stage.go_file}")
     wait_for_log(stage, "READY")
     for _ in range(10):
-        image = stage.vmckpt_ok("checkpoint", "it", "--stop", "--json").json["image"]
+        image = stage.vmckpt_ok("checkpoint", "it", "--kill", "--json").json["image"]
         assert not process_is_alive(pid)
         restarted = stage.vmckpt_ok("restart", "--detach", image, "-n", "it")
         pid = int(restarted.stdout.split()[1])

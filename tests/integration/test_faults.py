@@ -8,6 +8,7 @@ fault each of its threads must get the processor again, untraced; in the end it 
 
 import contextlib
 import hashlib
+import json
 import os
 import pathlib
 import random
@@ -36,7 +37,7 @@ STEPS = int(os.environ.get("VMCKPT_TEST_STEPS", 5))
 # How often something is killed at a random time or call.
 ATTEMPTS = int(os.environ.get("VMCKPT_TEST_ATTEMPTS", 8))
 
-CHECKPOINT_PHASES = ["prepare", "freeze", "save", "snapshot", "resume", "write"]
+CHECKPOINT_PHASES = ["prepare", "quiesce", "freeze", "drain", "save", "snapshot", "resume", "write", "seal"]
 RESTART_PHASES = ["restart-create", "restart-rebuild", "restart-play"]
 
 
@@ -658,6 +659,98 @@ def test_a_thread_in_an_uninterruptible_sleep_refuses_the_checkpoint_and_is_left
         own_stage.go()
         assert target.wait_for_end() == 0, target.report()
         assert target.lines() == ["READY", "PASS"]
+
+
+# ---- a checkpoint that waits is no deaf supervisor -------------------------------------------------------------------
+
+@contextlib.contextmanager
+def a_thread_that_does_not_stop(stage):
+    """A target of which one thread sleeps uninterruptibly until the block ends."""
+    program = stage.file("writer.py", WRITER_TO_A_FILE)
+    with mounted(stage, "ext4", 16) as place:
+        target = stage.launch(["/usr/bin/python3", program, place / "file", stage.go_file])
+        target.wait_for_line("READY")
+        with frozen(place):
+            wait_until(lambda: [tid for tid, view in threads_of(target.pid).items() if view.state == "D"],
+                       "a thread sleeps uninterruptibly")
+            yield target
+        expect_all_threads_run(target.pid)
+        stage.go()
+        assert target.wait_for_end() == 0, target.report()
+
+
+def is_checkpointing(stage):
+    targets = json.loads(stage.vmckpt_ok("list", "--json").stdout)
+    return [target["state"] for target in targets] == ["checkpointing"]
+
+
+def expect_threads_run_again(target):
+    """All but the one that sleeps."""
+    def runs():
+        views = threads_of(target.pid).values()
+        return all(view.state == "D" or (view.state not in "tT" and view.tracer == 0) for view in views)
+    wait_until(runs, "the threads that had been stopped run again")
+
+
+@needs_root
+def test_list_is_answered_while_a_freeze_waits_and_a_client_that_goes_away_ends_it(own_stage):
+    with a_thread_that_does_not_stop(own_stage) as target:
+        with command_under_way(own_stage, "checkpoint", "target", "--freeze-timeout", "300") as command:
+            wait_until(lambda: is_checkpointing(own_stage), "the checkpoint is under way")
+            begin_s = time.monotonic()
+            assert is_checkpointing(own_stage)
+            assert time.monotonic() - begin_s < 10
+            command.process.send_signal(signal.SIGINT)
+        wait_until(lambda: not is_checkpointing(own_stage), "the checkpoint is given up")
+        expect_threads_run_again(target)
+        assert files_in(own_stage.images) == []
+
+
+@needs_root
+def test_a_checkpoint_that_takes_longer_than_its_timeout_is_given_up(own_stage):
+    with a_thread_that_does_not_stop(own_stage) as target:
+        begin_s = time.monotonic()
+        outcome = checkpoint(own_stage, "--freeze-timeout", "300", "--timeout", "0.5")
+        assert time.monotonic() - begin_s < 30
+        expect_refused(outcome, "took longer than 0.5 s", "--timeout")
+        expect_threads_run_again(target)
+        assert files_in(own_stage.images) == []
+
+
+def test_a_second_checkpoint_waits_for_the_first_and_is_made_after_it(stage):
+    subject = Subject(stage, fault="pause:write")
+    with command_under_way(stage, "checkpoint", "target", "-o", stage.images / "first.ckpt") as first:
+        wait_for_pause(subject.supervisor)
+        with command_under_way(stage, "checkpoint", "target", "-o", stage.images / "second.ckpt") as second:
+            assert is_checkpointing(stage)
+            release_pause(stage, subject.supervisor)
+            wait_for_pause(subject.supervisor)
+            release_pause(stage, subject.supervisor)
+    assert first.outcome[0] == 0 and second.outcome[0] == 0, (first.outcome, second.outcome)
+    assert files_in(stage.images) == ["first.ckpt", "second.ckpt"]
+    subject.finish()
+
+
+@pytest.mark.parametrize("phase", ["quiesce", "drain", "seal"])
+def test_a_client_that_goes_away_in_a_phase_leaves_the_target_running_and_no_image(stage, phase):
+    subject = Subject(stage, fault=f"pause:{phase}")
+    with command_under_way(stage, "checkpoint", "target") as command:
+        wait_for_pause(subject.supervisor)
+        command.process.kill()
+        command.process.wait()
+        release_pause(stage, subject.supervisor)
+    wait_until(lambda: not is_checkpointing(stage), "the checkpoint is given up")
+    subject.expect_unharmed()
+    subject.expect_supervisor_unharmed()
+    assert files_in(stage.images) == []
+    subject.finish()
+
+
+@pytest.mark.parametrize("option", ["--timeout", "--freeze-timeout"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "1e300"])
+def test_a_limit_that_is_no_number_of_seconds_is_refused(stage, option, value):
+    outcome = stage.vmckpt("checkpoint", "target", f"{option}={value}")
+    assert outcome.status == 2 and f"{option} is a number of seconds" in outcome.stderr, outcome
 
 
 # ---- a debugger was faster -------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def busy_guest(user):
         for _ in range(2):
             guest.console_command("{ (while :; do :; done) & }")
         guest.wait_for_ticks(5)
-        report = guest.checkpoint("--stop")
+        report = guest.checkpoint("--kill")
         guest.ended()
         yield SavedGuest(guest, report["image"], guest.last_tick(), time.time())
     finally:

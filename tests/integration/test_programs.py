@@ -179,7 +179,7 @@ def cpu_seconds(pid):
 
 @needs("gcc")
 def test_a_compilation_in_the_middle_ends_with_the_same_output(stage):
-    """--stop, because a compiler writes its output as it goes: file and image must be of the same moment."""
+    """--kill, because a compiler writes its output as it goes: file and image must be of the same moment."""
     compiler = subprocess.check_output(["gcc", "-print-prog-name=cc1"], text=True).strip()
     if not os.path.exists(compiler):
         pytest.skip("gcc has no cc1 program")
@@ -193,7 +193,7 @@ def test_a_compilation_in_the_middle_ends_with_the_same_output(stage):
     target = stage.launch(compile_into("output.s"))
     pid = wait_until(lambda: stage.list() and target.pid, "the compiler is listed")
     wait_until(lambda: cpu_seconds(pid) > whole_s / 3, "a third of the work is done")
-    image = target.checkpoint("--stop")
+    image = target.checkpoint("--kill")
     assert target.wait_for_end() != 0  # it was killed, and says so
     target.restart(image)
     assert target.wait_for_end() == 0, target.report()
@@ -316,7 +316,7 @@ def test_sqlite_under_write_load_is_consistent_with_its_files_of_the_same_moment
     target = stage.launch([PYTHON, program])
     target.wait_for_line("READY")
     written = ask(stage, target, 1)
-    image = target.checkpoint("--stop")
+    image = target.checkpoint("--kill")
     target.wait_for_end()
     files = [path for path in stage.work.iterdir() if path.name.startswith("accounts.db")]
     assert len(files) == 3  # with the write-ahead log and its shared index

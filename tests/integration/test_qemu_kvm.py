@@ -144,7 +144,7 @@ def boot_and_save(make, configuration):
     before = guest.interrupts()
     use_every_device(guest)
     after = guest.interrupts()
-    report = guest.checkpoint("--stop")
+    report = guest.checkpoint("--kill")
     guest.ended()
     guest.keep_disks()
     return SavedLinux(guest, report, configuration, guest.last_tick(), after,
@@ -415,7 +415,7 @@ def test_generations_of_checkpoint_kill_and_restart_lose_and_double_no_tick(save
     assert first.counter == saved.last.counter + 1
     for _ in range(GENERATIONS):
         guest.wait_for_ticks(5)
-        report = guest.checkpoint("--stop")
+        report = guest.checkpoint("--kill")
         guest.ended()
         last = guest.last_tick()
         first = guest.restart(report["image"])

@@ -240,7 +240,7 @@ def test_a_vm_killed_with_sigkill_goes_on_from_its_checkpoint(make_guest, user, 
 def test_a_restarted_terminal_is_raw_so_that_ctrl_c_reaches_the_guest(make_guest, user):
     guest = make_guest(user, serial="terminal")
     guest.launch()
-    report = guest.checkpoint("--stop")
+    report = guest.checkpoint("--kill")
     guest.restart(report["image"])
 
     guest.console.sendline("echo begun; sleep 1000")
@@ -260,7 +260,7 @@ def test_disks_written_at_the_checkpoint_are_whole_at_once_and_after_running_on(
     guest.launch()
     nonce = guest.wait_for_ticks(50).nonce
     stopped_from_s = time.monotonic()
-    report = guest.checkpoint("--stop")
+    report = guest.checkpoint("--kill")
     guest.ended()
     last = guest.last_tick()
 
@@ -422,7 +422,7 @@ def test_ten_generations_of_checkpoint_kill_and_restart_lose_and_double_no_tick(
     nonce = guest.wait_for_ticks(10).nonce
     images = []
     for _ in range(10):
-        report = guest.checkpoint("--stop")
+        report = guest.checkpoint("--kill")
         images.append(report["image"])
         first = guest.restart(images[-1])
         assert first.nonce == nonce

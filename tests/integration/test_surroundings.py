@@ -172,7 +172,7 @@ def test_a_full_screen_program_draws_its_screen_anew_after_a_restart(stage):
     program = ["/usr/bin/python3", "-c", FULL_SCREEN]
     first = stage.start_on_terminal([VMCKPT, "launch", "-n", "screen", "-d", stage.images, "--", *program])
     first.expect("READY")
-    stage.vmckpt_ok("checkpoint", "screen", "--stop")
+    stage.vmckpt_ok("checkpoint", "screen", "--kill")
     second = stage.start_on_terminal([VMCKPT, "restart", stage.images / "screen-1.ckpt"])
     second.expect("DRAWN for 23")
     second.expect("DRAWN for 24")

@@ -105,6 +105,30 @@ def test_a_restart_in_which_nothing_moves_gives_up_and_says_so(stage):
     nothing_is_left(stage)
 
 
+def test_a_restart_that_waits_is_listed_and_can_be_killed(stage):
+    with restart_that_waits(stage) as restart:
+        (shown,) = stage.list()
+        assert (shown["name"], shown["state"]) == ("target", "restarting")
+        stage.vmckpt_ok("kill", "target")
+        _, said = restart.communicate(timeout=20)
+        assert restart.returncode == 1
+        assert b"ended by vmckpt kill" in said, said
+    nothing_is_left(stage)
+
+
+def test_a_checkpoint_asked_for_during_a_restart_is_made_when_the_target_runs(stage):
+    with restart_that_waits(stage) as restart:
+        checkpoint = stage.start([VMCKPT, "checkpoint", "target"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        wait_until(lambda: stage.list()[0]["state"] == "restarting", "the restart waits")
+        with pytest.raises(subprocess.TimeoutExpired):
+            checkpoint.wait(timeout=1)
+    image, _ = checkpoint.communicate(timeout=60)
+    assert checkpoint.returncode == 0
+    stage.vmckpt_ok("verify", image.decode().strip())
+    stage.go()
+    assert restart.wait(timeout=60) == 0
+
+
 # ---- numbers --------------------------------------------------------------------------------------------------------
 
 def take_number(number):
@@ -217,6 +241,44 @@ def test_an_orphan_that_a_double_fork_has_just_left_is_not_overlooked(own_stage)
     _, said = checkpoint.communicate(timeout=60)
     assert checkpoint.returncode == 1 and (b"has 2 processes" in said or b"just started another" in said), said
     end(stage, target)
+
+
+# ---- what becomes of the target ---------------------------------------------------------------------------------------
+
+COUNTER = textwrap.dedent("""\
+    import mmap, os, sys, threading
+    count = mmap.mmap(os.open(sys.argv[2], os.O_RDWR), 8)
+    def work():
+        while True:
+            count[:8] = (int.from_bytes(count[:8], "little") + 1).to_bytes(8, "little")
+    threading.Thread(target=work, daemon=True).start()
+    print("READY", flush=True)
+    while not os.path.exists(sys.argv[1]):
+        pass
+    print("PASS", flush=True)
+    os._exit(0)
+    """)
+
+
+def test_a_target_is_left_stopped_at_the_moment_of_its_image(stage):
+    count = stage.file("count", "\0" * 8)
+    target = stage.launch(["/usr/bin/python3", "-c", COUNTER, stage.go_file, count])
+    target.wait_for_line("READY")
+    target.checkpoint("--stop", "--shared-files", "all")
+    after = count.read_bytes()
+    (shown,) = stage.list()
+    assert shown["state"] == "stopped"
+    threading.Event().wait(0.3)
+    assert count.read_bytes() == after, "it does nothing beyond what is in the image"
+    os.kill(target.pid, signal.SIGCONT)
+    wait_until(lambda: count.read_bytes() != after, "it goes on when it may")
+    end(stage, target)
+    assert target.wait_for_end() == 0
+
+
+def test_stop_and_kill_exclude_each_other(stage):
+    outcome = stage.vmckpt("checkpoint", "target", "--stop", "--kill")
+    assert outcome.status == 2 and "--stop and --kill exclude each other" in outcome.stderr, outcome
 
 
 # ---- what list says meanwhile ---------------------------------------------------------------------------------------

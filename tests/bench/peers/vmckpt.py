@@ -64,13 +64,13 @@ class Vmckpt(Peer):
         self.image = os.path.join(self.directory, f"bench-{self._generation}.ckpt")
         command = [VMCKPT, "checkpoint", "bench", "-o", self.image, "--json"]
         started_ns = time.monotonic_ns()
-        report = json.loads(self.run_command(command + (["--stop"] if stop else []), self._environment))
+        report = json.loads(self.run_command(command + (["--kill"] if stop else []), self._environment))
         total_us = elapsed_us(started_ns)
         phases_us = report["phases_us"]
         # The image is committed with fsync before the command returns: there is nothing left to sync.
         return Checkpoint(total_us=total_us, durable_us=total_us, image_bytes=used_bytes(self.image),
                           files=[self.image], engine_pause_us=report["pause_us"],
-                          writing_us=phases_us["write"] + phases_us["commit"], phases_us=phases_us)
+                          writing_us=sum(phases_us.get(name, 0) for name in ("write", "seal", "publish", "commit")), phases_us=phases_us)
 
     def restart(self):
         command = [VMCKPT, "restart", self.image, "-n", "bench", "--detach", "--json"]

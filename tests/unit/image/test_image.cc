@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <functional>
 #include <random>
 #include <set>
@@ -140,7 +141,7 @@ Result<std::string> write_tiny(const ImageDestination& destination, ImageIdentit
   VMCKPT_TRY(test::write_tiny_pages(writer));
   pb::Image metadata = test::tiny_metadata();
   metadata.mutable_target()->set_target_id(identity.target_id.data(), identity.target_id.size());
-  return writer.commit(metadata);
+  return test::finish(writer, metadata);
 }
 
 // From now on open() says what file systems without unnamed files say.
@@ -240,12 +241,39 @@ TEST_CASE("records added in any order are sorted in the image") {
     writer->add_record(plain_record(0, test::kTinyHeapStart + number * kImagePageBytes, page.size(), offset, hash));
   }
   CHECK(writer->page_bytes_written() == 2 * kImagePageBytes);
-  REQUIRE(writer->commit(test::tiny_metadata()).ok());
+  REQUIRE(test::finish(*writer, test::tiny_metadata()).ok());
   CHECK(writer->file_bytes() >= 3 * kImagePageBytes);
   auto reader = ImageReader::open(scratch / "a.ckpt");
   REQUIRE(reader.ok());
   CHECK(reader->pages().records()[0].address < reader->pages().records()[1].address);
   CHECK(reader->verify_pages().ok());
+}
+
+TEST_CASE("a sealed image is whole and has no name until it is published") {
+  Scratch scratch;
+  const std::string path = scratch / "a.ckpt";
+  {
+    auto writer = ImageWriter::create({.path = path}, test::tiny_identity());
+    REQUIRE(writer.ok());
+    CHECK_THAT(writer->publish().error().message(), Contains("is not sealed"));
+    REQUIRE(test::write_tiny_pages(*writer).ok());
+    REQUIRE(writer->seal(test::tiny_metadata()).ok());
+    CHECK_THAT(writer->seal(test::tiny_metadata()).error().message(), Contains("is sealed already"));
+    CHECK_FALSE(std::filesystem::exists(path));
+    Scratch elsewhere;
+    std::filesystem::copy_file("/proc/self/fd/" + std::to_string(writer->fd()), elsewhere / "copy.ckpt");
+    auto reader = ImageReader::open(elsewhere / "copy.ckpt");
+    REQUIRE(reader.ok());
+    CHECK(reader->verify_pages().ok());
+  }
+  CHECK(std::filesystem::is_empty(scratch / "."));  // one that is not published leaves nothing
+  auto writer = ImageWriter::create({.path = path}, test::tiny_identity());
+  REQUIRE(writer.ok());
+  REQUIRE(test::write_tiny_pages(*writer).ok());
+  REQUIRE(writer->seal(test::tiny_metadata()).ok());
+  CHECK(writer->publish().value() == path);
+  CHECK(ImageReader::open(path).ok());
+  CHECK_THAT(writer->publish().error().message(), Contains("is published already"));
 }
 
 TEST_CASE("pages that were not written are holes, cost no disk and read as zeros") {
@@ -257,7 +285,7 @@ TEST_CASE("pages that were not written are holes, cost no disk and read as zeros
   std::string zeros(kImagePageBytes, '\0');
   writer->add_record(
       plain_record(0, test::kTinyHeapStart, zeros.size(), offset + kHoleBytes / 2, XXH3_64bits(zeros.data(), zeros.size())));
-  REQUIRE(writer->commit(test::tiny_metadata()).ok());
+  REQUIRE(test::finish(*writer, test::tiny_metadata()).ok());
   CHECK(writer->page_bytes_written() == 0);
   CHECK(writer->file_bytes() < kHoleBytes / 8);
   auto reader = ImageReader::open(scratch / "a.ckpt");
@@ -483,6 +511,56 @@ TEST_CASE("a hostile page index is refused") {
   }
 }
 
+TEST_CASE("records may have the same content, which is verified once, and no part of it in common") {
+  Scratch scratch;
+  constexpr uint64_t kRecords = 4000, kBytes = 64 * kImagePageBytes;
+  pb::Image metadata = test::tiny_metadata();
+  metadata.mutable_address_spaces(0)->mutable_mappings(1)->set_end(test::kTinyHeapStart + kRecords * kBytes);
+  metadata.mutable_address_spaces(0)->mutable_mappings(2)->set_start(0x200000000);
+  metadata.mutable_address_spaces(0)->mutable_mappings(2)->set_end(0x200000000 + kImagePageBytes);
+  const std::string content(2 * kBytes, 'x');
+  auto written = [&](const std::function<PageRecord(PageRecord, uint64_t)>& edit) {
+    const std::string path = scratch / "shared.ckpt";
+    ::unlink(path.c_str());
+    auto writer = ImageWriter::create({.path = path}, test::tiny_identity());
+    REQUIRE(writer.ok());
+    const uint64_t offset = writer->reserve_pages(2 * kBytes), xxh3 = XXH3_64bits(content.data(), kBytes);
+    REQUIRE(writer->write_pages(content.data(), content.size(), offset).ok());
+    for (uint64_t i = 0; i < kRecords; ++i) {
+      writer->add_record(edit(plain_record(0, test::kTinyHeapStart + i * kBytes, kBytes, offset, xxh3), i));
+    }
+    return said_by(test::finish(*writer, metadata));
+  };
+  REQUIRE(written([](PageRecord record, uint64_t) { return record; }) == scratch / "shared.ckpt");
+  auto reader = ImageReader::open(scratch / "shared.ckpt");
+  REQUIRE(reader.ok());
+  CHECK(reader->pages().size().bytes == kRecords * kBytes);
+  // /proc/thread-self/io counts what was read: without this the same 256 KiB come 4000 times.
+  auto read_so_far = [] {
+    std::ifstream io("/proc/thread-self/io");
+    std::string name;
+    uint64_t bytes = 0;
+    io >> name >> bytes;
+    return bytes;
+  };
+  const uint64_t before = read_so_far();
+  CHECK(reader->verify_pages().ok());
+  CHECK(read_so_far() - before < 2 * kBytes);
+
+  CHECK_THAT(written([](PageRecord record, uint64_t i) {
+    record.offset += i * kImagePageBytes % kBytes;
+    return record;
+  }), Contains("in part in common with the page record"));
+  CHECK_THAT(written([](PageRecord record, uint64_t i) {
+    record.stored_xxh3 += i;
+    return record;
+  }), Contains("in part in common"));
+  CHECK_THAT(written([](PageRecord record, uint64_t i) {
+    if (i % 2 != 0) record.bytes = record.stored_bytes = kImagePageBytes;
+    return record;
+  }), Contains("in part in common"));
+}
+
 TEST_CASE("what only a newer vmckpt can read is refused as that") {
   Scratch scratch;
   auto refused = [&](const char* said, const std::function<void(PageRecord*)>& edit) {
@@ -537,7 +615,7 @@ TEST_CASE("pages are read as data, as zeros, and where nothing is as zeros too")
     record.address = test::kTinyHeapStart + static_cast<uint64_t>(page) * kImagePageBytes;
     writer->add_record(without_content(record, kind));
   }
-  REQUIRE(writer->commit(metadata).ok());
+  REQUIRE(test::finish(*writer, metadata).ok());
   auto reader = ImageReader::open(scratch / "a.ckpt");
   REQUIRE(reader.ok());
   const PageIndex& pages = reader->pages();
@@ -767,7 +845,7 @@ TEST_CASE("a file that appears while the image is written is not replaced either
     auto writer = ImageWriter::create({.path = path, .replace = replace}, test::tiny_identity());
     REQUIRE(writer.ok());
     put_file(path, "a letter");
-    CHECK_FALSE(writer->commit(test::tiny_metadata()).ok());
+    CHECK_FALSE(test::finish(*writer, test::tiny_metadata()).ok());
     CHECK(said_by(read_whole_file(path)) == "a letter");
     ::unlink(path.c_str());
   }
@@ -837,7 +915,7 @@ TEST_CASE("a writer that is given up leaves nothing behind") {
     ImageWriter moved = std::move(*writer);
     pb::Image no_threads = test::tiny_metadata();
     no_threads.mutable_processes(0)->clear_threads();
-    CHECK_THAT(moved.commit(no_threads).error().message(), Contains("there is no thread"));
+    CHECK_THAT(moved.seal(no_threads).error().message(), Contains("there is no thread"));
   }
   CHECK(scratch.entries() == 0);
 }
@@ -922,7 +1000,7 @@ TEST_CASE("where the file system has no unnamed files a temporary name serves, a
     const fs::directory_entry only = *fs::directory_iterator(scratch.path());
     bool hidden = only.path().filename().string().rfind(".a.ckpt.tmp-", 0) == 0;
     bool private_to_owner = (only.status().permissions() & fs::perms(077)) == fs::perms::none;
-    return hidden && private_to_owner && !writer->commit(pb::Image()).ok();
+    return hidden && private_to_owner && !test::finish(*writer, pb::Image()).ok();
   }));
   CHECK(scratch.entries() == 0);
   CHECK(in_child([&] {

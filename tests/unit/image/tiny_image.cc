@@ -16,6 +16,11 @@
 #include "vmckpt/image_format.h"
 
 namespace vmckpt::test {
+
+Result<std::string> finish(ImageWriter& writer, const pb::Image& metadata) {
+  VMCKPT_TRY(writer.seal(metadata));
+  return writer.publish();
+}
 namespace {
 
 constexpr int64_t kCreatedUnixUs = 1767225600000000;  // 2026-01-01 00:00:00 UTC
@@ -105,7 +110,7 @@ Result<std::string> tiny_image_bytes(const std::string& directory) {
   destination.numbered_stem = directory + "/tiny-bytes";
   ImageWriter writer = VMCKPT_TRY(ImageWriter::create(destination, tiny_identity()));
   VMCKPT_TRY(write_tiny_pages(writer));
-  std::string path = VMCKPT_TRY(writer.commit(tiny_metadata()));
+  std::string path = VMCKPT_TRY(finish(writer, tiny_metadata()));
   Result<std::string> bytes = read_whole_file(path);
   ::unlink(path.c_str());
   if (!bytes) return bytes;

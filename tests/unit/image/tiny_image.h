@@ -10,6 +10,9 @@
 
 namespace vmckpt::test {
 
+// Seals and publishes.
+Result<std::string> finish(ImageWriter& writer, const pb::Image& metadata);
+
 constexpr uint64_t kTinyHeapStart = 0x10000000;
 constexpr uint64_t kTinyCapturedId = 1;
 

@@ -151,7 +151,7 @@ Result<void> RoundTrip::save_process(pid_t pid, pb::Image* into, Notes* found,
   CapturedFiles captured(writer, uint64_t{1} << 30);
   {
     InterruptedCalls interrupted;
-    StoppedWorld world = VMCKPT_TRY(freeze(pid, kFreezeTimeoutUs, interrupted));
+    StoppedWorld world = VMCKPT_TRY(freeze(pid, Waiting::up_to(kFreezeTimeoutUs), interrupted));
     DescriptorSave save{world, *ledger, captured, *found};
     VMCKPT_TRY(save_descriptors(save, *into));
   }
@@ -162,7 +162,7 @@ Result<void> RoundTrip::save_process(pid_t pid, pb::Image* into, Notes* found,
   *metadata.mutable_open_files() = into->open_files();
   *metadata.mutable_objects() = into->objects();
   *metadata.mutable_descriptor_tables() = into->descriptor_tables();
-  image_ = VMCKPT_TRY(writer.commit(metadata));
+  image_ = VMCKPT_TRY(test::finish(writer, metadata));
   return {};
 }
 

@@ -11,14 +11,17 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "modules/descriptor_round_trip.h"
+#include "modules/netlink_diag.h"
 #include "modules/netlink_socket.pb.h"
 
 using namespace vmckpt;
@@ -595,6 +598,68 @@ TEST_CASE("a netlink address that the kernel had chosen becomes another one wher
     char answer[1 << 15];
     EXPECT(::recv(6, answer, sizeof answer, 0) > 0);
   }) == "");
+}
+
+TEST_CASE("a netlink socket that is connected to the kernel is so again, and one that listens everywhere does") {
+  if (list_netlink_sockets().empty()) {
+    WARN("skipped: this kernel has no CONFIG_NETLINK_DIAG");
+    return;
+  }
+  auto facts_of = [](int fd) {
+    struct stat status {};
+    EXPECT(::fstat(fd, &status) == 0);
+    const auto all = list_netlink_sockets();
+    const auto found = all.find(status.st_ino);
+    EXPECT(found != all.end());
+    return found->second;
+  };
+  const bool may_listen = ::geteuid() == 0;
+  RoundTrip trip([&] {
+    sockaddr_nl kernel{};
+    kernel.nl_family = AF_NETLINK;
+    for (int number : {6, 7}) {
+      put_at(::socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE), number);
+      EXPECT(::bind(number, reinterpret_cast<sockaddr*>(&kernel), sizeof kernel) == 0);
+    }
+    EXPECT(::connect(6, reinterpret_cast<sockaddr*>(&kernel), sizeof kernel) == 0);
+    const int on = 1;
+    EXPECT(::setsockopt(7, SOL_NETLINK, NETLINK_LISTEN_ALL_NSID, &on, sizeof on) == 0 || !may_listen);
+    EXPECT(facts_of(6).connected && !facts_of(7).connected);
+  });
+  trip.compare_generations = false;
+  REQUIRE(message_of(trip.save()) == "");
+  trip.kill_target();
+  CHECK(trip.check().empty());
+  CHECK(trip.restore([&] {
+    EXPECT(facts_of(6).connected && !facts_of(7).connected);
+    EXPECT(!facts_of(6).listens_everywhere && facts_of(7).listens_everywhere == may_listen);
+    ask_for_interfaces(6);
+    char answer[1 << 15];
+    EXPECT(::recv(6, answer, sizeof answer, 0) > 0);
+  }) == "");
+}
+
+TEST_CASE("a socket of another network namespace is refused, bound or not") {
+  const pid_t child = ::fork();
+  if (child == 0) ::_exit(::unshare(CLONE_NEWNET) == 0 ? 0 : 1);
+  int status = -1;
+  if (::waitpid(child, &status, 0) != child || status != 0) {
+    WARN("skipped: making a network namespace needs CAP_SYS_ADMIN");
+    return;
+  }
+  for (auto [domain, type] : {std::pair{AF_NETLINK, SOCK_RAW}, {AF_INET, SOCK_DGRAM}, {AF_INET6, SOCK_STREAM}, {AF_UNIX, SOCK_STREAM}}) {
+    INFO("domain " << domain);
+    RoundTrip trip([domain = domain, type = type] {
+      const int here = ::open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+      EXPECT(::unshare(CLONE_NEWNET) == 0);
+      put_at(::socket(domain, type, 0), 6);
+      EXPECT(::setns(here, CLONE_NEWNET) == 0);
+      ::close(here);
+    });
+    const std::string message = message_of(trip.save());
+    CHECK(message.find("is a socket of another network namespace than the program's") != std::string::npos);
+    CHECK(message.find("descriptor 6") == 0);
+  }
 }
 
 TEST_CASE("a netlink socket that no checkpoint could have saved is not made") {

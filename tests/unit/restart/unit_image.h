@@ -42,8 +42,8 @@ inline std::unique_ptr<ImageReader> image_with_runs(const pb::AddressSpace& spac
   }
   pb::Image metadata = test::tiny_metadata();
   *metadata.mutable_address_spaces(0) = space;
-  auto committed = writer->commit(metadata);
-  if (!committed.ok()) FAIL(committed.error().message());
+  auto finished = test::finish(*writer, metadata);
+  if (!finished.ok()) FAIL(finished.error().message());
   auto reader = ImageReader::open(destination.path);
   if (!reader.ok()) FAIL(reader.error().message());
   std::filesystem::remove_all(directory);

@@ -172,7 +172,7 @@ void kill_inside_a_tape(Holder& holder) {
   pid_t supervisor = ::fork();
   if (supervisor == 0) {
     InterruptedCalls interrupted;
-    auto world = freeze(holder.pid, 20'000'000, interrupted);
+    auto world = freeze(holder.pid, Waiting::up_to(20'000'000), interrupted);
     if (!world.ok()) ::_exit(1);
     TapeDraft tape;
     const timespec while_we_die{0, 100'000'000};
@@ -192,7 +192,7 @@ void kill_at_any_time(Holder& holder, std::mt19937& chance) {
   if (supervisor == 0) {
     for (;;) {
       InterruptedCalls interrupted;
-      auto world = freeze(holder.pid, 20'000'000, interrupted);
+      auto world = freeze(holder.pid, Waiting::up_to(20'000'000), interrupted);
       if (!world.ok()) ::_exit(1);
       TapeDraft tape;
       for (int i = 0; i < 200; ++i) tape.call(SYS_clock_gettime, {CLOCK_MONOTONIC, reinterpret_cast<uint64_t>(holder.shared->in_tape)});
@@ -256,7 +256,7 @@ TEST_CASE("extended state that was saved on a processor with less of it can be p
   constexpr size_t kInUse = 512;
   {
     InterruptedCalls interrupted;
-    auto world = freeze(holder.pid, 20'000'000, interrupted);
+    auto world = freeze(holder.pid, Waiting::up_to(20'000'000), interrupted);
     REQUIRE(world.ok());
     StoppedThread thread = world->threads()[0];
     thread.xstate.resize(kBytesWithAvx);

@@ -91,7 +91,7 @@ TEST_CASE("a freeze shows no interruption to the program, whether it is resumed 
     pid_t supervisor = ::fork();
     if (supervisor == 0) {
       InterruptedCalls interrupted;
-      auto world = freeze(waiter.pid, 5'000'000, interrupted);
+      auto world = freeze(waiter.pid, Waiting::up_to(5'000'000), interrupted);
       if (i % 2 == 0) ::kill(::getpid(), SIGKILL);
       world->resume();
       ::_exit(0);
@@ -106,7 +106,7 @@ TEST_CASE("the end of a stopped process is left to whoever waits for his childre
   Waiter waiter;
   {
     InterruptedCalls interrupted;
-    auto world = freeze(waiter.pid, 5'000'000, interrupted);
+    auto world = freeze(waiter.pid, Waiting::up_to(5'000'000), interrupted);
     REQUIRE(world.ok());
     world->threads()[0].disturbed = true;
     ::kill(waiter.pid, SIGKILL);
@@ -120,11 +120,11 @@ TEST_CASE("a stopped thread answers a tape's questions and goes on where it was"
   Counter counter;
   {
     InterruptedCalls interrupted;
-    auto world = freeze(counter.pid, 5'000'000, interrupted);
+    auto world = freeze(counter.pid, Waiting::up_to(5'000'000), interrupted);
     REQUIRE(world.ok());
     TapeDraft tape;
     size_t call = tape.call(SYS_getpid);
-    uint64_t room = tape.room(64);
+    const TapeWord room = tape.room(64);
     size_t name = tape.call(SYS_prctl, {16 /* PR_GET_NAME */, room, 0, 0, 0});
     REQUIRE(play_tapes(*world, counter.ledger, {{&world->threads()[0], &tape}}).ok());
     CHECK(tape.result(call) == counter.pid);
@@ -140,7 +140,7 @@ TEST_CASE("a stopped thread answers a tape's questions and goes on where it was"
 TEST_CASE("a call that must succeed ends the tape and is named") {
   Counter counter;
   InterruptedCalls interrupted;
-  auto world = freeze(counter.pid, 5'000'000, interrupted);
+  auto world = freeze(counter.pid, Waiting::up_to(5'000'000), interrupted);
   REQUIRE(world.ok());
   TapeDraft tape;
   tape.call(SYS_close, {~uint64_t{0}}, true, "close a descriptor that is not open");
@@ -156,7 +156,7 @@ TEST_CASE("a supervisor killed in the middle of a tape leaves a thread that goes
   pid_t supervisor = ::fork();
   if (supervisor == 0) {
     InterruptedCalls interrupted;
-    auto world = freeze(counter.pid, 5'000'000, interrupted);
+    auto world = freeze(counter.pid, Waiting::up_to(5'000'000), interrupted);
     if (!world.ok()) ::_exit(1);
     TapeDraft tape;
     timespec long_time{1, 0};
@@ -202,7 +202,7 @@ void expect_harmless(Counter& counter, TapeDraft& tape, const char* signal) {
   const std::string caught = caught_signals(counter.pid);
   {
     InterruptedCalls interrupted;
-    auto world = freeze(counter.pid, 5'000'000, interrupted);
+    auto world = freeze(counter.pid, Waiting::up_to(5'000'000), interrupted);
     REQUIRE(world.ok());
     auto played = play_tapes(*world, counter.ledger, {{&world->threads()[0], &tape}});
     REQUIRE_FALSE(played.ok());
@@ -212,9 +212,9 @@ void expect_harmless(Counter& counter, TapeDraft& tape, const char* signal) {
   CHECK(caught_signals(counter.pid) == caught);
 }
 
-TapeDraft tape_of(int64_t number, std::vector<uint64_t> args = {}) {
+TapeDraft tape_of(int64_t number, const std::vector<TapeWord>& args = {}) {
   TapeDraft tape;
-  tape.call(number, std::move(args));
+  tape.call(number, args);
   return tape;
 }
 

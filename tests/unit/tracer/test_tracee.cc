@@ -47,7 +47,7 @@ struct Counter {
 void stop(Tracee& tracee) {
   REQUIRE(tracee.seize(PTRACE_O_TRACESYSGOOD));
   REQUIRE(tracee.interrupt());
-  REQUIRE(tracee.wait_for_stop(monotonic_us() + 20'000'000).ok());
+  REQUIRE(tracee.wait_for_stop(Waiting::up_to(20'000'000)).ok());
 }
 
 }  // namespace
@@ -84,6 +84,25 @@ TEST_CASE("a task whose registers were disturbed has its own again when its owne
     CHECK_FALSE(counter.is_traced());
     CHECK(counter.counts());
   }
+}
+
+TEST_CASE("a fault of a disturbed task does not reach the program, even if the interrupt comes first") {
+  Counter counter;
+  for (int round = 0; round < 200; ++round) {
+    {
+      Tracee tracee(counter.pid);
+      stop(tracee);
+      REQUIRE(read_thread_state(tracee).ok());
+      tracee.disturbed = true;
+      user_regs_struct elsewhere = tracee.regs;
+      elsewhere.rip = 0;
+      REQUIRE(tracee.set_registers(elsewhere));
+      REQUIRE(tracee.go_on());
+      for (volatile int wait = round * 50; wait > 0;) wait = wait - 1;  // from before the fault to after it
+    }
+    REQUIRE(process_exists(counter.pid));
+  }
+  CHECK(counter.counts());
 }
 
 TEST_CASE("a task has one owner: who has given it away does nothing to it") {
