@@ -66,6 +66,8 @@ class Walk {
       VMCKPT_TRY(take(kExtensionBytes));
     }
     const auto wire_type = WireFormatLite::GetTagWireType(tag);
+    // Which extensions a message has, and the list of a repeated one, are objects of their own.
+    if (field != nullptr && field->is_extension()) VMCKPT_TRY(take(kOwnerBytes));
     if (field != nullptr && wire_type == WireFormatLite::WIRETYPE_LENGTH_DELIMITED) {
       if (field->type() == FieldDescriptor::TYPE_MESSAGE) return submessage(*field->message_type(), depth);
       if (field->cpp_type() == FieldDescriptor::CPPTYPE_STRING) return string();

@@ -16,8 +16,7 @@ constexpr uint64_t kMaxMetadataBytes = uint64_t{256} << 20;
 
 // What decoded metadata may take, by its encoded length. That of a real image takes up to ten times its length, which an
 // anonymous mapping does, mostly two to six. The part that does not depend on the length is for what is short by nature:
-// arguments and variables that are empty (two bytes each, of which execve(2) takes 700,000), an open file with half a million
-// numbers.
+// arguments and variables that are empty (two bytes each, of which execve(2) takes 700,000), descriptors of one file.
 constexpr uint64_t metadata_memory_limit(uint64_t encoded_bytes) { return (uint64_t{64} << 20) + 16 * encoded_bytes; }
 
 // Nothing that this vmckpt does not know is in it, and what it becomes is within the limit: the meaning is not checked.

@@ -9,6 +9,7 @@
 #include <google/protobuf/message.h>
 
 #include "catch.h"
+#include "image/one_process.h"
 #include "image/tiny_image.h"
 #include "modules/process.pb.h"
 
@@ -106,11 +107,12 @@ TEST_CASE("metadata that would take far more memory than it is long is refused b
     INFO(what);
     CHECK_THAT(said_of(tiny + more), Contains("MiB of memory when it is decoded") && Contains("do not trust"));
   };
-  refused("threads", repeated(within(4, within(10, "")), kMany));
+  refused("processes", repeated(within(4, ""), kMany));
+  refused("threads", within(4, repeated(within(10, ""), kMany)));
   refused("mappings", within(5, repeated(within(1, ""), kMany)));
   refused("a mapping's advice", within(5, within(1, repeated(within(9, ""), 4 * kMany))));
-  refused("open files", repeated(within(8, ""), kMany));
   refused("descriptors", within(7, repeated(within(2, ""), kMany)));
+  refused("open files", repeated(within(8, ""), kMany));
   refused("notes", repeated(within(3, ""), 4 * kMany));
 }
 
@@ -134,11 +136,11 @@ TEST_CASE("what metadata will take in memory is added up to no less than what it
 
 TEST_CASE("the metadata of a large real process is far from what is allowed") {
   pb::Image image = test::tiny_metadata();
-  pb::Process& process = *image.mutable_processes(0);
-  const pb::Thread thread = process.threads(0);
-  for (int i = 0; i < 4000; ++i) *process.add_threads() = thread;
+  const OneProcessToSave one = one_process(&image);
+  const pb::Thread thread = one.process.threads(0);
+  for (int i = 0; i < 4000; ++i) *one.process.add_threads() = thread;
   for (int i = 0; i < 65530; ++i) {
-    pb::Mapping& mapping = *image.mutable_address_spaces(0)->add_mappings();
+    pb::Mapping& mapping = *one.memory.add_mappings();
     mapping.set_kind(pb::Mapping::FILE_PRIVATE);
     mapping.set_start(uint64_t{1} << 40);
     mapping.set_end(uint64_t{1} << 41);
@@ -148,16 +150,18 @@ TEST_CASE("the metadata of a large real process is far from what is allowed") {
     mapping.add_advice("dd");
   }
   for (int i = 0; i < 65530; ++i) {
-    pb::Mapping& mapping = *image.mutable_address_spaces(0)->add_mappings();
+    pb::Mapping& mapping = *one.memory.add_mappings();
     mapping.set_kind(pb::Mapping::ANONYMOUS);
     mapping.set_start(uint64_t{1} << 40);
     mapping.set_end(uint64_t{1} << 41);
   }
   for (int i = 0; i < 10000; ++i) {
     image.add_open_files()->set_id(static_cast<uint32_t>(i));
-    image.mutable_descriptor_tables(0)->add_descriptors()->set_number(i);
+    pb::Descriptor& descriptor = *one.descriptors.add_descriptors();
+    descriptor.set_number(i);
+    descriptor.set_file(static_cast<uint32_t>(i));
   }
-  pb::ProcessState& state = *process.MutableExtension(pb::process_state);
+  pb::ProcessState& state = *one.process.MutableExtension(pb::process_state);
   for (int i = 0; i < 700000; ++i) state.add_environment("");  // ARG_MAX, with the pointer to each
   for (int i = 0; i < 100000; ++i) state.add_arguments("A_NAME=and what it is");
   const std::string encoded = image.SerializeAsString();
