@@ -64,7 +64,8 @@ Result<ElfFile> ElfFile::in_memory(std::string_view bytes) {
 
 bool ElfFile::is_64_bit_x86() const {
   GElf_Ehdr header;
-  return ::gelf_getehdr(elf_.get(), &header) != nullptr && header.e_ident[EI_CLASS] == ELFCLASS64 && header.e_machine == EM_X86_64;
+  if (::gelf_getehdr(elf_.get(), &header) == nullptr) return false;
+  return header.e_ident[EI_CLASS] == ELFCLASS64 && header.e_machine == EM_X86_64;
 }
 
 Result<std::string> ElfFile::interpreter() const {

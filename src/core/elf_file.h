@@ -1,4 +1,4 @@
-// What vmckpt wants to know of an ELF file: whether programs of it can be checkpointed, which build it is, where its functions lie.
+// What vmckpt wants to know of an ELF file: which machine and linker it is for, which build it is, where its functions lie.
 // By libelf, which checks what a file says against the file's size; so a file may be hostile, truncated, or change meanwhile.
 #pragma once
 
