@@ -1,7 +1,7 @@
 """Comments and documents name files that exist: looks for paths that are nowhere in the tree.
 
-The end of a path is enough (`kvm.cc` for src/modules/kvm.cc). A header without a folder may be anybody's and is not looked for. Files
-of others begin with a folder that has a row below. NAME in capitals stands for any name.
+The end of a path is enough (`kvm.cc` for src/modules/kvm.cc). A header without a folder may be anybody's and is not looked for.
+Files of others begin with a folder that has a row below. NAME in capitals stands for any name.
 
 usage: check_comments.py SOURCE_FOLDER
 """
