@@ -16,7 +16,7 @@ list() {
     g++ meson ninja-build pkg-config
     # Libraries; docs/architecture.md says why each.
     libboost-program-options-dev libprotobuf-dev protobuf-compiler libseccomp-dev libxxhash-dev libfmt-dev
-    nlohmann-json3-dev
+    nlohmann-json3-dev libelf-dev
     # Unit tests.
     catch2
     # Integration tests: pytest, xdist to run tests side by side, and pexpect for all that happens on a terminal.
@@ -40,7 +40,7 @@ list() {
     linux-image-cloud-amd64 gcc libc6-dev cpio
     # Guests for KVM: firmware and boot loaders, and what a small Linux kernel of one's own is built with.
     u-boot-qemu grub-pc-bin grub-common memtest86+
-    linux-source-6.1@12 make flex bison bc libelf-dev libssl-dev xz-utils binutils
+    linux-source-6.1@12 make flex bison bc libssl-dev xz-utils binutils
     # A Debian 13 in a directory, whose libc, VMM and programs are tried on a Debian 12 (scripts/in-debian13.sh).
     mmdebstrap@12
 LIST

@@ -21,8 +21,6 @@ using google::protobuf::io::CodedInputStream;
 
 // Beside a message or a string itself: the pointer to it in a list that doubles when it is full, and the allocator's own.
 constexpr uint64_t kOwnerBytes = 64;
-// Its entry in the message's set, and the list itself if it is one.
-constexpr uint64_t kExtensionBytes = 128;
 constexpr int kMaxDepth = 32;  // the schema has no message within itself
 
 WireFormatLite::WireType wire_type_of(const FieldDescriptor& field) {
@@ -61,10 +59,7 @@ class Walk {
   Result<void> field(const Descriptor& type, uint32_t tag, int depth) {
     const int number = WireFormatLite::GetTagFieldNumber(tag);
     const FieldDescriptor* field = type.FindFieldByNumber(number);
-    if (type.IsExtensionNumber(number)) {
-      field = type.file()->pool()->FindExtensionByNumber(&type, number);
-      VMCKPT_TRY(take(kExtensionBytes));
-    }
+    if (type.IsExtensionNumber(number)) field = type.file()->pool()->FindExtensionByNumber(&type, number);
     const auto wire_type = WireFormatLite::GetTagWireType(tag);
     // Which extensions a message has, and the list of a repeated one, are objects of their own.
     if (field != nullptr && field->is_extension()) VMCKPT_TRY(take(kOwnerBytes));

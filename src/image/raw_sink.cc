@@ -6,10 +6,11 @@
 
 #include <xxhash.h>
 
+#include "core/page.h"
+
 namespace vmckpt {
 namespace {
 
-constexpr uint64_t kPageBytes = kImagePageBytes;
 constexpr size_t kMaxGapPages = 16;
 constexpr uint64_t kFlushBytes = 32u << 20;
 

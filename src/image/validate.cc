@@ -12,6 +12,7 @@
 #include <google/protobuf/descriptor.h>
 #include <google/protobuf/message.h>
 
+#include "core/page.h"
 #include "core/printable.h"
 #include "image/one_process.h"
 #include "image/page_index.h"
@@ -29,6 +30,7 @@ constexpr size_t kMaxVdsoBytes = size_t{1} << 20;
 constexpr uint64_t kMaxFileBytes = uint64_t{1} << 62;
 constexpr uint64_t kFirstAddressSpace = 0;
 
+static_assert(kImagePageBytes == kPageBytes);  // memory's pages are the image's
 constexpr uint64_t page_round_up(uint64_t value) { return (value + kImagePageBytes - 1) / kImagePageBytes * kImagePageBytes; }
 constexpr bool page_aligned(uint64_t value) { return value % kImagePageBytes == 0; }
 
@@ -390,7 +392,7 @@ Result<void> check_mapping(const pb::Mapping& mapping) {
   if (!page_aligned(mapping.start()) || !page_aligned(mapping.end()) || mapping.start() >= mapping.end()) {
     return error(owner + " is empty or not of whole pages");
   }
-  if (mapping.end() > kUserSpaceEnd) return error(owner + " is outside user space");
+  if (mapping.end() > kLargestUserSpaceEnd) return error(owner + " is outside user space");
   if (!page_aligned(mapping.file_offset()) || mapping.file_offset() > kMaxFileBytes) {
     return error(fmt::format("{} has the file offset {:#x}", owner, mapping.file_offset()));
   }
@@ -438,7 +440,7 @@ Result<void> check_memory(const pb::AddressSpace& memory) {
   previous_end = 0;
   for (const auto& guard : memory.guards()) {
     if (!page_aligned(guard.start()) || !page_aligned(guard.end()) || guard.start() >= guard.end() || guard.start() < previous_end ||
-        guard.end() > kUserSpaceEnd) {
+        guard.end() > kLargestUserSpaceEnd) {
       return error(fmt::format("guard region {} is not of whole pages in user space, or out of order", range_text(guard.start(), guard.end())));
     }
     previous_end = guard.end();

@@ -15,9 +15,6 @@ class FieldDescriptor;
 
 namespace vmckpt {
 
-// End of the addresses a program can have mapped: five-level page tables, less the guard page. [vsyscall] is beyond it.
-constexpr uint64_t kUserSpaceEnd = (uint64_t{1} << 56) - kImagePageBytes;
-
 // What a reader takes into its own memory before it knows whether the image is worth it; for the metadata see decode.h.
 constexpr uint64_t kMaxPageIndexBytes = uint64_t{1} << 30;
 

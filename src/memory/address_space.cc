@@ -16,6 +16,7 @@
 #include <sys/sysmacros.h>
 
 #include "core/fd.h"
+#include "core/page.h"
 #include "core/proc.h"
 #include "memory/page_scan.h"
 #include "memory/system_v_segment.h"
@@ -24,7 +25,6 @@
 namespace vmckpt {
 namespace {
 
-constexpr uint64_t kPageBytes = 4096;
 constexpr char kRecorderName[] = "/libvmckpt.so";
 
 // Advice that is kept (proc(5), VmFlags) because the kernel shows it and madvise or mlock sets it.

@@ -9,6 +9,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "core/clock.h"
+#include "core/page.h"
 #include "image/raw_sink.h"
 #include "image/reader.h"
 #include "memory/file_source.h"
@@ -18,7 +20,6 @@
 namespace vmckpt {
 namespace {
 
-constexpr uint64_t kPageBytes = kImagePageBytes;
 constexpr uint64_t kMaxKeptBytes = 1 << 20, kMaxKeptBytesInAll = 8 << 20;
 
 pb::CapturedFile::Kind kind_of(const std::string& name) {
@@ -29,13 +30,6 @@ pb::CapturedFile::Kind kind_of(const std::string& name) {
 }
 
 uint64_t round_up(uint64_t bytes) { return (bytes + kPageBytes - 1) / kPageBytes * kPageBytes; }
-
-int64_t to_ns(const timespec& time) { return int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec; }
-
-timespec to_timespec(int64_t ns) {
-  const int64_t seconds = ns >= 0 ? ns / 1'000'000'000 : -((-ns + 999'999'999) / 1'000'000'000);
-  return {seconds, ns - seconds * 1'000'000'000};
-}
 
 // Runs in the image have short gaps of zeros in them: holes stay holes.
 Result<void> write_without_zero_pages(int fd, const uint8_t* content, uint64_t bytes, uint64_t offset, const std::string& name) {

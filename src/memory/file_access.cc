@@ -11,6 +11,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "core/clock.h"
+
 namespace vmckpt {
 namespace {
 
@@ -125,7 +127,7 @@ pb::Inode inode_of(int fd) {
   inode.set_gid(status.st_gid);
   struct statx more {};
   if (::statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_BTIME, &more) == 0 && (more.stx_mask & STATX_BTIME) != 0) {
-    inode.set_birth_ns(more.stx_btime.tv_sec * 1'000'000'000 + more.stx_btime.tv_nsec);
+    inode.set_birth_ns(to_ns({more.stx_btime.tv_sec, more.stx_btime.tv_nsec}));
   }
   return inode;
 }

@@ -1,49 +1,13 @@
 // Recognising a mapped file: same build id, or same size and modification time; where the target had other rights than
 // the caller, the very same file otherwise.
-#include <cstring>
-
-#include <elf.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 
+#include "core/elf_file.h"
 #include "core/fd.h"
 #include "memory/address_space.h"
 
 namespace vmckpt {
-namespace {
-
-constexpr size_t kMaxNoteBytes = 64 * 1024;
-
-// NT_GNU_BUILD_ID from the file's PT_NOTE segments, or empty.
-std::string build_id_of(int fd) {
-  Elf64_Ehdr header{};
-  if (!pread_exactly(fd, &header, sizeof header, 0, "").ok()) return {};
-  if (std::memcmp(header.e_ident, ELFMAG, SELFMAG) != 0 || header.e_ident[EI_CLASS] != ELFCLASS64) return {};
-  if (header.e_phentsize != sizeof(Elf64_Phdr)) return {};
-  for (unsigned i = 0; i < header.e_phnum; ++i) {
-    Elf64_Phdr segment{};
-    if (!pread_exactly(fd, &segment, sizeof segment, header.e_phoff + i * sizeof segment, "").ok()) return {};
-    if (segment.p_type != PT_NOTE || segment.p_filesz > kMaxNoteBytes) continue;
-    std::string notes(segment.p_filesz, '\0');
-    if (!pread_exactly(fd, notes.data(), notes.size(), segment.p_offset, "").ok()) return {};
-    for (size_t at = 0; at + sizeof(Elf64_Nhdr) <= notes.size();) {
-      Elf64_Nhdr note{};
-      std::memcpy(&note, notes.data() + at, sizeof note);
-      size_t name = at + sizeof note;
-      size_t description = name + (size_t{note.n_namesz} + 3) / 4 * 4;
-      size_t next = description + (size_t{note.n_descsz} + 3) / 4 * 4;
-      if (next > notes.size() || next <= at) break;
-      if (note.n_type == NT_GNU_BUILD_ID && note.n_namesz == 4 && notes.compare(name, 3, "GNU") == 0) {
-        return notes.substr(description, note.n_descsz);
-      }
-      at = next;
-    }
-  }
-  return {};
-}
-
-}  // namespace
-
 namespace {
 
 Result<pb::FileIdentity> examine(int fd, const std::string& path) {
@@ -57,7 +21,9 @@ Result<pb::FileIdentity> examine(int fd, const std::string& path) {
   identity.set_mtime_sec(info.st_mtim.tv_sec);
   identity.set_mtime_nsec(info.st_mtim.tv_nsec);
   *identity.mutable_origin() = inode_of(fd);
-  if (S_ISREG(info.st_mode)) identity.set_build_id(build_id_of(fd));
+  if (S_ISREG(info.st_mode)) {
+    if (auto elf = ElfFile::open(fd, path); elf.ok()) identity.set_build_id(elf->build_id());
+  }
   return identity;
 }
 

@@ -6,11 +6,11 @@
 #include <unistd.h>
 
 #include "core/fd.h"
+#include "core/page.h"
 
 namespace vmckpt {
 namespace {
 
-constexpr uint64_t kPageBytes = kImagePageBytes;
 
 // Whole pages up to the one in which `end` is.
 PagePiece all_pages(uint64_t object, uint64_t start, uint64_t end) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/page.h"
 #include "image/raw_sink.h"
 #include "memory/page_scan.h"
 #include "memory/page_source.h"
@@ -10,7 +11,6 @@
 namespace vmckpt {
 namespace {
 
-constexpr uint64_t kPageBytes = kImagePageBytes;
 constexpr uint64_t kPieceBytes = kMaxRecordBytes;
 
 // Ranges of a process that stands still: what its page tables say is there.

@@ -8,6 +8,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
+#include "core/page.h"
 #include "core/proc.h"
 #include "memory/maps.h"
 #include "vmckpt/image_format.h"
@@ -15,7 +16,6 @@
 namespace vmckpt {
 namespace {
 
-constexpr uint64_t kPageBytes = kImagePageBytes;
 
 // /proc/PID/pagemap entries.
 constexpr uint64_t kPresent = uint64_t{1} << 63, kSwapped = uint64_t{1} << 62, kFilePage = uint64_t{1} << 61,

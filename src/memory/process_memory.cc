@@ -8,10 +8,11 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "core/page.h"
+
 namespace vmckpt {
 namespace {
 
-constexpr uint64_t kPageBytes = kImagePageBytes;
 
 Error killed(pid_t pid) {
   return error(fmt::format("process {}, whose memory was being written, has been killed", pid),

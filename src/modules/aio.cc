@@ -9,6 +9,7 @@
 
 #include "core/clock.h"
 #include "core/fd.h"
+#include "core/page.h"
 #include "core/proc.h"
 #include "image/one_process.h"
 #include "modules/module.h"
@@ -19,7 +20,6 @@
 namespace vmckpt {
 namespace {
 
-constexpr uint64_t kPageBytes = 4096;
 constexpr uint32_t kMagic = 0xa10a10a1;
 
 uint64_t ring_bytes(uint32_t slots) {

@@ -16,10 +16,6 @@
 namespace vmckpt {
 namespace {
 
-constexpr int64_t kNsPerSecond = 1'000'000'000;
-
-int64_t to_ns(const timespec& time) { return int64_t{time.tv_sec} * kNsPerSecond + time.tv_nsec; }
-
 std::string offset_line(const char* clock, int64_t offset_ns) {
   int64_t seconds = offset_ns / kNsPerSecond, rest = offset_ns % kNsPerSecond;
   if (rest < 0) {
@@ -78,7 +74,7 @@ void enter_saved_time(const pb::Host& host, std::vector<std::string>& notes) {
     notes.push_back("the target's monotonic clock jumps: " + written.error().message());
     return;
   }
-  constexpr int64_t kWorthTellingNs = 1'000'000'000;
+  constexpr int64_t kWorthTellingNs = kNsPerSecond;
   if (gap_ns < kWorthTellingNs) return;
   notes.push_back(fmt::format("the target was away for {:.1f} s; its monotonic clock goes on without the gap",
                               static_cast<double>(gap_ns) / 1e9));

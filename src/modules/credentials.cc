@@ -4,8 +4,8 @@
 #include <iterator>
 
 #include <linux/capability.h>
-#include <linux/prctl.h>
 #include <linux/securebits.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -144,8 +144,8 @@ Result<void> plan_credentials(const pb::Thread& thread, TapeDraft& tape) {
     const bool leaves = (bounding & ~saved.capabilities_bounding()) >> capability & 1;
     if (leaves) tape.call(SYS_prctl, {PR_CAPBSET_DROP, capability, 0, 0, 0});
   }
-  // Needs CAP_SETPCAP too.
-  if (saved.securebits() != 0) tape.call(SYS_prctl, {PR_SET_SECUREBITS, saved.securebits(), 0, 0, 0});
+  // Needs CAP_SETPCAP too. Also to none: restart may have some of its own.
+  if (saved.securebits() != static_cast<uint32_t>(::prctl(PR_GET_SECUREBITS))) tape.call(SYS_prctl, {PR_SET_SECUREBITS, saved.securebits(), 0, 0, 0});
   if (!same_groups(saved, mine) && may_set_groups()) {
     std::vector<uint32_t> groups(saved.groups().begin(), saved.groups().end());
     tape.call(SYS_setgroups, {groups.size(), tape.data(groups.data(), groups.size() * sizeof(uint32_t))}, true,

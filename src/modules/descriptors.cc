@@ -20,6 +20,7 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include "core/clock.h"
 #include "image/one_process.h"
 #include "modules/descriptor_module.h"
 #include "modules/module.h"
@@ -42,9 +43,7 @@ const DescriptorModule* find_module(const TargetFile& file) {
 }
 
 int64_t realtime_ns() {
-  timespec now{};
-  ::clock_gettime(CLOCK_REALTIME, &now);
-  return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
+  return clock_ns(CLOCK_REALTIME);
 }
 
 // What stat does not tell and modules need to recognise their own.

@@ -134,14 +134,14 @@ void GuestTime::plan_stolen_time(const pb::KvmObject& vcpu, TapeDraft& tape) con
 
 // A gap that no scheduler minds needs no note.
 void note_guests_that_mind_a_gap(const pb::Image& image, GuestClock clock, std::vector<std::string>& notes) {
-  constexpr int64_t kNobodyMinds_ns = 1'000'000'000;
+  constexpr int64_t kNobodyMinds_ns = kNsPerSecond;
   if (clock != GuestClock::kAdvance) return;
   const GuestTime time(image, clock, clock_ns(CLOCK_REALTIME), false);
   for (const pb::KvmObject& vcpu : kvm_of(image).objects()) {
     if (vcpu.vcpu().regs().empty() || time.gap_ns(vcpu.parent()) < kNobodyMinds_ns || stolen_time_of(kvm_of(image), vcpu) != 0) continue;
     notes.push_back(fmt::format("the guest's clock goes forward by {} s, and the guest of vCPU {} does not ask KVM for stolen time: it may take the gap "
                                 "for time that a task has run, and a busy guest may seem to stand still for as long",
-                                time.gap_ns(vcpu.parent()) / 1'000'000'000, vcpu.number()));
+                                time.gap_ns(vcpu.parent()) / kNsPerSecond, vcpu.number()));
     return;  // vCPUs are alike
   }
 }

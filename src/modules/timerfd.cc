@@ -34,12 +34,8 @@
 namespace vmckpt {
 namespace {
 
-constexpr int64_t kSecondNs = 1'000'000'000;
 constexpr unsigned long kSetTicks =
     _IOW('T', 0, uint64_t);  // TFD_IOC_SET_TICKS; linux/timerfd.h clashes with libc's fcntl.h
-
-timespec to_timespec(int64_t ns) { return {ns / kSecondNs, ns % kSecondNs}; }
-int64_t to_ns(const timespec& time) { return int64_t{time.tv_sec} * kSecondNs + time.tv_nsec; }
 
 bool is_realtime(int clock) { return clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_ALARM; }
 
@@ -52,7 +48,7 @@ Result<int64_t> parse_time(const TargetFile& file, std::string_view name) {
   if (std::sscanf(text.c_str(), "(%" SCNu64 ", %" SCNu64 ")", &seconds, &ns) != 2) {
     return error(fmt::format("{} has no {} in /proc/PID/fdinfo", file.describe(), name));
   }
-  return static_cast<int64_t>(seconds) * kSecondNs + static_cast<int64_t>(ns);
+  return static_cast<int64_t>(seconds) * kNsPerSecond + static_cast<int64_t>(ns);
 }
 
 // `file` gets what describes `seen`, with an fdinfo of now if the first one could mean two things.

@@ -14,6 +14,7 @@
 #include <sys/time.h>
 #include <time.h>
 
+#include "core/clock.h"
 #include "core/fd.h"
 #include "core/proc.h"
 #include "image/one_process.h"
@@ -77,8 +78,6 @@ bool has_thread(const pb::Image& image, int32_t tid) {
 
 int64_t to_us(const timeval& time) { return int64_t{time.tv_sec} * 1'000'000 + time.tv_usec; }
 timeval from_us(int64_t us) { return {us / 1'000'000, us % 1'000'000}; }
-int64_t to_ns(const timespec& time) { return int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec; }
-timespec from_ns(int64_t ns) { return {ns / 1'000'000'000, ns % 1'000'000'000}; }
 
 struct TimerAnswers {
   TapeWord interval_answers[3];
@@ -178,7 +177,7 @@ void plan_timers(const pb::Image& image, TapeDraft& tape) {
   if (keeps_ids && timers.posix_timers_size() > 0) tape.call(SYS_prctl, {PR_TIMER_CREATE_RESTORE_IDS, 0, 0, 0, 0});
   for (const pb::PosixTimer& timer : timers.posix_timers()) {
     if (timer.value_ns() == 0) continue;
-    itimerspec value{from_ns(timer.interval_ns()), from_ns(timer.value_ns())};
+    itimerspec value{to_timespec(timer.interval_ns()), to_timespec(timer.value_ns())};
     tape.call(SYS_timer_settime, {static_cast<uint64_t>(timer.id()), 0, tape.data_of(value), 0}, true,
               fmt::format("arm POSIX timer {}", timer.id()));
   }

@@ -15,6 +15,7 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 
+#include "core/page.h"
 #include "recorder/ram_ledger.h"
 #include "recorder/recorder.h"
 
@@ -41,7 +42,6 @@ void open_ram_ledger() {
 
 namespace {
 
-constexpr uint64_t kPageBytes = 4096;
 // Each discard that is not next to the last one may split a mapping in three, and vm.max_map_count is 65,530, of which restart
 // has taken up to 20,000 (restart/memory_plan.cc). Beyond these, what is discarded is filled with zeros.
 constexpr uint32_t kMostSmallDiscards = 8'000, kMostLargeDiscards = 8'000;

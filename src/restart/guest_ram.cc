@@ -8,6 +8,7 @@
 #include <sys/syscall.h>
 
 #include "core/kvm_api.h"
+#include "core/page.h"
 #include "image/one_process.h"
 #include "modules/kvm.h"
 #include "modules/seccomp.h"
@@ -26,7 +27,7 @@ bool read_saved(const ImageReader& image, uint64_t address, void* to, size_t byt
 
 // In the same library's memory as the ledger, a few pages of which were ever touched.
 bool find_ram_ledger(const ImageReader& image, uint64_t ledger_address, RamLedger* saved) {
-  constexpr uint64_t kNearBytes = 64u << 20, kPageBytes = 4096;
+  constexpr uint64_t kNearBytes = 64u << 20;
   for (const PageRun& run : image.pages().runs_of(0)) {
     const uint64_t nearest = ledger_address > kNearBytes ? (ledger_address - kNearBytes) / kPageBytes * kPageBytes : 0;
     const uint64_t end = std::min(run.address + run.bytes, ledger_address + kNearBytes);
@@ -69,7 +70,7 @@ std::vector<std::pair<uint64_t, uint64_t>> memory_slots(const pb::Kvm& kvm) {
 // What the recorder calls in place of a discard.
 bool filters_allow(const pb::Image& image) {
   TapeDraft calls;
-  constexpr uint64_t kAnywhere = 0x7f0000000000, kBytes = 4096, kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+  constexpr uint64_t kAnywhere = 0x7f0000000000, kBytes = kPageBytes, kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
   for (uint64_t flags : {kFlags, kFlags | MAP_NORESERVE, kFlags & ~uint64_t{MAP_FIXED}, (kFlags & ~uint64_t{MAP_FIXED}) | MAP_NORESERVE}) {
     calls.call(SYS_mmap, {flags & MAP_FIXED ? kAnywhere : 0, kBytes, PROT_READ | PROT_WRITE, flags, ~uint64_t{0}, 0});
   }

@@ -8,6 +8,7 @@
 #include <sys/shm.h>
 #include <sys/syscall.h>
 
+#include "core/page.h"
 #include "image/one_process.h"
 #include "restart/page_reads.h"
 
@@ -25,7 +26,7 @@ uint64_t choose_read_threshold(const std::vector<PageRun>& runs) {
   uint64_t threshold = 256u << 10;
   while (mapped(threshold) > kMaxImageMappings) threshold *= 2;
   if (threshold > 256u << 10) return threshold;
-  for (; threshold > 4096; threshold /= 2) {
+  for (; threshold > kPageBytes; threshold /= 2) {
     uint64_t bytes = 0;
     for (const PageRun& run : runs) bytes += run.bytes < threshold ? run.bytes : 0;
     if (bytes <= kReadBudgetBytes || mapped(threshold / 2) > kMaxImageMappings) return threshold;
@@ -45,8 +46,8 @@ class MemoryPlanner {
     std::erase_if(of_guest_ram, [&](const PageRun& run) { return run.zero || !guest_ram.holds(run.address); });
     read_guest_ram_below_ = choose_read_threshold(of_guest_ram);
     constexpr int kDroppable = 0x08;  // MAP_DROPPABLE (include/uapi/linux/mman.h), a type like MAP_PRIVATE
-    if (void* page = ::mmap(nullptr, 4096, PROT_NONE, kDroppable | MAP_ANONYMOUS, -1, 0); page != MAP_FAILED) {
-      ::munmap(page, 4096);
+    if (void* page = ::mmap(nullptr, kPageBytes, PROT_NONE, kDroppable | MAP_ANONYMOUS, -1, 0); page != MAP_FAILED) {
+      ::munmap(page, kPageBytes);
       droppable_ = kDroppable;
     }
   }

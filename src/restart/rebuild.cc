@@ -18,6 +18,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "core/page.h"
 #include "image/one_process.h"
 #include "memory/maps.h"
 #include "memory/address_space.h"
@@ -37,9 +38,8 @@
 namespace vmckpt {
 namespace {
 
-constexpr uint64_t kPageBytes = 4096;
 constexpr uint64_t kThreadStackBytes = 2 * kPageBytes;
-constexpr uint64_t kLowestArena = 0x10000000, kEndOfUserSpace = 0x7ffffffff000;
+constexpr uint64_t kLowestArena = 0x10000000;
 
 uint64_t round_up(uint64_t bytes) { return (bytes + kPageBytes - 1) / kPageBytes * kPageBytes; }
 
@@ -163,7 +163,7 @@ Result<uint64_t> find_free_range(const pb::AddressSpace& space, const std::vecto
     if (start > candidate + bytes + kMarginBytes) break;
     candidate = std::max(candidate, round_up(end) + kMarginBytes);
   }
-  if (candidate + bytes > kEndOfUserSpace) return error("the target's address space has no free range left for restart");
+  if (candidate + bytes > kUserSpaceEnd) return error("the target's address space has no free range left for restart");
   return candidate;
 }
 
@@ -215,7 +215,7 @@ class Arena {
 
   LateNumbers late_numbers() const {
     const uint64_t end = address_ + bytes_;
-    LateNumbers late = {address_, end, kEndOfUserSpace - end, address_ + parking_offset_};
+    LateNumbers late = {address_, end, kUserSpaceEnd - end, address_ + parking_offset_};
     for (size_t thread = 0; thread < tape_offsets_.size(); ++thread) {
       late.push_back(tape(thread));
       late.push_back(stack_top(thread) - kThreadStackBytes);

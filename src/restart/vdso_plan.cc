@@ -6,9 +6,10 @@
 #include <map>
 #include <string>
 
-#include <elf.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+
+#include "core/elf_file.h"
 
 namespace vmckpt {
 namespace {
@@ -20,30 +21,10 @@ const Vma* code_of(const std::vector<Vma>& parts) {
   return nullptr;
 }
 
-// Functions of a vdso image by name, with their offsets. The image may come from a file: everything is bounds-checked.
+// Functions of a vdso image by name, with their offsets. The image may come from a file: what cannot be read has none.
 std::map<std::string, uint64_t> functions_of(const std::string& code) {
-  std::map<std::string, uint64_t> functions;
-  Elf64_Ehdr header{};
-  if (code.size() < sizeof header) return functions;
-  std::memcpy(&header, code.data(), sizeof header);
-  auto read_section = [&](unsigned index, Elf64_Shdr* section) {
-    uint64_t at = header.e_shoff + uint64_t{index} * sizeof *section;
-    if (at + sizeof *section > code.size() || at < header.e_shoff) return false;
-    std::memcpy(section, code.data() + at, sizeof *section);
-    return section->sh_offset <= code.size() && section->sh_size <= code.size() - section->sh_offset;
-  };
-  for (unsigned i = 0; i < header.e_shnum; ++i) {
-    Elf64_Shdr symbols{}, strings{};
-    if (!read_section(i, &symbols) || symbols.sh_type != SHT_DYNSYM || !read_section(symbols.sh_link, &strings)) continue;
-    for (uint64_t at = 0; at + sizeof(Elf64_Sym) <= symbols.sh_size; at += sizeof(Elf64_Sym)) {
-      Elf64_Sym symbol{};
-      std::memcpy(&symbol, code.data() + symbols.sh_offset + at, sizeof symbol);
-      if (ELF64_ST_TYPE(symbol.st_info) != STT_FUNC || symbol.st_name >= strings.sh_size) continue;
-      const char* name = code.data() + strings.sh_offset + symbol.st_name;
-      functions[std::string(name, ::strnlen(name, strings.sh_size - symbol.st_name))] = symbol.st_value;
-    }
-  }
-  return functions;
+  auto vdso = ElfFile::in_memory(code);
+  return vdso.ok() ? vdso->functions() : std::map<std::string, uint64_t>();
 }
 
 // movabs rax, TARGET; jmp rax. The functions take their arguments in rdi, rsi, rdx; rax is free at their entry.

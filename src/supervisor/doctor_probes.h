@@ -6,12 +6,12 @@
 
 #include <sys/types.h>
 
+#include "core/page.h"
 #include "core/result.h"
 #include "supervisor/doctor.h"
 
 namespace vmckpt {
 
-inline constexpr uint64_t kPageBytes = 4096;
 inline constexpr uint64_t kMiB = uint64_t{1} << 20;
 
 Probe ok(std::string reason);

@@ -1,16 +1,16 @@
 #include "supervisor/launch.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 
-#include <elf.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <sys/stat.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
+#include "core/elf_file.h"
 #include "core/fd.h"
 #include "core/proc.h"
 #include "modules/seccomp.h"
@@ -44,29 +44,10 @@ Result<std::string> find_in_path(const std::string& command) {
                is_here ? fmt::format("the one in this folder is ./{}", command) : "give its path, or install it");
 }
 
-Result<void> check_elf(const std::string& path, int fd, const Elf64_Ehdr& header) {
-  if (header.e_ident[EI_CLASS] != ELFCLASS64 || header.e_machine != EM_X86_64) {
-    return error(path + " is no 64-bit x86 program: only those can be checkpointed");
-  }
-  bool dynamic = false, go = false;
-  std::string interpreter;
-  for (unsigned i = 0; i < header.e_phnum; ++i) {
-    Elf64_Phdr segment{};
-    VMCKPT_TRY(pread_exactly(fd, &segment, sizeof segment, header.e_phoff + uint64_t{i} * header.e_phentsize, path));
-    // Go's linker notes the program's build id under its own name (cmd/link, ELFNOTE_GO_NAME).
-    struct {
-      Elf64_Nhdr head;
-      char name[4];
-    } note{};
-    if (segment.p_type == PT_NOTE && ::pread(fd, &note, sizeof note, static_cast<off_t>(segment.p_offset)) == sizeof note) {
-      go |= note.head.n_namesz == 4 && std::memcmp(note.name, "Go", 3) == 0;
-    }
-    if (segment.p_type != PT_INTERP) continue;
-    dynamic = true;
-    interpreter.resize(std::min<size_t>(segment.p_filesz, PATH_MAX));
-    VMCKPT_TRY(pread_exactly(fd, interpreter.data(), interpreter.size(), segment.p_offset, path));
-    interpreter.resize(std::strlen(interpreter.c_str()));
-  }
+Result<void> check_elf(const std::string& path, int fd) {
+  ElfFile program = VMCKPT_TRY(ElfFile::open(fd, path));
+  if (!program.is_64_bit_x86()) return error(path + " is no 64-bit x86 program: only those can be checkpointed");
+  const std::string interpreter = VMCKPT_TRY(program.interpreter());
   // The recorder is linked against glibc and loaded by its dynamic linker.
   for (const char* other : {"ld-musl", "linker64", "ld-uClibc"}) {
     if (interpreter.find(other) == std::string::npos) continue;
@@ -74,7 +55,10 @@ Result<void> check_elf(const std::string& path, int fd, const Elf64_Ehdr& header
                              "loaded into it", path, interpreter),
                  "use a build of it for glibc");
   }
-  if (!dynamic) {
+  if (interpreter.empty()) {
+    // Go's linker notes the program's build id under its own name (cmd/link, ELFNOTE_GO_NAME).
+    const std::vector<ElfNote> notes = program.notes();
+    const bool go = std::any_of(notes.begin(), notes.end(), [](const ElfNote& note) { return note.owner == "Go"; });
     return error(path + " is statically linked: the recorder, a preloaded library, cannot be in it",
                  go ? "build it with `go build -buildmode=pie`" : "use a dynamically linked build of it");
   }
@@ -147,11 +131,7 @@ Result<void> check_program(const std::string& command) {
     if (!fd.ok()) return {};  // executable but not readable: exec decides
     char start[256] = {};
     ssize_t got = ::pread(fd->get(), start, sizeof start - 1, 0);
-    Elf64_Ehdr header{};
-    if (got >= static_cast<ssize_t>(sizeof header) && std::memcmp(start, ELFMAG, SELFMAG) == 0) {
-      std::memcpy(&header, start, sizeof header);
-      return check_elf(path, fd->get(), header);
-    }
+    if (std::string_view(start).starts_with("\177ELF")) return check_elf(path, fd->get());
     if (got < 2 || start[0] != '#' || start[1] != '!') return {};  // exec says what it is
     auto words = split_words(std::string_view(start + 2).substr(0, std::strcspn(start + 2, "\n")));
     if (words.empty()) return {};

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include "core/clock.h"
 #include "core/fd.h"
 #include "core/proc.h"
 
@@ -61,9 +62,7 @@ bool others_may_end_soon(const Target& target) {
   constexpr int64_t kYoungNs = 3'000'000'000;
   auto processes = processes_of(target);
   if (!processes.ok()) return false;
-  timespec now{};
-  ::clock_gettime(CLOCK_BOOTTIME, &now);
-  const int64_t now_ns = now.tv_sec * 1'000'000'000 + now.tv_nsec, tick_ns = 1'000'000'000 / ::sysconf(_SC_CLK_TCK);
+  const int64_t now_ns = clock_ns(CLOCK_BOOTTIME), tick_ns = kNsPerSecond / ::sysconf(_SC_CLK_TCK);
   if (processes->size() <= 1) return true;  // they have ended
   return std::any_of(processes->begin(), processes->end(), [&](pid_t pid) {
     auto stat = read_stat(pid);

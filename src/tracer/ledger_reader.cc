@@ -10,13 +10,13 @@
 
 #include <sys/uio.h>
 
+#include "core/page.h"
 #include "core/proc.h"
 #include "tracer/remote_memory.h"
 
 namespace vmckpt {
 namespace {
 
-constexpr uint64_t kPageBytes = 4096;
 
 // Where the target's maps allow code to run.
 class ExecutableRanges {

@@ -12,6 +12,7 @@
 #include "core/clock.h"
 #include "core/fd.h"
 #include "core/kvm_api.h"
+#include "core/page.h"
 #include "core/proc.h"
 #include "tracer/remote_memory.h"
 
@@ -91,7 +92,7 @@ class Threads {
   void look_at_stacks() {
     looked_at_stacks_ = true;
     constexpr size_t kRip = 16, kRax = 13, kRsi = 9;  // words behind r8
-    constexpr uint64_t kPageBytes = 4096, kMostBytes = 256 * 1024;
+    constexpr uint64_t kMostBytes = 256 * 1024;
     for (const StoppedThread& thread : world_.threads()) {
       std::vector<uint64_t> words;
       RemoteAddr next(thread.regs.rsp & ~uint64_t{7});

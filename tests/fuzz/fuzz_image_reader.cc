@@ -15,6 +15,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "core/page.h"
 #include "image/reader.h"
 #include "image/tiny_image.h"
 #include "image/validate.h"
@@ -135,7 +136,7 @@ int run(uint64_t seed, uint64_t iterations) {
       VMCKPT_CHECK(record.store == kStoreThisFile && record.codec == PageCodec::kNone);
       VMCKPT_CHECK(record.offset + record.stored_bytes <= bytes.size());
       VMCKPT_CHECK(reader->pages().read(record.object, record.address + 1, content.data(), content.size()).ok());
-      VMCKPT_CHECK(record.object != 0 || record.address + record.bytes <= kUserSpaceEnd);
+      VMCKPT_CHECK(record.object != 0 || record.address + record.bytes <= kLargestUserSpaceEnd);
     }
     for (const PageRun& run : reader->pages().runs_of(0)) VMCKPT_CHECK(run.zero || run.file_offset + run.bytes <= bytes.size());
     VMCKPT_CHECK(reader->pages().read_all(test::kTinyCapturedId, [](auto...) { return Result<void>(); }).ok());

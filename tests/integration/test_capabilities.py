@@ -135,3 +135,27 @@ def test_capabilities_that_restart_does_not_have_are_named(make_stage):
     assert "CAP_NET_ADMIN" in outcome.stderr and "CAP_CHOWN" not in outcome.stderr, outcome
     stage.go()
     wait_until(lambda: "PASS" in target.lines(), target.report)
+
+
+SECUREBITS = textwrap.dedent("""\
+    import ctypes, os, sys, time
+    print("READY", flush=True)
+    while not os.path.exists(sys.argv[1]):
+        time.sleep(0.01)
+    bits = ctypes.CDLL(None).prctl(27, 0, 0, 0, 0)  # PR_GET_SECUREBITS
+    print("PASS" if bits == 0 else f"FAIL: {bits:#x}", flush=True)
+    """)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to set securebits")
+def test_securebits_of_restart_do_not_stay_with_a_program_that_had_none(make_stage):
+    stage = make_stage(ROOT)
+    target = stage.launch(["/usr/bin/python3", "-c", SECUREBITS, stage.go_file])
+    target.wait_for_line("READY")
+    image = target.checkpoint()
+    target.kill()
+    outcome = stage.run(["setpriv", "--securebits", "+no_setuid_fixup", VMCKPT, "restart", "--detach", image])
+    assert outcome.status == 0, outcome
+    stage.go()
+    wait_until(lambda: any(line.startswith(("PASS", "FAIL")) for line in target.lines()), target.report)
+    assert "PASS" in target.lines(), target.lines()

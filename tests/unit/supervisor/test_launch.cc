@@ -37,6 +37,9 @@ TEST_CASE("a program of another C library is refused by its interpreter") {
   Elf64_Ehdr header{};
   std::memcpy(header.e_ident, ELFMAG, SELFMAG);
   header.e_ident[EI_CLASS] = ELFCLASS64;
+  header.e_ident[EI_DATA] = ELFDATA2LSB;
+  header.e_ident[EI_VERSION] = EV_CURRENT;
+  header.e_version = EV_CURRENT;
   header.e_machine = EM_X86_64;
   header.e_phoff = sizeof header;
   header.e_phentsize = sizeof(Elf64_Phdr);
