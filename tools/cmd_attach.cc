@@ -20,7 +20,7 @@ namespace po = boost::program_options;
 
 namespace {
 
-constexpr Verb kVerb = {"attach", "[NAME|PID]", "Shows the terminal of a detached target and types at it. Ctrl-] leaves it; the target runs on."};
+constexpr Verb kVerb = {"attach", "[NAME|PID]", "Connects to the terminal of a detached target. Ctrl-] disconnects; the target keeps running."};
 constexpr char kLeave = 0x1d;  // Ctrl-], as telnet and virsh have it
 
 // Raw while this lives: what is typed is the target's, Ctrl-C too.

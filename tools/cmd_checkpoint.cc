@@ -17,7 +17,7 @@ namespace po = boost::program_options;
 
 namespace {
 
-constexpr Verb kVerb = {"checkpoint", "[NAME|PID]", "Writes an image of a running target; the target runs on."};
+constexpr Verb kVerb = {"checkpoint", "[NAME|PID]", "Writes an image of a running target; the target keeps running."};
 
 std::string to_json(const pb::CheckpointDone& done) {
   nlohmann::ordered_json phases = nlohmann::ordered_json::object();
@@ -68,7 +68,7 @@ bool read_seconds(const po::variables_map& values, const char* option, int64_t* 
     *us = static_cast<int64_t>(seconds * 1e6);
     return true;
   }
-  std::fprintf(stderr, "vmckpt: checkpoint: --%s is a number of seconds above 0; see vmckpt checkpoint --help\n", option);
+  std::fprintf(stderr, "vmckpt: checkpoint: --%s must be a number of seconds greater than 0; see vmckpt checkpoint --help\n", option);
   return false;
 }
 
@@ -77,15 +77,15 @@ bool read_seconds(const po::variables_map& values, const char* option, int64_t* 
 int cmd_checkpoint(int argc, char** argv) {
   po::options_description options("options");
   options.add_options()
-      ("output,o", po::value<std::string>(), "the image's file (default: IMAGE_DIR/NAME-N.ckpt)")
-      ("stop", "stop the target, and leave it stopped when the image is there (kill -CONT lets it go on)")
-      ("kill", "stop the target, and end it when the image is there")
-      ("self-contained", "embed the mapped files' pages: restart then needs no program or library files")
+      ("output,o", po::value<std::string>(), "file to write the image to (default: IMAGE_DIR/NAME-N.ckpt)")
+      ("stop", "stop the target, and leave it stopped when the image is complete (kill -CONT resumes it)")
+      ("kill", "stop the target, and kill it when the image is complete")
+      ("self-contained", "also save the pages of mapped files: restart then needs no program or library files")
       ("shared-files", po::value<std::string>()->default_value("memory"),
-       "which files mapped shared for writing are saved with their content: memory (on tmpfs, or a VMM's RAM), all, none")
+       "files mapped shared for writing whose content is saved: memory (on tmpfs, or a VMM's RAM), all or none")
       ("shared-limit", po::value<uint64_t>(), "MiB of shared memory and deleted files that may be copied during the pause (default 1024)")
-      ("freeze-timeout", po::value<double>(), "seconds to wait for a thread that does not stop (default 10)")
-      ("timeout", po::value<double>(), "seconds that the whole checkpoint may take; then it is given up (default: no limit)")
+      ("freeze-timeout", po::value<double>(), "maximum seconds to wait for a thread that does not stop (default 10)")
+      ("timeout", po::value<double>(), "maximum seconds for the whole checkpoint, after which it is aborted (default: no limit)")
       ("json", "print the result as one JSON object");
   po::variables_map values;
   if (auto status = parse_command_line(argc, argv, kVerb, options, {"TARGET?"}, values)) return *status;
@@ -93,14 +93,14 @@ int cmd_checkpoint(int argc, char** argv) {
   pb::CheckpointOrder* order = request.mutable_checkpoint();
   if (values.count("output")) order->set_output(std::filesystem::absolute(values["output"].as<std::string>()).lexically_normal().string());
   if (values.count("stop") && values.count("kill")) {
-    std::fprintf(stderr, "vmckpt: checkpoint: --stop and --kill exclude each other; see vmckpt checkpoint --help\n");
+    std::fprintf(stderr, "vmckpt: checkpoint: --stop and --kill are mutually exclusive; see vmckpt checkpoint --help\n");
     return kExitUsage;
   }
   order->set_afterwards(values.count("kill") ? pb::IS_KILLED : values.count("stop") ? pb::STAYS_STOPPED : pb::RUNS);
   order->set_self_contained(values.count("self-contained") != 0);
   const std::string shared_files = values["shared-files"].as<std::string>();
   if (shared_files != "memory" && shared_files != "all" && shared_files != "none") {
-    std::fprintf(stderr, "vmckpt: checkpoint: --shared-files is memory, all or none; see vmckpt checkpoint --help\n");
+    std::fprintf(stderr, "vmckpt: checkpoint: --shared-files must be memory, all or none; see vmckpt checkpoint --help\n");
     return kExitUsage;
   }
   order->set_shared_files(shared_files == "all" ? pb::ALL : shared_files == "none" ? pb::NONE : pb::MEMORY);

@@ -17,7 +17,7 @@ namespace po = boost::program_options;
 namespace {
 
 constexpr Verb kVerb = {"doctor", "",
-                        "Tries what checkpoint and restart need of this host; exit status 0 when both can work."};
+                        "Tests what checkpoint and restart need from this host; exit status 0 if both can work."};
 
 void print_table(const std::vector<Probe>& probes) {
   for (const Probe& probe : probes) {
@@ -53,7 +53,7 @@ void print_json(const std::vector<Probe>& probes) {
 
 int cmd_doctor(int argc, char** argv) {
   po::options_description options("Options");
-  options.add_options()("image-dir,d", po::value<std::string>()->default_value("."), "where images would go")(
+  options.add_options()("image-dir,d", po::value<std::string>()->default_value("."), "image directory to test")(
       "json", "print one JSON object");
   po::variables_map values;
   if (auto status = parse_command_line(argc, argv, kVerb, options, {}, values)) return *status;

@@ -29,7 +29,7 @@ namespace po = boost::program_options;
 
 namespace {
 
-constexpr Verb kVerb = {"inspect", "IMAGE", "Shows all that a restart of the image will use; nothing in it is run."};
+constexpr Verb kVerb = {"inspect", "IMAGE", "Shows everything that a restart of the image will use; nothing in it is run."};
 
 template <class... Arguments>
 void line(fmt::format_string<Arguments...> format, Arguments&&... arguments) {

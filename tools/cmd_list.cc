@@ -18,7 +18,7 @@ namespace po = boost::program_options;
 
 namespace {
 
-constexpr Verb kVerb = {"list", "", "Shows the running targets, and those that have ended within a day."};
+constexpr Verb kVerb = {"list", "", "Lists running targets and targets that have ended within the last day."};
 
 std::vector<std::string> words_of(const google::protobuf::RepeatedPtrField<std::string>& words) { return {words.begin(), words.end()}; }
 
@@ -85,8 +85,8 @@ void print_table(const std::vector<pb::Status>& running, const std::vector<pb::E
 int cmd_list(int argc, char** argv) {
   po::options_description options("options");
   options.add_options()
-      ("all,a", "with --json: those that have ended within a day, too (state \"exited\")")
-      ("names", "print the names of the running targets only")
+      ("all,a", "with --json: also include targets that have ended within the last day (state \"exited\")")
+      ("names", "print only the names of the running targets")
       ("json", "print a JSON array");
   po::variables_map values;
   if (auto status = parse_command_line(argc, argv, kVerb, options, {}, values)) return *status;

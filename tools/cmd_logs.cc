@@ -20,7 +20,7 @@ namespace po = boost::program_options;
 
 namespace {
 
-constexpr Verb kVerb = {"logs", "[NAME]", "Prints what a detached target has said; also of one that has ended within a day."};
+constexpr Verb kVerb = {"logs", "[NAME]", "Prints the output of a detached target that is running or has ended within the last day."};
 constexpr int kLookAgainMs = 200;
 
 struct Log {
@@ -108,7 +108,7 @@ Result<void> print(const Log& log, bool follow) {
 
 int cmd_logs(int argc, char** argv) {
   po::options_description options("options");
-  options.add_options()("follow,f", "go on as more is said, until the target has ended");
+  options.add_options()("follow,f", "continue to print output as it is written, until the target has ended");
   po::variables_map values;
   if (auto status = parse_command_line(argc, argv, kVerb, options, {"TARGET?"}, values)) return *status;
   auto log = find_log(values.count("TARGET") ? values["TARGET"].as<std::string>() : "");

@@ -24,7 +24,7 @@ namespace po = boost::program_options;
 
 namespace {
 
-constexpr Verb kVerb = {"restart", "IMAGE", "Restarts the target that IMAGE was made of, and stays its supervisor."};
+constexpr Verb kVerb = {"restart", "IMAGE", "Restarts the target saved in IMAGE, and remains running as its supervisor."};
 
 std::string to_json(const RestartResult& result) {
   nlohmann::ordered_json phases = nlohmann::ordered_json::object();
@@ -46,20 +46,21 @@ int cmd_restart(int argc, char** argv) {
   request.started_us = monotonic_us();
   po::options_description options("options");
   options.add_options()
-      ("name,n", po::value<std::string>(), "the target's new name (default: its old one, numbered if taken)")
-      ("detach", "return when it runs; prints NAME PID, or the JSON object. Output as with launch --detach")
-      ("terminal", "with --detach: give it a terminal of its own, for `vmckpt attach`")
+      ("name,n", po::value<std::string>(), "the target's new name (default: its old name, numbered if taken)")
+      ("detach", "return when it is running, and print NAME PID, or the JSON object. Its output is handled as by launch --detach")
+      ("terminal", "with --detach: give it a new terminal for `vmckpt attach`")
       ("cpu-check", po::value<std::string>()->default_value("strict"),
-       "strict: the processor must have all that the old one had; guest: all that a KVM guest was shown; none: trust me")
+       "strict: the processor must have all features that the old one had; guest: all that a KVM guest was shown; none: only "
+       "print a note about missing features")
       ("changed-files", po::value<std::string>()->default_value("refuse"),
-       "files that the program writes to and that are not as they were: refuse, or accept them as they are")
+       "files that the program writes to and that have changed: refuse the restart, or accept them as they are")
       ("missing-files", po::value<std::string>()->default_value("refuse"),
-       "open files that are gone and whose content is not in the image: refuse, or make empty ones")
+       "open files that are missing and whose content is not in the image: refuse the restart, or create empty files")
       ("shared-files", po::value<std::string>()->default_value("restore"),
-       "files mapped shared whose content was saved. restore: put it back where nobody else's data can be hit; overwrite: in any "
-       "case; leave: go on with what they hold now")
+       "files mapped shared whose content was saved. restore: write it back if no other data can be overwritten; overwrite: always "
+       "write it back; leave: continue with their current content")
       ("guest-clock", po::value<std::string>()->default_value("continue"),
-       "continue: the clocks of a KVM guest go on from where they stood; advance: they go forward by the time away")
+       "clocks of a KVM guest. continue: from their values at the checkpoint; advance: advanced by the time since then")
       ("json", "print one JSON object (in the foreground: on standard error)");
   po::variables_map values;
   if (auto status = parse_command_line(argc, argv, kVerb, options, {"IMAGE"}, values)) return *status;
@@ -67,25 +68,25 @@ int cmd_restart(int argc, char** argv) {
   request.detached = values.count("detach") != 0;
   const bool terminal_wanted = values.count("terminal") != 0;
   if (terminal_wanted && !request.detached) {
-    std::fprintf(stderr, "vmckpt: restart: --terminal is for --detach; see vmckpt restart --help\n");
+    std::fprintf(stderr, "vmckpt: restart: --terminal requires --detach; see vmckpt restart --help\n");
     return kExitUsage;
   }
   const bool json = values.count("json") != 0;
   const std::string cpu_check = values["cpu-check"].as<std::string>();
   if (cpu_check != "strict" && cpu_check != "guest" && cpu_check != "none") {
-    std::fprintf(stderr, "vmckpt: restart: --cpu-check is strict, guest or none; see vmckpt restart --help\n");
+    std::fprintf(stderr, "vmckpt: restart: --cpu-check must be strict, guest or none; see vmckpt restart --help\n");
     return kExitUsage;
   }
   const std::string guest_clock = values["guest-clock"].as<std::string>();
   if (guest_clock != "continue" && guest_clock != "advance") {
-    std::fprintf(stderr, "vmckpt: restart: --guest-clock is continue or advance; see vmckpt restart --help\n");
+    std::fprintf(stderr, "vmckpt: restart: --guest-clock must be continue or advance; see vmckpt restart --help\n");
     return kExitUsage;
   }
   request.guest_clock = guest_clock == "advance" ? GuestClock::kAdvance : GuestClock::kContinue;
   request.cpu_check = cpu_check == "none" ? CpuCheck::kNone : cpu_check == "guest" ? CpuCheck::kGuest : CpuCheck::kStrict;
   const std::string shared_files = values["shared-files"].as<std::string>();
   if (shared_files != "restore" && shared_files != "overwrite" && shared_files != "leave") {
-    std::fprintf(stderr, "vmckpt: restart: --shared-files is restore, overwrite or leave; see vmckpt restart --help\n");
+    std::fprintf(stderr, "vmckpt: restart: --shared-files must be restore, overwrite or leave; see vmckpt restart --help\n");
     return kExitUsage;
   }
   request.files.shared_files = shared_files == "leave" ? SharedFiles::kLeave : shared_files == "overwrite" ? SharedFiles::kOverwrite : SharedFiles::kRestore;
@@ -94,7 +95,7 @@ int cmd_restart(int argc, char** argv) {
     const std::string given = values[option].as<std::string>();
     *chosen = given == other;
     if (given == "refuse" || *chosen) return true;
-    std::fprintf(stderr, "vmckpt: restart: --%s is refuse or %s; see vmckpt restart --help\n", option, other);
+    std::fprintf(stderr, "vmckpt: restart: --%s must be refuse or %s; see vmckpt restart --help\n", option, other);
     return false;
   };
   if (!choose("changed-files", "accept", &request.files.accept_changed)) return kExitUsage;

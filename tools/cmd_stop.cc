@@ -17,8 +17,8 @@ namespace po = boost::program_options;
 
 namespace {
 
-constexpr Verb kStop = {"stop", "[NAME|PID]", "Asks a target to end (SIGTERM), and ends it with SIGKILL if it has not within a time."};
-constexpr Verb kKill = {"kill", "[NAME|PID]", "Ends a target and all its processes with SIGKILL."};
+constexpr Verb kStop = {"stop", "[NAME|PID]", "Terminates a target with SIGTERM, or with SIGKILL if it has not ended when the timeout expires."};
+constexpr Verb kKill = {"kill", "[NAME|PID]", "Kills a target and all its processes with SIGKILL."};
 constexpr double kLongestTimeoutS = 1e6;
 
 Result<void> send_signal(int connection, int signal) {
@@ -69,12 +69,12 @@ Result<void> kill(const po::variables_map& values) {
 
 int cmd_stop(int argc, char** argv) {
   po::options_description options("options");
-  options.add_options()("timeout,t", po::value<double>()->default_value(10), "seconds that it has to end");
+  options.add_options()("timeout,t", po::value<double>()->default_value(10), "seconds to wait before killing it");
   po::variables_map values;
   if (auto status = parse_command_line(argc, argv, kStop, options, {"TARGET?"}, values)) return *status;
   const double timeout_s = values["timeout"].as<double>();
   if (!(timeout_s >= 0 && timeout_s <= kLongestTimeoutS)) {
-    std::fprintf(stderr, "vmckpt: stop: --timeout is a number of seconds from 0 to %g; see vmckpt stop --help\n", kLongestTimeoutS);
+    std::fprintf(stderr, "vmckpt: stop: --timeout must be a number of seconds from 0 to %g; see vmckpt stop --help\n", kLongestTimeoutS);
     return kExitUsage;
   }
   auto done = stop(values, timeout_s);

@@ -15,7 +15,7 @@ namespace po = boost::program_options;
 
 namespace {
 
-constexpr Verb kVerb = {"verify", "IMAGE", "Checks structure and every checksum of an image; nothing in it is run."};
+constexpr Verb kVerb = {"verify", "IMAGE", "Checks the structure and every checksum of an image; nothing in it is run."};
 
 Result<PageIndex::Size> verify(const std::string& path) {
   ImageReader reader = VMCKPT_TRY(ImageReader::open(path));

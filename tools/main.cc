@@ -23,25 +23,26 @@ constexpr VerbEntry kVerbs[] = {
     {"launch", vmckpt::cmd_launch, "start a program so that it can be checkpointed"},
     {"checkpoint", vmckpt::cmd_checkpoint, "write an image of a running target"},
     {"restart", vmckpt::cmd_restart, "restart a target from an image"},
-    {"list", vmckpt::cmd_list, "show the running targets, and those that have ended lately"},
-    {"attach", vmckpt::cmd_attach, "show a detached target's terminal and type at it"},
-    {"logs", vmckpt::cmd_logs, "print what a detached target has said"},
-    {"stop", vmckpt::cmd_stop, "ask a target to end, and end it if it does not"},
-    {"kill", vmckpt::cmd_kill, "end a target at once"},
-    {"inspect", vmckpt::cmd_inspect, "show what an image holds"},
+    {"list", vmckpt::cmd_list, "list running and recently ended targets"},
+    {"attach", vmckpt::cmd_attach, "connect to the terminal of a detached target"},
+    {"logs", vmckpt::cmd_logs, "print the output of a detached target"},
+    {"stop", vmckpt::cmd_stop, "terminate a target with SIGTERM, then with SIGKILL if needed"},
+    {"kill", vmckpt::cmd_kill, "kill a target immediately"},
+    {"inspect", vmckpt::cmd_inspect, "show the contents of an image"},
     {"verify", vmckpt::cmd_verify, "check an image's checksums and structure"},
-    {"doctor", vmckpt::cmd_doctor, "tell what this host can and cannot do"},
+    {"doctor", vmckpt::cmd_doctor, "report what this host can and cannot do"},
 };
 
 void print_usage(FILE* to) {
   std::fputs("usage: vmckpt VERB [OPTION...]\n\n", to);
   for (const VerbEntry& verb : kVerbs) std::fprintf(to, "  %-12s %s\n", verb.name, verb.summary);
-  std::fprintf(to, "  %-12s %s\n  %-12s %s\n", "help [VERB]", "print this, or what a verb does", "version", "print the version");
-  std::fputs("\nvmckpt VERB --help tells more.\n", to);
+  std::fprintf(to, "  %-12s %s\n  %-12s %s\n", "help [VERB]", "print this help, or the help of a verb", "version",
+               "print the version");
+  std::fputs("\nRun vmckpt VERB --help for details.\n", to);
 }
 
 int no_such_verb(const char* name) {
-  std::fprintf(stderr, "vmckpt: there is no verb \"%s\"\n", vmckpt::printable(name).c_str());
+  std::fprintf(stderr, "vmckpt: unknown verb \"%s\"\n", vmckpt::printable(name).c_str());
   print_usage(stderr);
   return 2;
 }

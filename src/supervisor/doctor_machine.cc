@@ -49,29 +49,29 @@ Probe probe_seccomp() {
   });
   if (!result) {
     return missing(why(result.error()) + ": launch cannot make programs fall back from io_uring",
-                   "allow seccomp in this container, and run a kernel with CONFIG_SECCOMP_FILTER; or launch with --allow-io-uring");
+                   "allow seccomp in this container and run a kernel with CONFIG_SECCOMP_FILTER, or launch with --allow-io-uring");
   }
   const bool privileged = has_capability(CAP_SYS_ADMIN);
   return ok(fmt::format("launch can deny what cannot be checkpointed{}",
-                        privileged ? "" : "; without CAP_SYS_ADMIN set-uid programs gain nothing then (no_new_privs)"));
+                        privileged ? "" : "; without CAP_SYS_ADMIN, set-uid programs then gain no privileges (no_new_privs)"));
 }
 
 Probe probe_io_uring() {
   io_uring_params parameters{};
   Fd ring(static_cast<int>(::syscall(SYS_io_uring_setup, 1, &parameters)));
-  if (ring) return ok("is on here; launch denies it to programs, since a ring cannot be checkpointed");
-  return ok("is off here (" + why(errno_error("io_uring_setup")) + "): programs fall back by themselves");
+  if (ring) return ok("is enabled; launch denies it to programs, because a ring cannot be checkpointed");
+  return ok("is disabled (" + why(errno_error("io_uring_setup")) + "): programs fall back automatically");
 }
 
 Probe probe_kvm() {
   Fd kvm(::open("/dev/kvm", O_RDWR | O_CLOEXEC));
   if (!kvm) {
     Error reason = errno_error("open /dev/kvm");
-    return limited(why(reason) + ": virtual machines run emulated",
+    return limited(why(reason) + ": virtual machines run without KVM, by emulation",
                    reason.err == EACCES ? "add yourself to the group kvm" : "enable virtualization for this machine");
   }
   int version = ::ioctl(kvm.get(), KVM_GET_API_VERSION, 0);
-  if (version != KVM_API_VERSION) return limited(fmt::format("/dev/kvm answers with API version {}", version));
+  if (version != KVM_API_VERSION) return limited(fmt::format("/dev/kvm reports API version {}", version));
   return ok("/dev/kvm can be opened");
 }
 
@@ -85,8 +85,8 @@ Probe probe_userfaultfd() {
   uffdio_api api{};
   api.api = UFFD_API;
   if (::ioctl(uffd.get(), UFFDIO_API, &api) < 0) return limited(why(errno_error("UFFDIO_API")));
-  return ok(fmt::format("is there, write protection {}",
-                        (api.features & UFFD_FEATURE_PAGEFAULT_FLAG_WP) != 0 ? "too" : "not"));
+  return ok(fmt::format("is available, {} write protection",
+                        (api.features & UFFD_FEATURE_PAGEFAULT_FLAG_WP) != 0 ? "with" : "without"));
 }
 
 }  // namespace vmckpt

@@ -26,16 +26,16 @@ Probe probe_set_tid() {
   // A number that was free a moment ago.
   pid_t wanted = ::fork();
   if (wanted == 0) ::_exit(0);
-  if (wanted < 0) return missing(why(errno_error("fork")), "raise the limit of processes (ulimit -u)");
+  if (wanted < 0) return missing(why(errno_error("fork")), "raise the limit on the number of processes (ulimit -u)");
   ::waitpid(wanted, nullptr, 0);
   pid_t got = fork_with_pid(wanted);
-  if (got == wanted || (got < 0 && errno == EEXIST)) return ok("a process can be given a PID that is free here");
+  if (got == wanted || (got < 0 && errno == EEXIST)) return ok("a process can be created with a chosen free PID");
   Error reason = errno_error("clone3 with set_tid");
   if (reason.err == EPERM) {
-    return limited("PIDs may not be chosen in this PID namespace: a restarted program gets its PID in one of its own",
+    return limited("PIDs cannot be chosen in this PID namespace: a restarted program gets its old PID in a new PID namespace",
                    "run restart with CAP_CHECKPOINT_RESTORE to keep PIDs without a namespace");
   }
-  return missing(why(reason), "allow clone3 in this container, and a kernel of at least 5.5");
+  return missing(why(reason), "allow clone3 in this container, and run Linux 5.5 or newer");
 }
 
 Probe probe_user_namespace() {
@@ -44,9 +44,9 @@ Probe probe_user_namespace() {
     if (::unshare(CLONE_NEWUSER) < 0) return failed("unshare");
     return write_file("/proc/self/uid_map", fmt::format("{0} {0} 1", uid));
   });
-  if (result) return ok("user namespaces can be made");
+  if (result) return ok("user namespaces can be created");
   if (::geteuid() == 0 && result.error().err == EPERM && !has_capability(CAP_SETFCAP)) {
-    return limited(why(result.error()) + ": user 0 cannot be mapped into one without CAP_SETFCAP",
+    return limited(why(result.error()) + ": user 0 cannot be mapped into a user namespace without CAP_SETFCAP",
                    "run as another user (with bwrap another --uid), or with CAP_SETFCAP");
   }
   return limited(why(result.error()), namespace_cure());
@@ -83,7 +83,7 @@ Result<Birth> give_birth() {
   thread->set_tid(kWanted);
   save_credentials(VMCKPT_TRY(read_status(::getpid())), thread->MutableExtension(pb::credentials));
   auto become = [&]() -> Result<void> {
-    if (::getpid() != kWanted) return error(fmt::format("the process got the number {} instead of {}", ::getpid(), kWanted));
+    if (::getpid() != kWanted) return error(fmt::format("the process got PID {} instead of {}", ::getpid(), kWanted));
     TapeDraft tape;
     VMCKPT_TRY(plan_credentials(*thread, tape));
     return play_here(tape);
@@ -118,7 +118,7 @@ Probe probe_pid_namespace() {
     const Error& problem = birth.error();
     return missing(Error{problem.what, problem.err, {}}.message(), problem.cure.empty() ? namespace_cure() : problem.cure);
   }
-  return ok(fmt::format("a restarted program can get its old PIDs in a PID namespace of its own{}",
+  return ok(fmt::format("a restarted program can get its old PIDs in a new PID namespace{}",
                         birth->own_user_namespace ? ", inside a user namespace" : ""));
 }
 
@@ -133,10 +133,10 @@ Probe probe_time_namespace() {
       timespec now;
       ::clock_gettime(CLOCK_MONOTONIC, &now);
       if (now.tv_sec - before.tv_sec >= kOffsetSeconds) return {};
-      return error("the monotonic clock is not moved in a time namespace");
+      return error("the monotonic clock is not changed in a time namespace");
     });
   });
-  if (result) return ok("the monotonic clock can go on from where it was, also after a reboot of this host");
+  if (result) return ok("the monotonic clock can continue from its saved value, even after a reboot of this host");
   return limited(
       why(result.error()) + ": after a reboot of this host the monotonic clock jumps for a restarted program",
       fmt::format("run a kernel with CONFIG_TIME_NS (5.6 or newer); {}", namespace_cure()));
@@ -144,9 +144,9 @@ Probe probe_time_namespace() {
 
 Probe probe_mount_proc() {
   auto birth = give_birth();
-  if (!birth.ok()) return limited("not known: there is no PID namespace to try it in", "see pid-namespace");
-  if (birth->note.empty()) return ok("a PID namespace can have a /proc of its own");
-  return limited(birth->note, "in a container, leave /proc unmasked, or restart as root outside of it");
+  if (!birth.ok()) return limited("not known: there is no PID namespace to test it in", "see pid-namespace");
+  if (birth->note.empty()) return ok("a new /proc can be mounted in a PID namespace");
+  return limited(birth->note, "in a container, leave /proc unmasked, or restart as root outside the container");
 }
 
 Probe probe_vdso() {
@@ -169,8 +169,8 @@ Probe probe_vdso() {
     if (!found) return error("there is no vdso (vdso=0 on the kernel's command line)");
     return {};
   });
-  if (result) return ok("vdso and vvar can be moved to where the program had them");
-  return missing(why(result.error()), "run a kernel without CONFIG_MSEAL_SYSTEM_MAPPINGS, and with a vdso");
+  if (result) return ok("vdso and vvar can be moved to the addresses at which the program had them");
+  return missing(why(result.error()), "run a kernel without CONFIG_MSEAL_SYSTEM_MAPPINGS and with a vdso");
 }
 
 }  // namespace vmckpt

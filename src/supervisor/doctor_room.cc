@@ -42,24 +42,24 @@ Probe probe_image_dir(const std::string& image_dir) {
     if (at == MAP_FAILED) {
       Error reason = errno_error(fmt::format("map a file in {}", image_dir));
       if ((protection & PROT_EXEC) == 0) return missing(why(reason), elsewhere);
-      return limited(why(reason) + ": programs that generate code, like QEMU, cannot be restarted from there",
+      return limited(why(reason) + ": programs that generate code, such as QEMU, cannot be restarted from there",
                      "remount it without noexec, or " + elsewhere);
     }
     ::munmap(at, kPageBytes);
   }
   if (static_cast<int64_t>(status.st_blocks) * 512 > kFileBytes / 2 || ::lseek(file.get(), 0, SEEK_HOLE) != 0) {
-    return limited(image_dir + " keeps no holes: zero pages take space in images", elsewhere);
+    return limited(image_dir + " does not support holes: zero pages take space in images", elsewhere);
   }
   if (!unnamed)
-    return limited(image_dir + " has no unnamed files: a killed checkpoint leaves a .NAME.tmp-* file behind");
-  return ok(image_dir + " keeps holes and takes unnamed files");
+    return limited(image_dir + " does not support unnamed files: a killed checkpoint leaves a .NAME.tmp-* file behind");
+  return ok(image_dir + " supports holes and unnamed files");
 }
 
 Probe probe_free_disk(const std::string& image_dir) {
   struct statvfs status;
-  if (::statvfs(image_dir.c_str(), &status) < 0) return missing(why(errno_error("look at " + image_dir)));
+  if (::statvfs(image_dir.c_str(), &status) < 0) return missing(why(errno_error("statvfs " + image_dir)));
   uint64_t free_mib = uint64_t{status.f_bavail} * status.f_frsize / kMiB;
-  if (free_mib < 1024) return limited(fmt::format("{} MiB are free in {}", free_mib, image_dir), "free some space");
+  if (free_mib < 1024) return limited(fmt::format("only {} MiB are free in {}", free_mib, image_dir), "free some space");
   return ok(fmt::format("{} MiB are free in {}", free_mib, image_dir));
 }
 
@@ -85,11 +85,11 @@ Probe probe_overcommit() {
 Probe probe_huge_pages() {
   const std::string enabled = read_line("/sys/kernel/mm/transparent_hugepage/enabled");
   if (enabled.find("[always]") != std::string::npos)
-    return ok("transparent huge pages are on: forks of large programs are fast");
+    return ok("transparent huge pages are enabled: forks of large programs are fast");
   if (enabled.find("[madvise]") != std::string::npos) {
-    return ok("transparent huge pages are there for programs that ask for them, like QEMU");
+    return ok("transparent huge pages are available to programs that request them, such as QEMU");
   }
-  return limited("there are no transparent huge pages: the pause of programs with much memory is longer",
+  return limited("transparent huge pages are not available: the pause of programs with a lot of memory is longer",
                  "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled");
 }
 
@@ -112,7 +112,7 @@ Probe probe_limits() {
     low += fmt::format("{}{} {}", low.empty() ? "" : ", ", limit.name, now.rlim_cur);
     cure += fmt::format("{}ulimit {}", cure.empty() ? "raise with " : ", ", limit.option);
   }
-  if (low.empty()) return ok("no resource limit is in the way");
+  if (low.empty()) return ok("resource limits are sufficient");
   return limited("low limits: " + low, cure);
 }
 

@@ -48,28 +48,28 @@ Probe probe_ptrace() {
   if (!stopped) {
     std::string cure = "allow ptrace in this container or sandbox (seccomp profile, security module)";
     if (scope == "2") cure = "sysctl kernel.yama.ptrace_scope=1, or give vmckpt CAP_SYS_PTRACE";
-    if (scope == "3") cure = "boot with kernel.yama.ptrace_scope=1: mode 3 cannot be left while the machine runs";
-    return missing(fmt::format("a child of ours cannot be stopped: {} ({})", why(stopped.error()), yama), cure);
+    if (scope == "3") cure = "boot with kernel.yama.ptrace_scope=1: mode 3 cannot be changed without a reboot";
+    return missing(fmt::format("a child process cannot be stopped: {} ({})", why(stopped.error()), yama), cure);
   }
   user_regs_struct registers;
   iovec area{&registers, sizeof registers};
   if (::ptrace(PTRACE_GETREGSET, child.pid(), NT_PRSTATUS, &area) < 0) {
-    return missing("registers of a stopped child cannot be read: " + why(errno_error("PTRACE_GETREGSET")));
+    return missing("the registers of a stopped child process cannot be read: " + why(errno_error("PTRACE_GETREGSET")));
   }
-  return ok(fmt::format("a child of ours can be stopped ({})", yama));
+  return ok(fmt::format("a child process can be stopped ({})", yama));
 }
 
 Probe probe_pidfd_getfd() {
   Sleeper child;
   Fd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, child.pid(), 0)));
-  if (!pidfd) return missing(why(errno_error("pidfd_open")), "run a kernel of at least 5.10");
+  if (!pidfd) return missing(why(errno_error("pidfd_open")), "run Linux 5.10 or newer");
   Fd copy(static_cast<int>(::syscall(SYS_pidfd_getfd, pidfd.get(), STDERR_FILENO, 0)));
   // EBADF: permitted, but we were started without a stderr.
   if (!copy && errno != EBADF) {
-    return missing("descriptors of a child cannot be duplicated: " + why(errno_error("pidfd_getfd")),
+    return missing("descriptors of a child process cannot be duplicated: " + why(errno_error("pidfd_getfd")),
                    "allow pidfd_getfd in this container or sandbox");
   }
-  return ok("descriptors of the target can be looked at from outside");
+  return ok("descriptors of the target can be inspected from outside");
 }
 
 Probe probe_process_vm() {
@@ -78,11 +78,11 @@ Probe probe_process_vm() {
   iovec here{&value, sizeof value};
   iovec there{const_cast<uint64_t*>(&Sleeper::marker), sizeof value};
   if (::process_vm_readv(child.pid(), &here, 1, &there, 1, 0) != sizeof value || value != Sleeper::kChildMarker) {
-    return missing("memory of a child cannot be read: " + why(errno_error("process_vm_readv")),
-                   "allow process_vm_readv in this container, and a kernel with CONFIG_CROSS_MEMORY_ATTACH");
+    return missing("memory of a child process cannot be read: " + why(errno_error("process_vm_readv")),
+                   "allow process_vm_readv in this container, and run a kernel with CONFIG_CROSS_MEMORY_ATTACH");
   }
   if (::process_vm_writev(child.pid(), &here, 1, &there, 1, 0) != sizeof value) {
-    return missing("memory of a child cannot be written: " + why(errno_error("process_vm_writev")),
+    return missing("memory of a child process cannot be written: " + why(errno_error("process_vm_writev")),
                    "allow process_vm_writev in this container");
   }
   return ok("memory of the target can be read and written from outside");
@@ -93,11 +93,11 @@ Probe probe_rseq() {
   if (!seize_and_stop(child.pid())) return limited("not known: the ptrace probe failed", "see ptrace");
   __ptrace_rseq_configuration configuration;
   if (::ptrace(PTRACE_GET_RSEQ_CONFIGURATION, child.pid(), sizeof configuration, &configuration) < 0) {
-    return limited("the kernel does not tell where a thread's rseq area is (" +
-                       why(errno_error("PTRACE_GET_RSEQ_CONFIGURATION")) + "): only glibc's own is kept",
-                   "run a kernel of at least 5.13");
+    return limited("the kernel does not report the address of a thread's rseq area (" +
+                       why(errno_error("PTRACE_GET_RSEQ_CONFIGURATION")) + "): only glibc's rseq area is kept",
+                   "run Linux 5.13 or newer");
   }
-  return ok("restartable sequences can be read and set up again");
+  return ok("restartable sequences (rseq) can be read and registered again");
 }
 
 Probe probe_checkpoint_restore() {
@@ -117,17 +117,17 @@ Probe probe_kcmp() {
   Sleeper child;
   long order = ::syscall(SYS_kcmp, ::getpid(), child.pid(), KCMP_FILE, STDERR_FILENO, STDERR_FILENO);
   if (order < 0 && errno != EBADF) {
-    return missing("it cannot be told which descriptors share one open file: " + why(errno_error("kcmp")),
-                   "allow kcmp in this container, and a kernel with CONFIG_KCMP or CONFIG_CHECKPOINT_RESTORE");
+    return missing("it cannot be determined which descriptors share one open file: " + why(errno_error("kcmp")),
+                   "allow kcmp in this container, and run a kernel with CONFIG_KCMP or CONFIG_CHECKPOINT_RESTORE");
   }
-  return ok("descriptors that share one open file can be told");
+  return ok("descriptors that share one open file can be identified");
 }
 
 Probe probe_pagemap_scan() {
   Fd pagemap(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
   if (!pagemap) {
-    return missing("which pages exist cannot be read: " + why(errno_error("open /proc/self/pagemap")),
-                   "mount an unrestricted /proc, and a kernel with CONFIG_PROC_PAGE_MONITOR");
+    return missing("the list of existing pages cannot be read: " + why(errno_error("open /proc/self/pagemap")),
+                   "mount an unrestricted /proc, and run a kernel with CONFIG_PROC_PAGE_MONITOR");
   }
   alignas(kPageBytes) static volatile char page[kPageBytes];
   page[0] = 1;
@@ -140,10 +140,10 @@ Probe probe_pagemap_scan() {
   arguments.vec_len = 1;
   arguments.category_mask = kPageIsPresent;
   arguments.return_mask = kPageIsPresent;
-  if (::ioctl(pagemap.get(), kPagemapScan, &arguments) == 1) return ok("pages that exist are found by PAGEMAP_SCAN");
+  if (::ioctl(pagemap.get(), kPagemapScan, &arguments) == 1) return ok("existing pages are found with PAGEMAP_SCAN");
   return limited(
-      "PAGEMAP_SCAN is not there (" + why(errno_error("ioctl")) + "): /proc/PID/pagemap is read, which is slower",
-      "run a kernel of at least 6.7 for faster checkpoints");
+      "PAGEMAP_SCAN is not available (" + why(errno_error("ioctl")) + "): /proc/PID/pagemap is read, which is slower",
+      "run Linux 6.7 or newer for faster checkpoints");
 }
 
 }  // namespace vmckpt

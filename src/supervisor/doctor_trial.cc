@@ -89,14 +89,14 @@ Result<void> restart_image(const std::string& path) {
   TrialTarget trial(std::move(restarted->target));
   siginfo_t ended{};
   if (::waitid(P_PID, static_cast<id_t>(trial.get().pid), &ended, WEXITED | WNOHANG | WNOWAIT | __WALL) != 0) return failed("waitid");
-  if (ended.si_pid != 0) return error("restart: the restarted program ended at once");
+  if (ended.si_pid != 0) return error("restart: the restarted program ended immediately");
   return {};
 }
 
 }  // namespace
 
 Probe probe_round_trip(const std::string& image_dir) {
-  if (auto recorder = find_recorder(); !recorder.ok()) return limited("not tried: " + why(recorder.error()), "see there");
+  if (auto recorder = find_recorder(); !recorder.ok()) return limited("not tried: " + why(recorder.error()), "follow that message");
   if (auto program = check_program(kProgram); !program.ok()) return limited("not tried: " + why(program.error()));
   ImageFile image{fmt::format("{}/.vmckpt-doctor-{}.ckpt", image_dir, ::getpid())};
   Result<void> result = in_child([&]() -> Result<void> {
@@ -108,7 +108,7 @@ Probe probe_round_trip(const std::string& image_dir) {
     return restart_image(image.path);
   });
   if (result) return ok("a small program was launched, checkpointed and restarted");
-  return missing(why(result.error()), "see the lines above; what they do not explain, the message names");
+  return missing(why(result.error()), "see the lines above; if they do not explain it, follow this message");
 }
 
 }  // namespace vmckpt

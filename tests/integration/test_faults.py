@@ -750,7 +750,7 @@ def test_a_client_that_goes_away_in_a_phase_leaves_the_target_running_and_no_ima
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "1e300"])
 def test_a_limit_that_is_no_number_of_seconds_is_refused(stage, option, value):
     outcome = stage.vmckpt("checkpoint", "target", f"{option}={value}")
-    assert outcome.status == 2 and f"{option} is a number of seconds" in outcome.stderr, outcome
+    assert outcome.status == 2 and f"{option} must be a number of seconds" in outcome.stderr, outcome
 
 
 # ---- a debugger was faster -------------------------------------------------------------------------------------------

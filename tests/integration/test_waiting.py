@@ -278,7 +278,7 @@ def test_a_target_is_left_stopped_at_the_moment_of_its_image(stage):
 
 def test_stop_and_kill_exclude_each_other(stage):
     outcome = stage.vmckpt("checkpoint", "target", "--stop", "--kill")
-    assert outcome.status == 2 and "--stop and --kill exclude each other" in outcome.stderr, outcome
+    assert outcome.status == 2 and "--stop and --kill are mutually exclusive" in outcome.stderr, outcome
 
 
 # ---- what list says meanwhile ---------------------------------------------------------------------------------------
