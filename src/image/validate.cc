@@ -6,8 +6,6 @@
 #include <map>
 #include <set>
 #include <string>
-#include <unordered_map>
-#include <unordered_set>
 
 #include <google/protobuf/descriptor.h>
 #include <google/protobuf/message.h>
@@ -208,7 +206,8 @@ pb::Reference object_meant(pb::Reference reference) {
   }
 }
 
-using IdsByKind = std::map<pb::Reference, std::unordered_set<uint64_t>>;
+// Ordered: an image chooses its ids, and could choose such as fill one bucket of a hash table.
+using IdsByKind = std::map<pb::Reference, std::set<uint64_t>>;
 
 // The ids of all objects in lists that the schema says to define some, here and in the messages within.
 Result<void> collect_ids(const Message& message, IdsByKind& ids) {
@@ -294,8 +293,8 @@ Result<void> check_keys(const Place& place, const FieldDescriptor& list) {
     const FieldDescriptor& key = *descriptor.field(i);
     if (!key.options().GetExtension(pb::key)) continue;
     const bool is_text = key.cpp_type() == FieldDescriptor::CPPTYPE_STRING;
-    std::unordered_set<std::string> texts;
-    std::unordered_set<int64_t> numbers;
+    std::set<std::string> texts;
+    std::set<int64_t> numbers;
     for (int k = 0; k < entries_of(place.message, list); ++k) {
       const Message& entry = message_at(place.message, list, k);
       std::string scratch;
@@ -318,9 +317,19 @@ Result<void> check_fields(const Place& place, const IdsByKind& ids) {
     return error(fmt::format("{} has a field {} that this vmckpt does not know", text_of(place), unknown.field(0).number()),
                  kOtherVersion);
   }
+  std::vector<const FieldDescriptor*> extensions;
+  const auto* pool = message.GetDescriptor()->file()->pool();
+  if (message.GetDescriptor()->extension_range_count() != 0) pool->FindAllExtensions(message.GetDescriptor(), &extensions);
+  for (const FieldDescriptor* field : extensions) {
+    if (!field->options().GetExtension(pb::needed) || entries_of(message, *field) != 0) continue;
+    return error(fmt::format("{}: {} is missing", text_of(place), words_of(field->name())), "make another checkpoint");
+  }
   for (const FieldDescriptor* field : fields_of(message)) {
     const int count = entries_of(message, *field);
     const auto& options = field->options();
+    if (count == 0 && options.GetExtension(pb::needed)) {
+      return error(fmt::format("{}: {} is missing", text_of(place), words_of(field->name())), "make another checkpoint");
+    }
     if (field->is_repeated()) {
       const auto wanted = static_cast<int>(options.GetExtension(pb::entries));
       const auto most = static_cast<int>(options.GetExtension(pb::most_entries));
@@ -361,6 +370,7 @@ Result<void> check_one_process(const pb::Image& image) {
   VMCKPT_TRY(refuse("working directories", image.file_system_contexts_size()));
   VMCKPT_TRY(refuse("tables of signal handlers", image.signal_handlers_size()));
   const pb::Process& process = image.processes(0);
+  if (process.parent() != 0) return error(fmt::format("process {} has the parent {}, which is not there", process.pid(), process.parent()));
   if (process.state() == pb::Process::ZOMBIE) return error(fmt::format("process {} had ended", process.pid()));
   if (image.address_spaces(0).id() != kFirstAddressSpace) {
     return error(fmt::format("the address space has the id {} instead of {}", image.address_spaces(0).id(), kFirstAddressSpace));
@@ -457,7 +467,7 @@ Result<void> check_memory(const pb::AddressSpace& memory) {
 
 // What else each kind of object needs is its module's to check.
 Result<void> check_open_files(const pb::Image& image) {
-  std::unordered_set<uint32_t> open;
+  std::set<uint32_t> open;
   for (const pb::DescriptorTable& table : image.descriptor_tables()) {
     for (const pb::Descriptor& descriptor : table.descriptors()) open.insert(descriptor.file());
   }
@@ -526,7 +536,7 @@ Result<void> check_metadata(const pb::Image& image) {
 }
 
 Result<void> check_records_belong(const pb::Image& image, const std::vector<PageRecord>& records) {
-  std::unordered_map<uint64_t, const pb::CapturedFile*> captured;
+  std::map<uint64_t, const pb::CapturedFile*> captured;
   for (const pb::CapturedFile& file : image.captured_files()) captured.emplace(file.id(), &file);
   const pb::AddressSpace& memory = one_process(image).memory;
   auto mapping = memory.mappings().begin();

@@ -18,6 +18,7 @@
 
 #include "core/fd.h"
 #include "core/proc.h"
+#include "image/one_process.h"
 #include "modules/credentials.h"
 #include "modules/module.h"
 
@@ -304,9 +305,20 @@ Result<void> plan_after_credentials(ThreadPlan& plan) {
   return {};
 }
 
+// A thread that had been confined must not come back without its filters.
+void check(Preflight& preflight) {
+  for (const pb::Thread& thread : one_process(preflight.image).process.threads()) {
+    const bool is_filtered = thread.GetExtension(pb::seccomp).mode() == SECCOMP_MODE_FILTER;
+    if (is_filtered == !filters_of(thread).empty()) continue;
+    preflight.problems.push_back(error(fmt::format("thread {} has the seccomp mode {} and {} filters, which does not go together", thread.tid(),
+                                                   thread.GetExtension(pb::seccomp).mode(), filters_of(thread).size()),
+                                       "make another checkpoint"));
+  }
+}
+
 }  // namespace
 
 extern const StateModule kPrivilegedFiltersModule{.name = "filters of the privileged", .plan_thread = plan_before_credentials};
-extern const StateModule kFiltersModule{.name = "filters", .plan_thread = plan_after_credentials};
+extern const StateModule kFiltersModule{.name = "filters", .check = check, .plan_thread = plan_after_credentials};
 
 }  // namespace vmckpt

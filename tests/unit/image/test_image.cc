@@ -713,7 +713,13 @@ TEST_CASE("metadata that cannot be restarted is refused") {
   refused("filters: program has 3 bytes, no multiple of 8", [](pb::Image& i) {
     leader_of(i)->MutableExtension(pb::seccomp)->add_filters()->set_program("odd");
   });
-  refused("there are 1 uid instead of 4", [](pb::Image& i) { leader_of(i)->MutableExtension(pb::credentials)->add_uid(1); });
+  refused("there are 5 uid instead of 4", [](pb::Image& i) { leader_of(i)->MutableExtension(pb::credentials)->add_uid(1); });
+  refused("uid is missing", [](pb::Image& i) { leader_of(i)->MutableExtension(pb::credentials)->clear_uid(); });
+  refused("credentials is missing", [](pb::Image& i) { leader_of(i)->ClearExtension(pb::credentials); });
+  refused("thread state is missing", [](pb::Image& i) { leader_of(i)->ClearExtension(pb::thread_state); });
+  refused("seccomp is missing", [](pb::Image& i) { leader_of(i)->ClearExtension(pb::seccomp); });
+  refused("process state is missing", [](pb::Image& i) { i.mutable_processes(0)->ClearExtension(pb::process_state); });
+  refused("has the parent 77, which is not there", [](pb::Image& i) { i.mutable_processes(0)->set_parent(77); });
   refused("there is no process", [](pb::Image& i) { i.clear_processes(); });
   refused("this release restarts one process; the image has 2 processes", [](pb::Image& i) {
     *i.add_processes() = i.processes(0);

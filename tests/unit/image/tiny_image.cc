@@ -12,6 +12,8 @@
 #include "core/fd.h"
 #include "image/one_process.h"
 #include "modules/process.pb.h"
+#include "modules/credentials.pb.h"
+#include "modules/seccomp.pb.h"
 #include "modules/threads.pb.h"
 #include "vmckpt/image_format.h"
 
@@ -60,6 +62,13 @@ pb::Image tiny_metadata() {
   registers.rsp = kTinyHeapStart + 2 * kImagePageBytes;
   state.set_registers(&registers, sizeof registers);
   state.set_xstate(std::string(576, '\0'));
+
+  pb::Credentials& credentials = *thread.MutableExtension(pb::credentials);
+  for (int i = 0; i < 4; ++i) {
+    credentials.add_uid(1000);
+    credentials.add_gid(1000);
+  }
+  thread.MutableExtension(pb::seccomp)->set_mode(0);
 
   auto& memory = one.memory;
   auto& code = *memory.add_mappings();
