@@ -104,7 +104,7 @@ before=$(counter_of "$(tick_count)")
 run_reporting "$directory/checkpointed" "$vmckpt" checkpoint demo -o "$directory/demo.ckpt" --json
 pause=$(ms "$directory/checkpointed" pause_us)
 after=$(counter_of "$(tick_count)")
-echo "It stood still for $pause; the image was on the disk after $(ms "$directory/checkpointed" total_us)."
+echo "It was paused for $pause; the image was on disk after $(ms "$directory/checkpointed" total_us)."
 wait_for_ticks "$after" 10
 tail -n 3 "$ticks" | say_ticks
 

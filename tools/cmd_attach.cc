@@ -20,7 +20,8 @@ namespace po = boost::program_options;
 
 namespace {
 
-constexpr Verb kVerb = {"attach", "[NAME|PID]", "Connects to the terminal of a detached target. Ctrl-] disconnects; the target keeps running."};
+constexpr Verb kVerb = {"attach", "[NAME|PID]",
+                        "Connects to the terminal of a detached target. Ctrl-] disconnects; the target keeps running."};
 constexpr char kLeave = 0x1d;  // Ctrl-], as telnet and virsh have it
 
 // Raw while this lives: what is typed is the target's, Ctrl-C too.
@@ -97,7 +98,8 @@ Result<bool> be_terminal(int connection) {
 }
 
 Result<void> attach(const std::string& name) {
-  if (!::isatty(0) || !::isatty(1)) return error("standard input and output must be a terminal", "read the target's log with `vmckpt logs`");
+  if (!::isatty(0) || !::isatty(1))
+    return error("standard input and output must be a terminal", "read the target's log with `vmckpt logs`");
   Fd connection = VMCKPT_TRY(find_target(name));
   pb::ControlRequest request;
   request.mutable_attach();
@@ -116,7 +118,8 @@ Result<void> attach(const std::string& name) {
 
 int cmd_attach(int argc, char** argv) {
   po::variables_map values;
-  if (auto status = parse_command_line(argc, argv, kVerb, po::options_description("options"), {"TARGET?"}, values)) return *status;
+  if (auto status = parse_command_line(argc, argv, kVerb, po::options_description("options"), {"TARGET?"}, values))
+    return *status;
   auto done = attach(values.count("TARGET") ? values["TARGET"].as<std::string>() : "");
   return done.ok() ? kExitOk : fail(kVerb, done.error());
 }

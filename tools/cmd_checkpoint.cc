@@ -37,9 +37,13 @@ std::string to_json(const pb::CheckpointDone& done) {
 }
 
 void show_progress(const pb::Progress& progress) {
-  double share = progress.bytes_total() == 0 ? 0 : 100.0 * static_cast<double>(progress.bytes_done()) / static_cast<double>(progress.bytes_total());
+  double share = progress.bytes_total() == 0
+                     ? 0
+                     : 100.0 * static_cast<double>(progress.bytes_done()) / static_cast<double>(progress.bytes_total());
   if (progress.phase() != "write") std::fprintf(stderr, "\r\033[K%s", printable(progress.phase()).c_str());
-  else std::fprintf(stderr, "\r\033[Kwrite: %3.0f %%, %.0f MiB saved", share, static_cast<double>(progress.bytes_saved()) / (1 << 20));
+  else
+    std::fprintf(stderr, "\r\033[Kwrite: %3.0f %%, %.0f MiB saved", share,
+                 static_cast<double>(progress.bytes_saved()) / (1 << 20));
   std::fflush(stderr);
 }
 
@@ -68,7 +72,8 @@ bool read_seconds(const po::variables_map& values, const char* option, int64_t* 
     *us = static_cast<int64_t>(seconds * 1e6);
     return true;
   }
-  std::fprintf(stderr, "vmckpt: checkpoint: --%s must be a number of seconds greater than 0; see vmckpt checkpoint --help\n", option);
+  std::fprintf(stderr, "vmckpt: checkpoint: --%s must be a number of seconds greater than 0; see vmckpt checkpoint --help\n",
+               option);
   return false;
 }
 
@@ -76,22 +81,23 @@ bool read_seconds(const po::variables_map& values, const char* option, int64_t* 
 
 int cmd_checkpoint(int argc, char** argv) {
   po::options_description options("options");
-  options.add_options()
-      ("output,o", po::value<std::string>(), "file to write the image to (default: IMAGE_DIR/NAME-N.ckpt)")
-      ("stop", "stop the target, and leave it stopped when the image is complete (kill -CONT resumes it)")
-      ("kill", "stop the target, and kill it when the image is complete")
-      ("self-contained", "also save the pages of mapped files: restart then needs no program or library files")
-      ("shared-files", po::value<std::string>()->default_value("memory"),
-       "files mapped shared for writing whose content is saved: memory (on tmpfs, or a VMM's RAM), all or none")
-      ("shared-limit", po::value<uint64_t>(), "MiB of shared memory and deleted files that may be copied during the pause (default 1024)")
-      ("freeze-timeout", po::value<double>(), "maximum seconds to wait for a thread that does not stop (default 10)")
-      ("timeout", po::value<double>(), "maximum seconds for the whole checkpoint, after which it is aborted (default: no limit)")
-      ("json", "print the result as one JSON object");
+  options.add_options()("output,o", po::value<std::string>(), "file to write the image to (default: IMAGE_DIR/NAME-N.ckpt)")(
+      "stop", "stop the target, and leave it stopped when the image is complete (kill -CONT resumes it)")(
+      "kill", "stop the target, and kill it when the image is complete")(
+      "self-contained", "also save the pages of mapped files: restart then needs no program or library files")(
+      "shared-files", po::value<std::string>()->default_value("memory"),
+      "files mapped shared for writing whose content is saved: memory (on tmpfs, or a VMM's RAM), all or none")(
+      "shared-limit", po::value<uint64_t>(),
+      "MiB of shared memory and deleted files that may be copied during the pause (default 1024)")(
+      "freeze-timeout", po::value<double>(), "maximum seconds to wait for a thread that does not stop (default 10)")(
+      "timeout", po::value<double>(), "maximum seconds for the whole checkpoint, after which it is aborted (default: no limit)")(
+      "json", "print the result as one JSON object");
   po::variables_map values;
   if (auto status = parse_command_line(argc, argv, kVerb, options, {"TARGET?"}, values)) return *status;
   pb::ControlRequest request;
   pb::CheckpointOrder* order = request.mutable_checkpoint();
-  if (values.count("output")) order->set_output(std::filesystem::absolute(values["output"].as<std::string>()).lexically_normal().string());
+  if (values.count("output"))
+    order->set_output(std::filesystem::absolute(values["output"].as<std::string>()).lexically_normal().string());
   if (values.count("stop") && values.count("kill")) {
     std::fprintf(stderr, "vmckpt: checkpoint: --stop and --kill are mutually exclusive; see vmckpt checkpoint --help\n");
     return kExitUsage;
@@ -106,7 +112,8 @@ int cmd_checkpoint(int argc, char** argv) {
   order->set_shared_files(shared_files == "all" ? pb::ALL : shared_files == "none" ? pb::NONE : pb::MEMORY);
   if (values.count("shared-limit")) order->set_shared_limit_bytes(values["shared-limit"].as<uint64_t>() << 20);
   int64_t freeze_timeout_us = 0, timeout_us = 0;
-  if (!read_seconds(values, "freeze-timeout", &freeze_timeout_us) || !read_seconds(values, "timeout", &timeout_us)) return kExitUsage;
+  if (!read_seconds(values, "freeze-timeout", &freeze_timeout_us) || !read_seconds(values, "timeout", &timeout_us))
+    return kExitUsage;
   order->set_freeze_timeout_us(freeze_timeout_us);
   order->set_timeout_us(timeout_us);
 
@@ -116,15 +123,17 @@ int cmd_checkpoint(int argc, char** argv) {
   auto done = wait_for_image(connection->get());
   if (!done.ok()) return fail(kVerb, done.error());
   if (done->afterwards() != order->afterwards()) {
-    return fail(kVerb, error(fmt::format("the target's supervisor is of another release and does not know --{}: the target runs on; its image is {}",
-                                         values.count("kill") ? "kill" : "stop", printable(done->image()))));
+    return fail(kVerb,
+                error(fmt::format("the target's supervisor is of a different release that does not support --{}: the target runs "
+                                  "on; its image is {}",
+                                  values.count("kill") ? "kill" : "stop", printable(done->image()))));
   }
   if (values.count("json")) {
     std::printf("%s\n", to_json(*done).c_str());
     return kExitOk;
   }
   std::printf("%s\n", printable(done->image()).c_str());
-  std::fprintf(stderr, "vmckpt: %.1f MiB in %.0f ms; the target stood still for %.2f ms\n",
+  std::fprintf(stderr, "vmckpt: %.1f MiB in %.0f ms; the target was paused for %.2f ms\n",
                static_cast<double>(done->image_bytes()) / (1 << 20), static_cast<double>(done->total_us()) / 1e3,
                static_cast<double>(done->pause_us()) / 1e3);
   for (const std::string& note : done->notes()) std::fprintf(stderr, "vmckpt: note: %s\n", printable(note).c_str());

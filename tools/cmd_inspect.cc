@@ -373,8 +373,8 @@ void print_plugins(const pb::Image& image) {
 
 void print_kvm(const pb::Kvm& kvm) {
   for (const Json& vm : kvm_to_json(kvm)) {
-    heading(fmt::format("KVM virtual machine of address space {} (type {}, interrupt controllers: {}{})", kvm.mm_id(), vm["type"].dump(),
-                        vm["irqchip"].get<std::string>(), vm["pit"].get<bool>() ? ", PIT" : ""));
+    heading(fmt::format("KVM virtual machine of address space {} (type {}, interrupt controllers: {}{})", kvm.mm_id(),
+                        vm["type"].dump(), vm["irqchip"].get<std::string>(), vm["pit"].get<bool>() ? ", PIT" : ""));
     static constexpr std::pair<const char*, const char*> kLists[] = {
         {"slots", "slot"}, {"routes", "route"}, {"irqfds", "irqfd"}, {"ioeventfds", "ioeventfd"},
         {"coalesced_zones", "coalesced"}, {"capabilities", "capability"}};

@@ -21,7 +21,8 @@ namespace po = boost::program_options;
 
 namespace {
 
-constexpr Verb kVerb = {"launch", "-- COMMAND [ARG...]", "Starts COMMAND so that it can be checkpointed, and remains running as its supervisor."};
+constexpr Verb kVerb = {"launch", "-- COMMAND [ARG...]",
+                        "Starts COMMAND so that it can be checkpointed, and remains running as its supervisor."};
 constexpr int kExitCannotStart = 127;
 
 // Everything behind "--" (or behind the first word that is no option of ours) belongs to the command.
@@ -39,7 +40,8 @@ Result<std::string> image_directory(const po::variables_map& values) {
   std::string given = values.count("image-dir") ? values["image-dir"].as<std::string>() : ".";
   std::error_code missing;
   std::filesystem::path path = std::filesystem::canonical(given, missing);
-  if (missing) return error(fmt::format("the image directory {} cannot be used: {}", given, missing.message()), "create it first");
+  if (missing)
+    return error(fmt::format("the image directory {} cannot be used: {}", given, missing.message()), "create it first");
   if (!std::filesystem::is_directory(path)) return error(fmt::format("{} is not a directory", given));
   return path.string();
 }
@@ -59,17 +61,20 @@ void warn_of_io_uring(const std::vector<std::string>& command) {
 
 int cmd_launch(int argc, char** argv) {
   po::options_description options("options");
-  options.add_options()
-      ("name,n", po::value<std::string>(), "the target's name (default: the command's)")
-      ("image-dir,d", po::value<std::string>(), "directory for its images (default: the current directory)")
-      ("detach", "return when it is running, and print NAME PID. Its output goes to IMAGE_DIR/NAME.log unless redirected to a file")
-      ("terminal", "with --detach: give it a new terminal for `vmckpt attach` (it has one if launched from a terminal)")
-      ("allow-io-uring", "do not deny io_uring; while a ring exists, checkpoints are refused")
-      ("allow-devices", "do not hide vhost, VFIO and similar devices; while one is open, checkpoints are refused");
+  options
+      .add_options()("name,n", po::value<std::string>(),
+                     "the target's name (default: the command's)")("image-dir,d", po::value<std::string>(),
+                                                                   "directory for its images (default: the current directory)")(
+          "detach",
+          "return when it is running, and print NAME PID. Its output goes to IMAGE_DIR/NAME.log unless redirected to a file")(
+          "terminal", "with --detach: give it a new terminal for `vmckpt attach` (it has one if launched from a terminal)")(
+          "allow-io-uring", "do not deny io_uring; while a ring exists, checkpoints are refused")(
+          "allow-devices", "do not hide vhost, VFIO and similar devices; while one is open, checkpoints are refused");
   int command_word = first_command_word(argc, argv);
   bool separator = command_word > 1 && command_word <= argc && std::string(argv[command_word - 1]) == "--";
   po::variables_map values;
-  if (auto status = parse_command_line(separator ? command_word - 1 : command_word, argv, kVerb, options, {}, values)) return *status;
+  if (auto status = parse_command_line(separator ? command_word - 1 : command_word, argv, kVerb, options, {}, values))
+    return *status;
   if (command_word >= argc) {
     std::fprintf(stderr, "vmckpt: launch: COMMAND is missing; see vmckpt launch --help\n");
     return kExitUsage;

@@ -20,7 +20,9 @@ namespace {
 
 constexpr Verb kVerb = {"list", "", "Lists running targets and targets that have ended within the last day."};
 
-std::vector<std::string> words_of(const google::protobuf::RepeatedPtrField<std::string>& words) { return {words.begin(), words.end()}; }
+std::vector<std::string> words_of(const google::protobuf::RepeatedPtrField<std::string>& words) {
+  return {words.begin(), words.end()};
+}
 
 nlohmann::ordered_json to_json(const pb::Status& status) {
   return {{"name", status.name()},

@@ -20,7 +20,8 @@ namespace po = boost::program_options;
 
 namespace {
 
-constexpr Verb kVerb = {"logs", "[NAME]", "Prints the output of a detached target that is running or has ended within the last day."};
+constexpr Verb kVerb = {"logs", "[NAME]",
+                        "Prints the output of a detached target that is running or has ended within the last day."};
 constexpr int kLookAgainMs = 200;
 
 struct Log {
@@ -60,14 +61,18 @@ Result<Log> find_log(const std::string& name) {
   // One's own before another user's.
   if (running.size() > 1) {
     auto own = runtime_directory();
-    std::erase_if(running, [&](const auto& entry) { return own.ok() && std::filesystem::path(entry.first).parent_path() != std::filesystem::path(*own); });
+    std::erase_if(running, [&](const auto& entry) {
+      return own.ok() && std::filesystem::path(entry.first).parent_path() != std::filesystem::path(*own);
+    });
   }
   if (running.size() > 1) return error("several targets are running", "name one of them");
-  if (running.size() == 1) return choose(running[0].second.name(), running[0].second.log(), VMCKPT_TRY(connect_to(running[0].first)));
+  if (running.size() == 1)
+    return choose(running[0].second.name(), running[0].second.log(), VMCKPT_TRY(connect_to(running[0].first)));
   for (const pb::EndedTarget& ended : list_ended()) {
     if (name.empty() || name == ended.name()) return choose(ended.name(), ended.log(), Fd());
   }
-  return error(name.empty() ? "there is no target" : fmt::format("there is no target \"{}\"", name), "`vmckpt list` shows those there are");
+  return error(name.empty() ? "there is no target" : fmt::format("there is no target \"{}\"", name),
+               "`vmckpt list` shows those there are");
 }
 
 // On a terminal what would steer it is shown as \xNN; otherwise the log is printed as it is.

@@ -17,7 +17,8 @@ namespace po = boost::program_options;
 
 namespace {
 
-constexpr Verb kStop = {"stop", "[NAME|PID]", "Terminates a target with SIGTERM, or with SIGKILL if it has not ended when the timeout expires."};
+constexpr Verb kStop = {"stop", "[NAME|PID]",
+                        "Terminates a target with SIGTERM, or with SIGKILL if it has not ended when the timeout expires."};
 constexpr Verb kKill = {"kill", "[NAME|PID]", "Kills a target and all its processes with SIGKILL."};
 constexpr double kLongestTimeoutS = 1e6;
 
@@ -40,7 +41,8 @@ Result<bool> wait_for_end(int connection, int64_t timeout_us) {
     if (got == 0 || (got < 0 && errno == ECONNRESET)) return true;
     if (got < 0 && errno != EINTR) return errno_error("hear from the supervisor");
     pb::ControlReply answer;
-    if (got > 0 && answer.ParseFromArray(reply, static_cast<int>(got)) && answer.has_error()) return error(printable(answer.error()));
+    if (got > 0 && answer.ParseFromArray(reply, static_cast<int>(got)) && answer.has_error())
+      return error(printable(answer.error()));
   }
 }
 
@@ -74,7 +76,8 @@ int cmd_stop(int argc, char** argv) {
   if (auto status = parse_command_line(argc, argv, kStop, options, {"TARGET?"}, values)) return *status;
   const double timeout_s = values["timeout"].as<double>();
   if (!(timeout_s >= 0 && timeout_s <= kLongestTimeoutS)) {
-    std::fprintf(stderr, "vmckpt: stop: --timeout must be a number of seconds from 0 to %g; see vmckpt stop --help\n", kLongestTimeoutS);
+    std::fprintf(stderr, "vmckpt: stop: --timeout must be a number of seconds from 0 to %g; see vmckpt stop --help\n",
+                 kLongestTimeoutS);
     return kExitUsage;
   }
   auto done = stop(values, timeout_s);
@@ -83,7 +86,8 @@ int cmd_stop(int argc, char** argv) {
 
 int cmd_kill(int argc, char** argv) {
   po::variables_map values;
-  if (auto status = parse_command_line(argc, argv, kKill, po::options_description("options"), {"TARGET?"}, values)) return *status;
+  if (auto status = parse_command_line(argc, argv, kKill, po::options_description("options"), {"TARGET?"}, values))
+    return *status;
   auto done = kill(values);
   return done.ok() ? kExitOk : fail(kKill, done.error());
 }

@@ -15,7 +15,9 @@ std::optional<int> parse_command_line(int argc, char** argv, const Verb& verb, p
   po::options_description all;
   all.add(options);
   po::positional_options_description positions;
-  auto name_of = [](const std::string& operand) { return operand.ends_with('?') ? operand.substr(0, operand.size() - 1) : operand; };
+  auto name_of = [](const std::string& operand) {
+    return operand.ends_with('?') ? operand.substr(0, operand.size() - 1) : operand;
+  };
   for (const std::string& operand : operands) {
     all.add_options()(name_of(operand).c_str(), po::value<std::string>());
     positions.add(name_of(operand).c_str(), 1);

@@ -256,7 +256,8 @@ Json message_to_json(const Message& message) {
   }
   std::vector<const FieldDescriptor*> present;
   reflection.ListFields(message, &present);
-  std::copy_if(present.begin(), present.end(), std::back_inserter(fields), [](const auto* field) { return field->is_extension(); });
+  std::copy_if(present.begin(), present.end(), std::back_inserter(fields),
+               [](const auto* field) { return field->is_extension(); });
   for (const FieldDescriptor* field : fields) {
     if (!field->is_repeated()) {
       json[field->name()] = value_json(message, *field, 0);
@@ -331,7 +332,8 @@ Json image_to_json(const ImageReader& image) {
     const pb::AddressSpace& memory = metadata.address_spaces(space);
     for (int i = 0; i < memory.mappings_size(); ++i) {
       const auto& mapping = memory.mappings(i);
-      json["address_spaces"][space]["mappings"][i]["saved_bytes"] = saved_bytes(image, memory.id(), mapping.start(), mapping.end());
+      json["address_spaces"][space]["mappings"][i]["saved_bytes"] = saved_bytes(image, memory.id(), mapping.start(),
+                                                                                mapping.end());
     }
   }
   for (int i = 0; i < metadata.captured_files_size(); ++i) {

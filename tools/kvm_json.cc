@@ -44,7 +44,8 @@ Json route_json(const kvm_irq_routing_entry& route) {
 Json routes_json(const pb::KvmRecord& record) {
   Json routes = Json::array();
   const std::string& bytes = record.payload();
-  for (size_t at = sizeof(kvm_irq_routing); at + sizeof(kvm_irq_routing_entry) <= bytes.size(); at += sizeof(kvm_irq_routing_entry)) {
+  for (size_t at = sizeof(kvm_irq_routing); at + sizeof(kvm_irq_routing_entry) <= bytes.size();
+       at += sizeof(kvm_irq_routing_entry)) {
     routes.push_back(route_json(read_as<kvm_irq_routing_entry>(bytes, at)));
   }
   return routes;
@@ -139,7 +140,8 @@ Json vcpu_json(const pb::KvmObject& object) {
 
 Json vm_json(const pb::Kvm& kvm, const pb::KvmObject& vm) {
   Json json = {{"type", vm.number()}, {"irqchip", "none"}, {"pit", !vm.vm().pit().empty()}};
-  for (const char* list : {"slots", "routes", "irqfds", "ioeventfds", "coalesced_zones", "capabilities", "other_calls", "vcpus"}) {
+  for (const char* list :
+       {"slots", "routes", "irqfds", "ioeventfds", "coalesced_zones", "capabilities", "other_calls", "vcpus"}) {
     json[list] = Json::array();
   }
   json["clock_ns"] = read_as<kvm_clock_data>(vm.vm().clock()).clock;

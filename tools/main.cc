@@ -102,7 +102,8 @@ int main(int argc, char** argv) {
   for (const VerbEntry& verb : kVerbs) {
     if (std::strcmp(argv[1], verb.name) == 0) return run(verb, argc - 1, argv + 1);
   }
-  if (std::strcmp(argv[1], "--help") == 0 || std::strcmp(argv[1], "-h") == 0 || std::strcmp(argv[1], "help") == 0) return help(argc, argv);
+  if (std::strcmp(argv[1], "--help") == 0 || std::strcmp(argv[1], "-h") == 0 || std::strcmp(argv[1], "help") == 0)
+    return help(argc, argv);
   if (std::strcmp(argv[1], "--version") == 0 || std::strcmp(argv[1], "version") == 0) {
     std::printf("vmckpt %s\n", VMCKPT_VERSION);
     return 0;

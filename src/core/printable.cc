@@ -79,7 +79,9 @@ std::string printable_json(std::string_view json) {
     } else {
       unsigned code = bytes == 1 ? 0x7f : bytes == 2 ? 0x80 : 0x2000;
       if (bytes == 2) code = 0x80 + (static_cast<unsigned char>(character[1]) & 0x3f);
-      if (bytes == 3) code = 0x2000 + ((static_cast<unsigned char>(character[1]) & 0x3fu) << 6) + (static_cast<unsigned char>(character[2]) & 0x3f);
+      if (bytes == 3)
+        code = 0x2000 + ((static_cast<unsigned char>(character[1]) & 0x3fu) << 6) +
+               (static_cast<unsigned char>(character[2]) & 0x3f);
       shown += fmt::format("\\u{:04x}", code);
     }
     at += bytes;

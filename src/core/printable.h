@@ -1,6 +1,6 @@
 // Text that somebody else chose (arguments, paths, what an image or another user's supervisor says), as a terminal may show it.
-// What steers a terminal becomes \xNN: control characters, bytes that are not UTF-8, and what changes the direction of writing, so
-// that a line reads otherwise than it is. Everything that leaves for a terminal goes through one of these.
+// What steers a terminal becomes \xNN: control characters, bytes that are not UTF-8, and what changes the direction of writing,
+// so that a line reads otherwise than it is. Everything that leaves for a terminal goes through one of these.
 #pragma once
 
 #include <string>

@@ -29,7 +29,9 @@ std::vector<const PageRecord*> in_stored_order(std::span<const PageRecord> recor
   for (const PageRecord& record : records) {
     if (record.kind == PageKind::kData) ordered.push_back(&record);
   }
-  auto place = [](const PageRecord* record) { return std::tuple(record->store, record->offset, record->object, record->address); };
+  auto place = [](const PageRecord* record) {
+    return std::tuple(record->store, record->offset, record->object, record->address);
+  };
   std::sort(ordered.begin(), ordered.end(), [&](auto* one, auto* other) { return place(one) < place(other); });
   return ordered;
 }

@@ -29,7 +29,8 @@ std::vector<const PageRecord*> in_stored_order(std::span<const PageRecord> recor
 class PageIndex {
  public:
   PageIndex() = default;
-  // `records` are checked (validate.h): sorted, within the file, of no kind that cannot be read, what they store apart or the same. `file` is the image at `path`.
+  // `records` are checked (validate.h): sorted, within the file, of no kind that cannot be read, what they store apart or the
+  // same. `file` is the image at `path`.
   PageIndex(Fd file, std::string path, std::vector<PageRecord> records)
       : file_(std::move(file)), path_(std::move(path)), records_(std::move(records)) {}
 

@@ -249,8 +249,8 @@ Result<void> check_bounds(const Place& place, const FieldDescriptor& field, int6
                             : !has_least     ? fmt::format("at most {}", most)
                             : least == most ? fmt::format("{}", least)
                                             : fmt::format("{} to {}", least, most);
-  return error(fmt::format("{}: {} {} {}{} instead of {}", text_of(place), words_of(field.name()), is_number ? "is" : "has", value,
-                           is_number ? "" : " bytes", range));
+  return error(fmt::format("{}: {} {} {}{} instead of {}", text_of(place), words_of(field.name()), is_number ? "is" : "has",
+                           value, is_number ? "" : " bytes", range));
 }
 
 Result<void> check_bytes(const Place& place, const FieldDescriptor& field, const std::string& bytes) {
@@ -370,7 +370,8 @@ Result<void> check_one_process(const pb::Image& image) {
   VMCKPT_TRY(refuse("working directories", image.file_system_contexts_size()));
   VMCKPT_TRY(refuse("tables of signal handlers", image.signal_handlers_size()));
   const pb::Process& process = image.processes(0);
-  if (process.parent() != 0) return error(fmt::format("process {} has the parent {}, which is not there", process.pid(), process.parent()));
+  if (process.parent() != 0)
+    return error(fmt::format("process {} has the parent {}, which is not there", process.pid(), process.parent()));
   if (process.state() == pb::Process::ZOMBIE) return error(fmt::format("process {} had ended", process.pid()));
   if (image.address_spaces(0).id() != kFirstAddressSpace) {
     return error(fmt::format("the address space has the id {} instead of {}", image.address_spaces(0).id(), kFirstAddressSpace));
@@ -449,9 +450,10 @@ Result<void> check_memory(const pb::AddressSpace& memory) {
   }
   previous_end = 0;
   for (const auto& guard : memory.guards()) {
-    if (!page_aligned(guard.start()) || !page_aligned(guard.end()) || guard.start() >= guard.end() || guard.start() < previous_end ||
-        guard.end() > kLargestUserSpaceEnd) {
-      return error(fmt::format("guard region {} is not of whole pages in user space, or out of order", range_text(guard.start(), guard.end())));
+    if (!page_aligned(guard.start()) || !page_aligned(guard.end()) || guard.start() >= guard.end() ||
+        guard.start() < previous_end || guard.end() > kLargestUserSpaceEnd) {
+      return error(fmt::format("guard region {} is not of whole pages in user space, or out of order",
+                               range_text(guard.start(), guard.end())));
     }
     previous_end = guard.end();
   }

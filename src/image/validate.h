@@ -18,8 +18,8 @@ namespace vmckpt {
 // What a reader takes into its own memory before it knows whether the image is worth it; for the metadata see decode.h.
 constexpr uint64_t kMaxPageIndexBytes = uint64_t{1} << 30;
 
-// Records sorted, not overlapping in memory, whole pages, what is stored in this file between the header page and `data_end`, what
-// two of them store either apart or the same; no kind and no codec that this vmckpt cannot read.
+// Records sorted, not overlapping in memory, whole pages, what is stored in this file between the header page and `data_end`,
+// what two of them store either apart or the same; no kind and no codec that this vmckpt cannot read.
 Result<void> check_records(const std::vector<PageRecord>& records, uint64_t data_end);
 
 // Everything that can be told from the metadata alone.

@@ -1,5 +1,5 @@
-// Writes one image: page data first; seal() adds metadata and page index, the header last, and syncs; publish() gives it its name by
-// rename or link, so the final name only ever shows a whole image. The destructor removes what was not published.
+// Writes one image: page data first; seal() adds metadata and page index, the header last, and syncs; publish() gives it its name
+// by rename or link, so the final name only ever shows a whole image. The destructor removes what was not published.
 #pragma once
 
 #include <array>

@@ -50,9 +50,15 @@ const pb::FileIdentity& known_identity(pid_t pid, const std::string& path, std::
 
 class Saver {
  public:
-  Saver(const StoppedWorld& world, const std::vector<Vma>& vmas, const BackingImage& backing, const AddressSpaceOptions& options, CapturedFiles& captured,
-        AddressSpaceSave& save, std::map<std::string, pb::FileIdentity>& identities)
-      : world_(world), vmas_(vmas), backing_(backing), options_(options), captured_(captured), save_(save), identities_(identities) {}
+  Saver(const StoppedWorld& world, const std::vector<Vma>& vmas, const BackingImage& backing, const AddressSpaceOptions& options,
+        CapturedFiles& captured, AddressSpaceSave& save, std::map<std::string, pb::FileIdentity>& identities)
+      : world_(world),
+        vmas_(vmas),
+        backing_(backing),
+        options_(options),
+        captured_(captured),
+        save_(save),
+        identities_(identities) {}
 
   Result<void> add(const Vma& vma, const std::string& flags) {
     if (vma.name == "[vsyscall]") return {};  // the kernel's own, at a fixed address in every process
@@ -80,8 +86,8 @@ class Saver {
       return add_shared(vma, flags, std::move(mapping));
     }
     if (has_flag(flags, "dp")) {
-      // MAP_DROPPABLE: the kernel may take its content away at any time, and does so in a child. It comes back empty. (glibc keeps
-      // the state of getrandom there, and draws a new one then.)
+      // MAP_DROPPABLE: the kernel may take its content away at any time, and does so in a child. It comes back empty. (glibc
+      // keeps the state of getrandom there, and draws a new one then.)
       VMCKPT_TRY(save_guards(vma));
       mapping.set_kind(pb::Mapping::ANONYMOUS);
       return append(std::move(mapping));
@@ -102,7 +108,8 @@ class Saver {
     }
     if (vma.name.find("[io_uring]") != std::string::npos) {
       return refuse("is an io_uring, which cannot be saved",
-                    "tell the program to use something else (QEMU: aio=threads or aio=native; fio: --ioengine=libaio), or launch it "
+                    "tell the program to use something else (QEMU: aio=threads or aio=native; fio: --ioengine=libaio), or launch "
+                    "it "
                     "without --allow-io-uring");
     }
     if (has_flag(flags, "pf") || has_flag(flags, "io")) {
@@ -256,7 +263,9 @@ class Saver {
 
   Fd open_named(const Vma& vma, const std::string& path, struct stat& info) {
     Fd fd = descriptor_of(vma);
-    if (!fd) fd = Fd(::open(fmt::format("/proc/{}/map_files/{:x}-{:x}", world_.pid(), vma.start, vma.end).c_str(), O_RDONLY | O_CLOEXEC));
+    if (!fd)
+      fd = Fd(
+          ::open(fmt::format("/proc/{}/map_files/{:x}-{:x}", world_.pid(), vma.start, vma.end).c_str(), O_RDONLY | O_CLOEXEC));
     if (!fd) fd = Fd(::open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
     if (fd && (::fstat(fd.get(), &info) != 0 || info.st_ino != vma.inode)) fd.reset();
     return fd;
@@ -275,8 +284,10 @@ class Saver {
 
   void note_uncaptured(const Vma& vma) {
     if ((vma.protection & PROT_WRITE) == 0 || !noted_.insert(vma.name).second) return;
-    save_.notes.push_back(fmt::format("{} is mapped for writing: a restart finds in it what the file holds by then, not what it held "
-                                      "now (vmckpt checkpoint --shared-files=all saves it)", vma.name));
+    save_.notes.push_back(
+        fmt::format("{} is mapped for writing: a restart finds in it what the file holds by then, not what it held "
+                    "now (vmckpt checkpoint --shared-files=all saves it)",
+                    vma.name));
   }
 
   // A segment of an IPC namespace of the target's own comes back as plain shared memory.
@@ -385,7 +396,8 @@ Result<void> check_segments_are_whole(const pb::AddressSpace& space, const Captu
     next_offset = mapping.file_offset() + bytes;
     missing_bytes = whole_bytes - std::min(whole_bytes, next_offset);
   }
-  if (missing_bytes != 0) return error("a System V segment is attached only in part", "checkpoint the program after it has detached it");
+  if (missing_bytes != 0)
+    return error("a System V segment is attached only in part", "checkpoint the program after it has detached it");
   return {};
 }
 

@@ -115,7 +115,9 @@ Result<uint64_t> CapturedFiles::capture(int target_fd, const std::string& name, 
   return file.id();
 }
 
-bool CapturedFiles::has_room_to_keep(uint64_t bytes) const { return bytes <= kMaxKeptBytes && kept_bytes_ + bytes <= kMaxKeptBytesInAll; }
+bool CapturedFiles::has_room_to_keep(uint64_t bytes) const {
+  return bytes <= kMaxKeptBytes && kept_bytes_ + bytes <= kMaxKeptBytesInAll;
+}
 
 void CapturedFiles::note_path(uint64_t id, const std::string& path) {
   pb::CapturedFile& file = files_[id];

@@ -1,5 +1,6 @@
 // Files that no path leads to (memfd, shared anonymous memory, deleted files), and those that are the memory of a shared mapping
-// (shared_files.h): saved by content, shared by mappings and descriptors. One object per (device, inode), however many mappings and descriptors refer to it.
+// (shared_files.h): saved by content, shared by mappings and descriptors. One object per (device, inode), however many mappings
+// and descriptors refer to it.
 #pragma once
 
 #include <map>

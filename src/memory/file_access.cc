@@ -238,21 +238,21 @@ Result<Fd> FileAccess::create(const std::string& path, int flags, mode_t mode) c
 Result<Fd> FileAccess::make_removed_directory(int flags) const {
   char name[] = "/tmp/vmckpt-removed-XXXXXX";
   if (as_target([&] { return ::mkdtemp(name) == nullptr ? -1 : 0; }) != 0) {
-    return errno_error("make a folder in place of a removed one", "make /tmp a folder that the program may write to");
+    return errno_error("make a directory in place of a removed one", "make /tmp a directory that the program may write to");
   }
   Fd fd(as_target([&] { return open_without_links(name, flags | O_DIRECTORY | O_NOFOLLOW); }));
   const int error = errno;
   as_target([&] { return ::rmdir(name); });  // the folder is the target's: its user may have put another there
   errno = error;
-  if (!fd) return errno_error(fmt::format("open the folder {}", name));
+  if (!fd) return errno_error(fmt::format("open the directory {}", name));
   return fd;
 }
 
 Result<Fd> FileAccess::make_removed_link(const std::string& text) const {
   char folder[] = "/tmp/vmckpt-removed-XXXXXX";
-  const std::string cure = "make /tmp a folder that the program may write to";
+  const std::string cure = "make /tmp a directory that the program may write to";
   if (as_target([&] { return ::mkdtemp(folder) == nullptr ? -1 : 0; }) != 0) {
-    return errno_error("make a folder for a symbolic link in place of a removed one", cure);
+    return errno_error("make a directory for a symbolic link in place of a removed one", cure);
   }
   const std::string link = std::string(folder) + "/link";
   Fd fd(as_target([&] {

@@ -30,7 +30,8 @@ class StillProcess : public PageSource {
     using Memory = ProcessMemory;
     const auto readable = range_->readable ? Memory::Readable::kMaybe : Memory::Readable::kNo;
     const bool is_all = range_->pages == DumpRange::Pages::kAll;
-    return memory_.read(piece, piece.address, content, readable, is_all ? Memory::Unreadable::kZeros : Memory::Unreadable::kError);
+    return memory_.read(piece, piece.address, content, readable,
+                        is_all ? Memory::Unreadable::kZeros : Memory::Unreadable::kError);
   }
 
   uint64_t bytes_looked_at() const override { return looked_at_bytes_; }

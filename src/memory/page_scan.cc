@@ -92,9 +92,13 @@ Result<void> PageScanner::scan_runs(uint64_t start, uint64_t end, const Take& ta
         continue;
       }
       const bool guard = (region.categories & kIsGuard) != 0, zero = (region.categories & kIsZeroPage) != 0;
-      VMCKPT_TRY(take({region.start, region.end, guard ? PageSpan::Kind::kGuard : zero ? PageSpan::Kind::kZero : PageSpan::Kind::kOwn}));
+      VMCKPT_TRY(take({region.start, region.end,
+                       guard  ? PageSpan::Kind::kGuard
+                       : zero ? PageSpan::Kind::kZero
+                              : PageSpan::Kind::kOwn}));
     }
-    if (argument.walk_end <= start) return error(fmt::format("process {}'s page tables were not looked through beyond {:#x}", pid_, start));
+    if (argument.walk_end <= start)
+      return error(fmt::format("process {}'s page tables were not looked through beyond {:#x}", pid_, start));
     start = argument.walk_end;
   }
   return {};
@@ -102,7 +106,8 @@ Result<void> PageScanner::scan_runs(uint64_t start, uint64_t end, const Take& ta
 
 Result<void> PageScanner::scan_entries(uint64_t start, uint64_t end, const Take& take) {
   if (!runs_ && mappings_.empty()) VMCKPT_TRY(find_empty_mappings());
-  auto mapping = std::lower_bound(mappings_.begin(), mappings_.end(), start, [](const Resident& one, uint64_t at) { return one.end <= at; });
+  auto mapping = std::lower_bound(mappings_.begin(), mappings_.end(), start,
+                                  [](const Resident& one, uint64_t at) { return one.end <= at; });
   PageSpan span{};
   auto flush = [&]() -> Result<void> {
     if (span.start == span.end) return {};
@@ -124,7 +129,8 @@ Result<void> PageScanner::scan_entries(uint64_t start, uint64_t end, const Take&
     }
     const uint64_t pages = std::min((stop - at) / kPageBytes, kWindowPages);
     window_.resize(pages);
-    VMCKPT_TRY(pread_exactly(pagemap_.get(), window_.data(), pages * sizeof(uint64_t), at / kPageBytes * sizeof(uint64_t), "pagemap"));
+    VMCKPT_TRY(
+        pread_exactly(pagemap_.get(), window_.data(), pages * sizeof(uint64_t), at / kPageBytes * sizeof(uint64_t), "pagemap"));
     for (uint64_t i = 0; i < pages; ++i, at += kPageBytes) {
       const uint64_t entry = window_[i];
       const bool guard = (entry & kGuardRegion) != 0;
@@ -142,7 +148,8 @@ Result<void> PageScanner::scan_entries(uint64_t start, uint64_t end, const Take&
 
 // The zero page is not counted as resident, and does not have to be.
 Result<void> PageScanner::find_empty_mappings() {
-  for (const MappingUse& use : VMCKPT_TRY(read_mapping_uses(pid_))) mappings_.push_back({use.start, use.end, use.resident_kb + use.swapped_kb == 0});
+  for (const MappingUse& use : VMCKPT_TRY(read_mapping_uses(pid_)))
+    mappings_.push_back({use.start, use.end, use.resident_kb + use.swapped_kb == 0});
   return {};
 }
 

@@ -70,10 +70,13 @@ pid_t find_user(const std::string& path, const struct stat& file) {
     const auto pid = static_cast<pid_t>(parse_number(number));
     if (pid == ::getpid()) continue;
     auto vmas = read_maps(pid);
-    if (vmas.ok() && std::any_of(vmas->begin(), vmas->end(), [&](const Vma& vma) { return vma.inode == file.st_ino && vma.name == path; })) return pid;
+    if (vmas.ok() &&
+        std::any_of(vmas->begin(), vmas->end(), [&](const Vma& vma) { return vma.inode == file.st_ino && vma.name == path; }))
+      return pid;
     for (const auto& entry : std::filesystem::directory_iterator(process.path() / "fd", ignored)) {
       struct stat open_file {};
-      if (::stat(entry.path().c_str(), &open_file) == 0 && open_file.st_dev == file.st_dev && open_file.st_ino == file.st_ino) return pid;
+      if (::stat(entry.path().c_str(), &open_file) == 0 && open_file.st_dev == file.st_dev && open_file.st_ino == file.st_ino)
+        return pid;
     }
   }
   return 0;
@@ -84,7 +87,8 @@ void check_missing(const pb::CapturedFile& file, SharedFiles rule, std::vector<E
   if (rule == SharedFiles::kLeave) {
     problems.push_back(error(describe(file) + " is missing", "restart without --shared-files=leave: the image has its content"));
   } else if (::faccessat(AT_FDCWD, folder.c_str(), W_OK | X_OK, AT_EACCESS) != 0) {
-    problems.push_back(errno_error("make " + describe(file) + " again", "make the folder " + folder + " and let its user write there"));
+    problems.push_back(
+        errno_error("make " + describe(file) + " again", "make the directory " + folder + " and let its user write there"));
   }
 }
 
@@ -92,13 +96,15 @@ void check_present(const pb::CapturedFile& file, const pb::Image& image, const s
                    std::vector<Error>& problems) {
   const std::string& path = file.path();
   if (!S_ISREG(now.st_mode)) {
-    problems.push_back(error(describe(file) + " is no regular file any more", "put back what was there"));
+    problems.push_back(error(describe(file) + " is no longer a regular file", "put back what was there"));
   } else if (::faccessat(AT_FDCWD, path.c_str(), R_OK | W_OK, AT_EACCESS) != 0) {
     problems.push_back(errno_error("open " + describe(file), "restart as the user who owns it, or change its permissions"));
   } else if (rule != SharedFiles::kRestore && !may_be_used(file, now)) {
-    problems.push_back(error(fmt::format("{} is another user's: {}", describe(file), describe_difference(file, now)), "remove it"));
+    problems.push_back(
+        error(fmt::format("{} is another user's: {}", describe(file), describe_difference(file, now)), "remove it"));
   } else if (rule == SharedFiles::kLeave && static_cast<uint64_t>(now.st_size) < file.size_bytes()) {
-    problems.push_back(error(fmt::format("{} has {} bytes and had {}", describe(file), now.st_size, file.size_bytes()), "put the old file back"));
+    problems.push_back(error(fmt::format("{} has {} bytes and had {}", describe(file), now.st_size, file.size_bytes()),
+                             "put the old file back"));
   } else if (rule == SharedFiles::kRestore && (!is_same(file, now) || is_another_inode(file, image))) {
     const std::string cure = may_be_used(file, now) ? "remove it; " + std::string(kCure) : "remove it";
     problems.push_back(error(fmt::format("{} is not what it was: {}", describe(file), describe_difference(file, now)), cure));
@@ -153,7 +159,8 @@ void check_shared_files(const pb::Image& image, const FileAccess& access, std::v
     else problems.push_back(errno_error("examine " + describe(file)));
     if (problems.size() != before) continue;
     if (rule == SharedFiles::kLeave) notes.push_back(describe(file) + " is used with what it holds now");
-    else if (is_kept(file) && !is_there) notes.push_back(describe(file) + " is missing; it is made again as it was at the checkpoint");
+    else if (is_kept(file) && !is_there)
+      notes.push_back(describe(file) + " is missing; it is made again as it was at the checkpoint");
   }
 }
 

@@ -1,12 +1,12 @@
-// Files that have a path and are the memory of a shared mapping (POSIX shared memory, a VMM's RAM): their content is in the image,
-// as that of a CapturedFile with a path, and is put back into the file at restart. What is in the file by then may be somebody
-// else's, so the rule is strict: a file that is missing is made again; one that is there gets the content back only if it is the
-// same file (device and inode), has its size, and no other process has it open or mapped. Otherwise restart is refused, and the
-// user says which content is to stay.
+// Files that have a path and are the memory of a shared mapping (POSIX shared memory, a VMM's RAM): their content is in the
+// image, as that of a CapturedFile with a path, and is put back into the file at restart. What is in the file by then may be
+// somebody else's, so the rule is strict: a file that is missing is made again; one that is there gets the content back only if
+// it is the same file (device and inode), has its size, and no other process has it open or mapped. Otherwise restart is refused,
+// and the user says which content is to stay.
 //
 // Small files on disk that are mapped for writing are kept in the image, too (KEPT, with a path): some are temporary ones, that
-// somebody removes when their owner has gone (a JVM's hsperfdata). Such a file is made again where it is missing, and otherwise is
-// left as it is.
+// somebody removes when their owner has gone (a JVM's hsperfdata). Such a file is made again where it is missing, and otherwise
+// is left as it is.
 #pragma once
 
 #include <set>

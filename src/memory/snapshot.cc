@@ -27,7 +27,8 @@ void Snapshot::ask(const StoppedWorld& world, const AddressSpaceSave& space, Tap
   // None must succeed: whatever one of them answers, the advice is put back.
   auto advise = [&](const std::vector<Vma>& vmas, int advice) {
     std::vector<size_t> calls;
-    for (const Vma& vma : vmas) calls.push_back(leader.call(SYS_madvise, {vma.start, vma.bytes(), static_cast<uint64_t>(advice)}));
+    for (const Vma& vma : vmas)
+      calls.push_back(leader.call(SYS_madvise, {vma.start, vma.bytes(), static_cast<uint64_t>(advice)}));
     return calls;
   };
   // The target's parent as the target sees it: from inside a PID namespace the supervisor is invisible, its number there is 0.

@@ -86,7 +86,8 @@ constexpr const char* kUseSomethingElse = "tell the program to use something els
 
 Result<void> wait_for_aio(const StoppedWorld& world, const Ledger& ledger, const Waiting& waiting) {
   constexpr useconds_t kLookAgainUs = 100;
-  // The kernel moves the tail first and signals the request's eventfd right after it, in the same breath but not in the same instant.
+  // The kernel moves the tail first and signals the request's eventfd right after it, in the same breath but not in the same
+  // instant.
   constexpr useconds_t kBreathUs = 1000;
   for (bool waited = false;; waited = true) {
     const uint64_t requests = all_in_flight(world.pid(), ledger);
@@ -96,7 +97,8 @@ Result<void> wait_for_aio(const StoppedWorld& world, const Ledger& ledger, const
     }
     if (waiting.is_over()) {
       return error(fmt::format("process {} has {} asynchronous I/O requests in flight that do not end", world.pid(), requests),
-                   "try again when its disks are less busy; requests that wait for an event (IOCB_CMD_POLL) must be cancelled first");
+                   "try again when its disks are less busy; requests that wait for an event (IOCB_CMD_POLL) must be cancelled "
+                   "first");
     }
     VMCKPT_TRY(waiting.check());
     ::usleep(kLookAgainUs);
@@ -108,7 +110,8 @@ Result<void> save_aio(const StoppedWorld& world, const Ledger& ledger, bool coun
     if (mapping.kind() != pb::Mapping::AIO_RING) continue;
     const RemoteAddr address(mapping.start());
     if (!counted) {
-      return refuse(address, "may have requests in flight: without launch's filter nobody counts them", "launch the program without --allow-io-uring");
+      return refuse(address, "may have requests in flight: without launch's filter nobody counts them",
+                    "launch the program without --allow-io-uring");
     }
     const LedgerAioContext* context = find_context(ledger, address);
     if (context == nullptr) return refuse(address, "is not known to the recorder", kUseSomethingElse);
@@ -155,7 +158,8 @@ void check_aio(const pb::AddressSpace& space, std::vector<Error>& problems) {
   if (space.ExtensionSize(pb::aio_rings) == 0) return;
   aio_context_t none = 0;
   if (::syscall(SYS_io_setup, 0, &none) != 0 && errno != EINVAL) {
-    problems.push_back(errno_error("Linux AIO cannot be used here (io_setup)", "restart it where a kernel and a container allow it"));
+    problems.push_back(
+        errno_error("Linux AIO cannot be used here (io_setup)", "restart it where a kernel and a container allow it"));
     return;
   }
   const uint64_t least = least_slots();
@@ -163,13 +167,15 @@ void check_aio(const pb::AddressSpace& space, std::vector<Error>& problems) {
   for (const pb::AioRing& ring : space.GetRepeatedExtension(pb::aio_rings)) {
     wanted += wanted_for(ring.slots());
     if (ring.slots() >= least) continue;
-    const std::string what = fmt::format("has {} slots; this kernel makes none below {}, for its processors", ring.slots(), least);
+    const std::string what = fmt::format("has {} slots; this kernel makes none below {}, for its processors", ring.slots(),
+                                         least);
     problems.push_back(refuse(RemoteAddr(ring.address()), what,
                               "restart it on a machine with fewer processors"));
   }
   auto used = read_whole_file("/proc/sys/fs/aio-nr"), most = read_whole_file("/proc/sys/fs/aio-max-nr");
   if (!used.ok() || !most.ok() || parse_number(*used) + wanted <= parse_number(*most)) return;
-  problems.push_back(error(fmt::format("the target's AIO contexts need {} requests, {} of {} are in use", wanted, parse_number(*used), parse_number(*most)),
+  problems.push_back(error(fmt::format("the target's AIO contexts need {} requests, {} of {} are in use", wanted,
+                                       parse_number(*used), parse_number(*most)),
                            "raise fs.aio-max-nr (sysctl)"));
 }
 

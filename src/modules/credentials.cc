@@ -125,7 +125,8 @@ void note_lost_capabilities(const pb::Thread& thread, bool in_own_user_namespace
   const pb::Credentials& saved = credentials_of(thread);
   const uint64_t wanted = saved.capabilities_permitted() | saved.capabilities_inheritable();
   const uint64_t lost = wanted & ~status_hex(*mine, "CapPrm");
-  if (lost != 0) notes.push_back("the process goes on without capabilities that restart does not have: " + capability_names(lost));
+  if (lost != 0)
+    notes.push_back("the process goes on without capabilities that restart does not have: " + capability_names(lost));
   if (!filters_of(thread).empty() && !saved.no_new_privileges() && !has_capability(CAP_SYS_ADMIN)) {
     notes.push_back("the process has no_new_privs now: without CAP_SYS_ADMIN its seccomp filters cannot be installed otherwise");
   }
@@ -145,7 +146,8 @@ Result<void> plan_credentials(const pb::Thread& thread, TapeDraft& tape) {
     if (leaves) tape.call(SYS_prctl, {PR_CAPBSET_DROP, capability, 0, 0, 0});
   }
   // Needs CAP_SETPCAP too. Also to none: restart may have some of its own.
-  if (saved.securebits() != static_cast<uint32_t>(::prctl(PR_GET_SECUREBITS))) tape.call(SYS_prctl, {PR_SET_SECUREBITS, saved.securebits(), 0, 0, 0});
+  if (saved.securebits() != static_cast<uint32_t>(::prctl(PR_GET_SECUREBITS)))
+    tape.call(SYS_prctl, {PR_SET_SECUREBITS, saved.securebits(), 0, 0, 0});
   if (!same_groups(saved, mine) && may_set_groups()) {
     std::vector<uint32_t> groups(saved.groups().begin(), saved.groups().end());
     tape.call(SYS_setgroups, {groups.size(), tape.data(groups.data(), groups.size() * sizeof(uint32_t))}, true,

@@ -1,8 +1,8 @@
 // Who the process is: user and group ids, supplementary groups, capabilities, no_new_privs. Per thread in the kernel.
 //
 // Saved: from /proc/PID/task/TID/status. Restored: by each thread's own tape, near its end, since what comes before needs the
-// rights that restart has. Never more than the caller of restart has: what it may not set (other ids) fails the preflight, what it
-// can only do without (groups, capabilities) is noted. Nothing is asked of the user id 0: root in a container has a few
+// rights that restart has. Never more than the caller of restart has: what it may not set (other ids) fails the preflight, what
+// it can only do without (groups, capabilities) is noted. Nothing is asked of the user id 0: root in a container has a few
 // capabilities only, root in a user namespace may have no right to set groups, and an ordinary user may have been given some.
 // Only what differs is set, since even the setting of equal ids can be forbidden (setgroups in a user namespace).
 //

@@ -62,7 +62,8 @@ class Walk {
     std::snprintf(name, sizeof name, "fd/%d", number);
     ssize_t length = ::readlinkat(proc_, name, link, sizeof link);
     if (length < 0 && errno == ENAMETOOLONG) {
-      return error(fmt::format("the path of descriptor {} is longer than {} characters, which the kernel does not tell", number, PATH_MAX),
+      return error(fmt::format("the path of descriptor {} is longer than {} characters, which the kernel does not tell", number,
+                               PATH_MAX),
                    "let the program open it below a shorter path");
     }
     if (length < 0) return errno_error(fmt::format("read /proc/PID/fd/{} of the target", number));

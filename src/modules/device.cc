@@ -1,6 +1,6 @@
-// Character devices without state: /dev/null, zero, full, random, urandom, and /dev/kvm (its VMs are in kvm.cc). Opened again under their usual name, because
-// the path that the target used may have been a bind mount. Every other device is refused by name (refused.cc).
-// Sources: null(4), full(4), random(4), Documentation/admin-guide/devices.txt (majors 1 and 10).
+// Character devices without state: /dev/null, zero, full, random, urandom, and /dev/kvm (its VMs are in kvm.cc). Opened again
+// under their usual name, because the path that the target used may have been a bind mount. Every other device is refused by name
+// (refused.cc). Sources: null(4), full(4), random(4), Documentation/admin-guide/devices.txt (majors 1 and 10).
 #include <sys/sysmacros.h>
 
 #include "modules/descriptor_module.h"

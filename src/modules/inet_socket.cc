@@ -205,7 +205,8 @@ Result<void> save_what_diag_tells(SaveContext& context) {
       if (file == nullptr || !file->saved->HasExtension(pb::inet_socket)) continue;
       pb::InetSocket* socket = file->saved->MutableExtension(pb::inet_socket);
       if (state == TCP_SYN_SENT) socket->set_peer_address(entry.peer_address);
-      else socket->set_shutdown(((entry.shutdown & 1) != 0 ? kNoMoreReading : 0) | ((entry.shutdown & 2) != 0 ? kNoMoreSending : 0));
+      else
+        socket->set_shutdown(((entry.shutdown & 1) != 0 ? kNoMoreReading : 0) | ((entry.shutdown & 2) != 0 ? kNoMoreSending : 0));
     }
   }
   for (int family : raw_families) save_raw_peers(context, family);
@@ -265,7 +266,7 @@ void note_outside(SaveContext& context, const TargetFile& file, pb::InetSocket* 
   if (file.stdio() >= 0) {
     socket->set_peer(pb::PEER_STDIO);
   } else if (socket->state() == TCP_SYN_SENT) {
-    context.note(fmt::format("{} is connecting to {} and will connect anew after a restart", file.describe(),
+    context.note(fmt::format("{} is connecting to {} and will connect again after a restart", file.describe(),
                              endpoint_text(socket->peer_address())));
   } else {
     std::string lost = socket->unsent_bytes() != 0

@@ -136,10 +136,11 @@ struct Connection {
   Fd accepted;
 };
 
-// Connects two fresh sockets, with the addresses they had where these are free. The accepted one is of its listener's family, which
-// need not be the client's: an IPv6 socket that listens for both has IPv4 clients.
-Result<Connection> connect_pair(RestoreContext& context, const pb::OpenFile& file, int accepted_family, const std::string& client_address,
-                                const std::string& accepted_address, size_t client_room, size_t accepted_room) {
+// Connects two fresh sockets, with the addresses they had where these are free. The accepted one is of its listener's family,
+// which need not be the client's: an IPv6 socket that listens for both has IPv4 clients.
+Result<Connection> connect_pair(RestoreContext& context, const pb::OpenFile& file, int accepted_family,
+                                const std::string& client_address, const std::string& accepted_address, size_t client_room,
+                                size_t accepted_room) {
   Fd listener = VMCKPT_TRY(make_listener(accepted_family, accepted_address, accepted_room));
   std::string destination = in_family(inet_state(file).family(), name_of(listener.get()));
   for (const std::string& address : {client_address, std::string()}) {
@@ -228,9 +229,9 @@ Result<void> restore_inside(RestoreContext& context, const pb::OpenFile& file) {
   const pb::OpenFile& client = accepted_is_file ? *peer : file;
   const pb::OpenFile& accepted = accepted_is_file ? file : *peer;
   const pb::InetSocket &client_socket = inet_state(client), &accepted_socket = inet_state(accepted);
-  Connection connection =
-      VMCKPT_TRY(connect_pair(context, client, accepted_socket.family(), client_socket.local_address(), accepted_socket.local_address(),
-                              client_socket.unread().size(), accepted_socket.unread().size()));
+  Connection connection = VMCKPT_TRY(connect_pair(context, client, accepted_socket.family(), client_socket.local_address(),
+                                                  accepted_socket.local_address(), client_socket.unread().size(),
+                                                  accepted_socket.unread().size()));
   int client_fd = connection.client.get(), accepted_fd = connection.accepted.get();
   restore_socket_options(context, accepted, accepted_socket.options(), accepted_fd, OptionStage::kBeforeBind);
   if (!same_endpoint(name_of(client_fd), client_socket.local_address()) ||

@@ -173,7 +173,7 @@ Result<void> find_path(SaveContext& context, const TargetFile& file, const Watch
   return error(fmt::format("{} watches inode {} whose path is not known: the watch was added without libc, or in another "
                            "process",
                            file.describe(), watch.inode),
-               "checkpoint as root, or let the program hold the watched file or folder open");
+               "checkpoint as root, or let the program hold the watched file or directory open");
 }
 
 Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::OpenFile* saved) {

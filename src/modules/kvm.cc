@@ -125,7 +125,8 @@ bool take_answers(Job& job, const KvmHost& host) {
 }
 
 // As many at the same time as the target has threads.
-Result<void> play(StoppedWorld& world, const Ledger& ledger, const pb::Image& image, const KvmHost& host, std::vector<Job>& jobs) {
+Result<void> play(StoppedWorld& world, const Ledger& ledger, const pb::Image& image, const KvmHost& host,
+                  std::vector<Job>& jobs) {
   for (size_t next = 0; next < jobs.size();) {
     std::vector<ThreadTape> tapes;
     const size_t first = next;
@@ -231,7 +232,8 @@ Result<void> save_kvm(StoppedWorld& world, const Ledger& ledger, const KvmNotes&
     const bool in_kernel = has_record(notes, vm, KVM_CREATE_IRQCHIP);
     const bool is_vm = object.kind == KvmKind::kVm;
     const bool has_pit = has_record(notes, vm, KVM_CREATE_PIT2) || has_record(notes, vm, KVM_CREATE_PIT);
-    Job& job = jobs.emplace_back(Job{i, is_vm, in_kernel || (!is_vm && has_split_irqchip(notes, vm)), has_pit, descriptors.of(i), {}});
+    Job& job = jobs.emplace_back(
+        Job{i, is_vm, in_kernel || (!is_vm && has_split_irqchip(notes, vm)), has_pit, descriptors.of(i), {}});
     job.saved = entry;
     if (is_vm) continue;
     const KnownMsrs& known = known_msrs(notes, i, host);
@@ -332,7 +334,8 @@ void plan_object(const pb::KvmObject& object, const RestoredDescriptors& descrip
   const int fd = descriptors.fd(object.id());
   const int from = object.kind() == pb::KvmObject::VM ? device : descriptors.fd(object.parent());
   const bool close_on_exec = own.empty() || own.front().close_on_exec();
-  tape.call(kOpMakeDescriptor, {number(from), object.request(), object.number(), number(fd), close_on_exec ? uint64_t{O_CLOEXEC} : 0}, true,
+  tape.call(kOpMakeDescriptor,
+            {number(from), object.request(), object.number(), number(fd), close_on_exec ? uint64_t{O_CLOEXEC} : 0}, true,
             fmt::format("{} for descriptor {}", kvm_call_name(object.request()), fd));
   for (size_t i = 1; i < own.size(); ++i) {
     const pb::Descriptor& other = own[i];
@@ -340,7 +343,8 @@ void plan_object(const pb::KvmObject& object, const RestoredDescriptors& descrip
               fmt::format("put a KVM object at number {}", other.number()));
   }
   if (object.run_address() == 0) return;
-  tape.call(SYS_mmap, {object.run_address(), object.vcpu().run().size(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, number(fd), 0},
+  tape.call(SYS_mmap,
+            {object.run_address(), object.vcpu().run().size(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, number(fd), 0},
             true, fmt::format("map kvm_run of vCPU {}", object.number()));
 }
 
@@ -400,7 +404,8 @@ Result<void> plan_kvm(const pb::Image& image, int device, int first_service_fd, 
     steps.emplace_back(object.order(), [&] { plan_object(object, descriptors, device, tape); });
   }
   for (const pb::KvmRecord& record : kvm.records()) {
-    if (!kvm_call_refers_to_events(record.request())) steps.emplace_back(record.order(), [&] { plan_record(record, descriptors, tape); });
+    if (!kvm_call_refers_to_events(record.request()))
+      steps.emplace_back(record.order(), [&] { plan_record(record, descriptors, tape); });
   }
   std::sort(steps.begin(), steps.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
   for (auto& [order, step] : steps) step();

@@ -86,7 +86,8 @@ Result<void> save_kvm(StoppedWorld& world, const Ledger& ledger, const KvmNotes&
 Result<void> link_kvm_events(const KvmNotes& notes, pb::Image& image);
 
 // Preflight, before anything is started.
-void check_kvm(const pb::Image& image, CpuCheck cpu_check, GuestClock clock, std::vector<Error>& problems, std::vector<std::string>& notes);
+void check_kvm(const pb::Image& image, CpuCheck cpu_check, GuestClock clock, std::vector<Error>& problems,
+               std::vector<std::string>& notes);
 void check_msrs(const pb::Kvm& kvm, const pb::KvmObject& vcpu, KvmHost& host, std::vector<Error>& problems);
 // kvm_host.cc: CPUID bits of the guest that this host lacks, one by one.
 void check_guest_cpuid(const pb::Kvm& kvm, const KvmHost& host, CpuCheck cpu_check, std::vector<Error>& problems,
@@ -123,7 +124,8 @@ void ask_vm(int fd, bool has_irqchip, bool has_pit, TapeDraft& tape, KvmQuestion
 void save_vm(const KvmQuestions& questions, const TapeDraft& tape, bool has_irqchip, bool has_pit, pb::KvmVmState* saved);
 void ask_vcpu(int fd, bool has_lapic, const KvmHost& host, TapeDraft& tape, KvmQuestions& questions);
 // False when an MSR of the list could not be read: the vCPU must be asked again, for one after the other.
-bool save_vcpu(const KvmQuestions& questions, const TapeDraft& tape, bool has_lapic, const KvmHost& host, pb::KvmVcpuState* saved);
+bool save_vcpu(const KvmQuestions& questions, const TapeDraft& tape, bool has_lapic, const KvmHost& host,
+               pb::KvmVcpuState* saved);
 // How a vCPU's TSC goes on.
 struct TscPlan {
   uint64_t goes_on_at = 0;

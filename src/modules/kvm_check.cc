@@ -104,13 +104,14 @@ void check_msrs(const pb::Kvm& kvm, const pb::KvmObject& vcpu, KvmHost& host, st
     std::memcpy(&entry, vcpu.vcpu().msrs().data() + at, sizeof entry);
     const bool is_known = std::find(known.readable.begin(), known.readable.end(), entry.index) != known.readable.end();
     if (is_known || is_fresh(vcpu.vcpu(), entry) || !guest_may_see(cpuid, entry.index)) continue;
-    problems.push_back(error(fmt::format("this host's KVM lacks the MSR {:#x} of vCPU {}, which the guest has set to {:#x}", entry.index,
-                                         vcpu.number(), entry.data),
+    problems.push_back(error(fmt::format("this host's KVM lacks the MSR {:#x} of vCPU {}, which the guest has set to {:#x}",
+                                         entry.index, vcpu.number(), entry.data),
                              "restart it on a host like the one it was saved on"));
   }
 }
 
-void check_kvm(const pb::Image& image, CpuCheck cpu_check, GuestClock clock, std::vector<Error>& problems, std::vector<std::string>& notes) {
+void check_kvm(const pb::Image& image, CpuCheck cpu_check, GuestClock clock, std::vector<Error>& problems,
+               std::vector<std::string>& notes) {
   if (const int spaces = image.ExtensionSize(pb::virtual_machines); spaces > 1) {
     return problems.push_back(
         error(fmt::format("the image has virtual machines of {} address spaces, this release restarts those of one", spaces),
@@ -129,8 +130,9 @@ void check_kvm(const pb::Image& image, CpuCheck cpu_check, GuestClock clock, std
     if (!keep(check_object(kvm, object))) return;
     const pb::KvmVcpuState& state = object.vcpu();
     if (!state.run().empty() && state.run().size() != (*host)->run_bytes) {
-      problems.push_back(error(fmt::format("kvm_run has {} bytes here and {} in the image", (*host)->run_bytes, state.run().size()),
-                               "restart it on a kernel like the one it was saved on"));
+      problems.push_back(
+          error(fmt::format("kvm_run has {} bytes here and {} in the image", (*host)->run_bytes, state.run().size()),
+                "restart it on a kernel like the one it was saved on"));
     }
     if (!state.sregs2().empty() && !(*host)->has_sregs2) problems.push_back(error("this host's KVM lacks KVM_CAP_SREGS2"));
     if (object.has_vcpu()) check_msrs(kvm, object, **host, problems);

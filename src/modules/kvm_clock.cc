@@ -1,21 +1,21 @@
 // How a guest's clocks go on after a restart: kvmclock, the TSC, and what the guest's scheduler is told.
 //
-// By default they go on from where they stood, as QEMU lets them after `stop` and `cont`. A guest whose clock jumps charges the gap
-// to the task that ran: that task then waits until all others have had as much. With GuestClock::kAdvance the gap is added all the
-// same, and told to the guest as stolen time (MSR_KVM_STEAL_TIME: time that the guest wanted to run and the host did not let it),
-// which Linux takes off the time that it charges (update_rq_clock_task, CONFIG_PARAVIRT_TIME_ACCOUNTING).
+// By default they go on from where they stood, as QEMU lets them after `stop` and `cont`. A guest whose clock jumps charges the
+// gap to the task that ran: that task then waits until all others have had as much. With GuestClock::kAdvance the gap is added
+// all the same, and told to the guest as stolen time (MSR_KVM_STEAL_TIME: time that the guest wanted to run and the host did not
+// let it), which Linux takes off the time that it charges (update_rq_clock_task, CONFIG_PARAVIRT_TIME_ACCOUNTING).
 //
-// The TSC. A guest's TSC is the host's plus an offset (scaled, where the guest was promised another frequency). Let g be the saved
-// offset and v the value that was read: v - g is the host's TSC at that moment, as the guest scales it, and the latest of all vCPUs
-// is when the guest stood still. Each vCPU then gets the offset that makes its TSC go on from there,
+// The TSC. A guest's TSC is the host's plus an offset (scaled, where the guest was promised another frequency). Let g be the
+// saved offset and v the value that was read: v - g is the host's TSC at that moment, as the guest scales it, and the latest of
+// all vCPUs is when the guest stood still. Each vCPU then gets the offset that makes its TSC go on from there,
 //
 //     new offset = max(v - g over all vCPUs) + g (+ the gap) - the host's TSC now
 //
-// with one reading of the host's TSC for all of them, so that they stay exactly in step. This is the rule of KVM's own documentation
-// (Documentation/virt/kvm/devices/vcpu.rst, KVM_VCPU_TSC_OFFSET). No old offset is trusted: that the host has the same boot id does
-// not mean that its TSC has counted on, it starts anew after suspend to memory or disk. Where a guest's TSC may be scaled (another
-// host or boot, KVM_SET_TSC_KHZ) or has no readable offset, the value is written instead; KVM takes writes of vCPUs that are less
-// than a second apart for the same moment (kvm_synchronize_tsc), which keeps them in step, too.
+// with one reading of the host's TSC for all of them, so that they stay exactly in step. This is the rule of KVM's own
+// documentation (Documentation/virt/kvm/devices/vcpu.rst, KVM_VCPU_TSC_OFFSET). No old offset is trusted: that the host has the
+// same boot id does not mean that its TSC has counted on, it starts anew after suspend to memory or disk. Where a guest's TSC may
+// be scaled (another host or boot, KVM_SET_TSC_KHZ) or has no readable offset, the value is written instead; KVM takes writes of
+// vCPUs that are less than a second apart for the same moment (kvm_synchronize_tsc), which keeps them in step, too.
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
@@ -48,7 +48,8 @@ uint64_t guest_memory(const pb::Kvm& kvm, uint32_t vm, uint64_t address, uint64_
     std::memcpy(&slot, record.payload().data(), std::min(sizeof slot, record.payload().size()));
     const uint64_t offset = address - slot.guest_phys_addr;
     // The upper half of the number is the address space: 1 is system management mode's.
-    if (slot.slot >> 16 != 0 || address < slot.guest_phys_addr || offset >= slot.memory_size || slot.memory_size - offset < bytes) continue;
+    if (slot.slot >> 16 != 0 || address < slot.guest_phys_addr || offset >= slot.memory_size || slot.memory_size - offset < bytes)
+      continue;
     return slot.userspace_addr + offset;
   }
   return 0;
@@ -85,7 +86,10 @@ uint64_t ticks_of(int64_t ns, uint32_t tsc_khz) {
 }
 
 GuestTime::GuestTime(const pb::Image& image, GuestClock clock, int64_t now_real_ns, bool kvm_tells_real_time)
-    : image_(image), adds_gap_(clock == GuestClock::kAdvance), now_real_ns_(now_real_ns), kvm_tells_real_time_(kvm_tells_real_time),
+    : image_(image),
+      adds_gap_(clock == GuestClock::kAdvance),
+      now_real_ns_(now_real_ns),
+      kvm_tells_real_time_(kvm_tells_real_time),
       same_boot_(is_this_boot(image.host())) {
   for (const pb::KvmObject& vcpu : kvm_of(image).objects()) {
     const std::optional<uint64_t> tsc = saved_msr(vcpu.vcpu(), kMsrTsc);
@@ -110,7 +114,8 @@ void GuestTime::plan_clock(const pb::KvmObject& vm, int fd, TapeDraft& tape) con
   } else {
     clock.clock = saved.clock + static_cast<uint64_t>(gap_ns(vm.id()));
   }
-  tape.call(SYS_ioctl, {static_cast<uint64_t>(fd), KVM_SET_CLOCK, tape.data_of(clock)}, true, fmt::format("KVM_SET_CLOCK of descriptor {}", fd));
+  tape.call(SYS_ioctl, {static_cast<uint64_t>(fd), KVM_SET_CLOCK, tape.data_of(clock)}, true,
+            fmt::format("KVM_SET_CLOCK of descriptor {}", fd));
 }
 
 TscPlan GuestTime::tsc_of(const pb::KvmObject& vcpu) const {
@@ -120,7 +125,8 @@ TscPlan GuestTime::tsc_of(const pb::KvmObject& vcpu) const {
   const std::optional<uint64_t> tsc = saved_msr(state, kMsrTsc);
   const uint64_t gap = ticks_of(gap_ns(vcpu.parent()), state.tsc_khz());
   auto unshifted = unshifted_tsc_.find(vcpu.parent());
-  const bool by_offset = tsc && state.has_tsc_offset() && unshifted != unshifted_tsc_.end() && !has_own_tsc_khz(kvm_of(image_), vcpu);
+  const bool by_offset = tsc && state.has_tsc_offset() && unshifted != unshifted_tsc_.end() &&
+                         !has_own_tsc_khz(kvm_of(image_), vcpu);
   plan.goes_on_at = by_offset ? unshifted->second + static_cast<uint64_t>(state.tsc_offset()) + gap : tsc.value_or(0) + gap;
   plan.by_offset = by_offset;
   return plan;
@@ -129,7 +135,8 @@ TscPlan GuestTime::tsc_of(const pb::KvmObject& vcpu) const {
 void GuestTime::plan_stolen_time(const pb::KvmObject& vcpu, TapeDraft& tape) const {
   const int64_t gap = gap_ns(vcpu.parent());
   const uint64_t stolen = gap > 0 ? stolen_time_of(kvm_of(image_), vcpu) : 0;
-  if (stolen != 0) tape.call(kOpAdd, {stolen, static_cast<uint64_t>(gap)}, true, fmt::format("tell vCPU {} of the time away", vcpu.number()));
+  if (stolen != 0)
+    tape.call(kOpAdd, {stolen, static_cast<uint64_t>(gap)}, true, fmt::format("tell vCPU {} of the time away", vcpu.number()));
 }
 
 // A gap that no scheduler minds needs no note.
@@ -138,10 +145,13 @@ void note_guests_that_mind_a_gap(const pb::Image& image, GuestClock clock, std::
   if (clock != GuestClock::kAdvance) return;
   const GuestTime time(image, clock, clock_ns(CLOCK_REALTIME), false);
   for (const pb::KvmObject& vcpu : kvm_of(image).objects()) {
-    if (vcpu.vcpu().regs().empty() || time.gap_ns(vcpu.parent()) < kNobodyMinds_ns || stolen_time_of(kvm_of(image), vcpu) != 0) continue;
-    notes.push_back(fmt::format("the guest's clock goes forward by {} s, and the guest of vCPU {} does not ask KVM for stolen time: it may take the gap "
-                                "for time that a task has run, and a busy guest may seem to stand still for as long",
-                                time.gap_ns(vcpu.parent()) / kNsPerSecond, vcpu.number()));
+    if (vcpu.vcpu().regs().empty() || time.gap_ns(vcpu.parent()) < kNobodyMinds_ns || stolen_time_of(kvm_of(image), vcpu) != 0)
+      continue;
+    notes.push_back(
+        fmt::format("the guest's clock goes forward by {} s, and the guest of vCPU {} does not ask KVM for stolen time: it may "
+                    "take the gap "
+                    "for time that a task has run, and a busy guest may seem to stand still for as long",
+                    time.gap_ns(vcpu.parent()) / kNsPerSecond, vcpu.number()));
     return;  // vCPUs are alike
   }
 }

@@ -1,5 +1,5 @@
-// Descriptors of KVM objects: VMs, vCPUs, their statistics. The objects belong to kvm.cc, which makes them when the guest's memory
-// is there; restore here only keeps their numbers with something that is never used.
+// Descriptors of KVM objects: VMs, vCPUs, their statistics. The objects belong to kvm.cc, which makes them when the guest's
+// memory is there; restore here only keeps their numbers with something that is never used.
 #include "modules/descriptor_module.h"
 #include "modules/kvm_descriptor.pb.h"
 #include "tracer/vcpu_gate.h"

@@ -53,14 +53,17 @@ size_t most_xsave_bytes() {
 }
 
 Result<std::shared_ptr<KvmHost>> KvmHost::ask() {
-  return ask(VMCKPT_TRY(open_file("/dev/kvm", O_RDWR)), [](int fd, unsigned long request, unsigned long argument) { return ::ioctl(fd, request, argument); });
+  return ask(VMCKPT_TRY(open_file("/dev/kvm", O_RDWR)),
+             [](int fd, unsigned long request, unsigned long argument) { return ::ioctl(fd, request, argument); });
 }
 
 Result<std::shared_ptr<KvmHost>> KvmHost::ask(Fd device, KvmDoor call) {
   auto host = std::make_shared<KvmHost>();
   host->device = std::move(device);
   host->call = std::move(call);
-  auto ask = [&](unsigned long request, void* room) { return host->call(host->device.get(), request, reinterpret_cast<unsigned long>(room)); };
+  auto ask = [&](unsigned long request, void* room) {
+    return host->call(host->device.get(), request, reinterpret_cast<unsigned long>(room));
+  };
   auto capability = [&](unsigned long number) { return host->call(host->device.get(), KVM_CHECK_EXTENSION, number); };
   const int run_bytes = ask(KVM_GET_VCPU_MMAP_SIZE, nullptr);
   if (run_bytes <= 0) return errno_error("ask KVM for the size of kvm_run");
@@ -107,11 +110,13 @@ void check_guest_tsc(const pb::Kvm& kvm, const KvmHost& host, CpuCheck cpu_check
     const uint32_t difference = guest_khz > host_khz ? guest_khz - host_khz : host_khz - guest_khz;
     // 250 of a million: what KVM itself takes for the same (its parameter tsc_tolerance_ppm).
     if (host_khz == 0 || host.can_scale_tsc() || uint64_t{difference} * 1'000'000 <= uint64_t{guest_khz} * 250) return;
-    const std::string what = fmt::format("the guest's TSC runs at {} kHz and this host's at {} kHz, which it cannot scale", guest_khz, host_khz);
+    const std::string what = fmt::format("the guest's TSC runs at {} kHz and this host's at {} kHz, which it cannot scale",
+                                         guest_khz, host_khz);
     if (cpu_check == CpuCheck::kNone) {
       notes.push_back(what);
     } else {
-      problems.push_back(error(what, "restart on a host of that frequency, or pass --cpu-check=none if the guest uses kvmclock only"));
+      problems.push_back(
+          error(what, "restart on a host of that frequency, or pass --cpu-check=none if the guest uses kvmclock only"));
     }
     return;  // vCPUs are alike
   }
@@ -132,7 +137,9 @@ void check_guest_cpuid(const pb::Kvm& kvm, const KvmHost& host, CpuCheck cpu_che
     for (const FeatureWord& word : kFeatureWords) {
       const uint32_t lacking = bits_of(guest, word) & bits_of(old_host, word) & ~bits_of(host.cpuid, word);
       for (int bit = 0; bit < 32; ++bit) {
-        if (lacking >> bit & 1) missing += fmt::format("{}CPUID {:#x}.{} {} bit {}", missing.empty() ? "" : ", ", word.leaf, word.index, word.name, bit);
+        if (lacking >> bit & 1)
+          missing += fmt::format("{}CPUID {:#x}.{} {} bit {}", missing.empty() ? "" : ", ", word.leaf, word.index, word.name,
+                                 bit);
       }
     }
     if (missing.empty()) continue;

@@ -1,8 +1,9 @@
 // Interrupts that are on their way from an irqfd to KVM's PIC and IOAPIC. The one who signals the eventfd does not inject them:
 // KVM leaves that to a kernel thread (virt/kvm/eventfd.c, irqfd_wakeup and irqfd_inject; messages for a local APIC alone come at
-// once), and takes the count out of the eventfd first. Between the two the interrupt is in no state that can be read, and an image
-// that is made then has lost it. Each processor has its queue for such work and begins it in order (Documentation/core-api/workqueue.rst).
-// So an interrupt of a VM of our own, signalled on every processor and awaited, has all before it in front.
+// once), and takes the count out of the eventfd first. Between the two the interrupt is in no state that can be read, and an
+// image that is made then has lost it. Each processor has its queue for such work and begins it in order
+// (Documentation/core-api/workqueue.rst). So an interrupt of a VM of our own, signalled on every processor and awaited, has all
+// before it in front.
 #include <algorithm>
 
 #include <sched.h>

@@ -1,13 +1,13 @@
 // Which model-specific registers a vCPU is asked for, and which of them a guest would miss.
 //
-// KVM_GET_MSR_INDEX_LIST does not name all that KVM_GET_MSRS and KVM_SET_MSRS know (arch/x86/kvm/x86.c, kvm_get_msr_common): memory
-// type ranges, machine-check banks, the SGX launch key, and most of Hyper-V's synthetic interrupt controller and timers are left
-// out. They are asked for by number.
+// KVM_GET_MSR_INDEX_LIST does not name all that KVM_GET_MSRS and KVM_SET_MSRS know (arch/x86/kvm/x86.c, kvm_get_msr_common):
+// memory type ranges, machine-check banks, the SGX launch key, and most of Hyper-V's synthetic interrupt controller and timers
+// are left out. They are asked for by number.
 //
-// What one vCPU has depends on its CPUID and its machine checks, and a list that KVM is asked to read ends at the first register that
-// it refuses. So before the target is frozen, a vCPU of a VM of our own, which gets the same CPUID and machine checks, is asked one
-// register after the other. It also tells what a new vCPU has in them: a register that still has that is no loss on a host whose
-// KVM does not know it, nor is one whose feature the guest was never shown.
+// What one vCPU has depends on its CPUID and its machine checks, and a list that KVM is asked to read ends at the first register
+// that it refuses. So before the target is frozen, a vCPU of a VM of our own, which gets the same CPUID and machine checks, is
+// asked one register after the other. It also tells what a new vCPU has in them: a register that still has that is no loss on a
+// host whose KVM does not know it, nor is one whose feature the guest was never shown.
 #include <algorithm>
 #include <cstring>
 #include <iterator>
@@ -124,14 +124,16 @@ std::string without_extended_state(const std::string& cpuid) {
   return less;
 }
 
-bool shows(const std::vector<kvm_cpuid_entry2>& guest, uint32_t leaf, uint32_t index, uint32_t kvm_cpuid_entry2::*word, uint32_t any_of) {
+bool shows(const std::vector<kvm_cpuid_entry2>& guest, uint32_t leaf, uint32_t index, uint32_t kvm_cpuid_entry2::*word,
+           uint32_t any_of) {
   return std::any_of(guest.begin(), guest.end(), [&](const kvm_cpuid_entry2& entry) {
     return entry.function == leaf && entry.index == index && (entry.*word & any_of) != 0;
   });
 }
 
 bool shows_hyper_v(const std::vector<kvm_cpuid_entry2>& guest) {
-  return std::any_of(guest.begin(), guest.end(), [](const kvm_cpuid_entry2& entry) { return entry.function == kHypervisor + 1 && entry.eax == kSaysHyperV; });
+  return std::any_of(guest.begin(), guest.end(),
+                     [](const kvm_cpuid_entry2& entry) { return entry.function == kHypervisor + 1 && entry.eax == kSaysHyperV; });
 }
 
 bool shows_kvm(const std::vector<kvm_cpuid_entry2>& guest) {
@@ -199,7 +201,8 @@ const KnownMsrs& KvmHost::known_msrs(const std::string& cpuid, const std::string
     msrs.readable = this->msrs;
     return msrs;
   }
-  // Refused where the guest has more extended state than this process may give its guests (AMX), which no register here depends on.
+  // Refused where the guest has more extended state than this process may give its guests (AMX), which no register here depends
+  // on.
   if (!cpuid.empty() && call(vcpu.get(), KVM_SET_CPUID2, address_of(cpuid)) != 0) {
     const std::string less = without_extended_state(cpuid);
     call(vcpu.get(), KVM_SET_CPUID2, address_of(less));

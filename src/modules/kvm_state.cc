@@ -45,8 +45,8 @@ TapeWord tsc_offset_attribute(const TapeWord& offset_room, TapeDraft& tape) {
   return room;
 }
 
-// kvm_one_reg that points to the room of the guest's shadow stack pointer (KVM_X86_REG_KVM(KVM_REG_GUEST_SSP), Linux 6.18), which is
-// no MSR: what MSR_IA32_PL3_SSP and its kin hold is loaded into it by the processor.
+// kvm_one_reg that points to the room of the guest's shadow stack pointer (KVM_X86_REG_KVM(KVM_REG_GUEST_SSP), Linux 6.18), which
+// is no MSR: what MSR_IA32_PL3_SSP and its kin hold is loaded into it by the processor.
 TapeWord shadow_stack_register(const TapeWord& value_room, TapeDraft& tape) {
   constexpr uint64_t kRegisterOfKvm = 3, kGuestSsp = 0;
   kvm_one_reg reg{};
@@ -99,8 +99,8 @@ void plan_vm_state(const pb::KvmVmState& state, int fd, TapeDraft& tape) {
   for (const std::string& chip : state.irqchips()) put(KVM_SET_IRQCHIP, "KVM_SET_IRQCHIP", chip, fd, tape);
 }
 
-// The PIT runs as soon as it is set. A tick that it raised before the local APICs are set would be lost with their old state, and where
-// it waits for the guest to acknowledge a tick before it raises the next (reinjection), none would ever come again
+// The PIT runs as soon as it is set. A tick that it raised before the local APICs are set would be lost with their old state, and
+// where it waits for the guest to acknowledge a tick before it raises the next (reinjection), none would ever come again
 // (arch/x86/kvm/i8254.c, pit_do_work). QEMU sets it last, too.
 void plan_pit(const pb::KvmVmState& state, int fd, TapeDraft& tape) { put(KVM_SET_PIT2, "KVM_SET_PIT2", state.pit(), fd, tape); }
 
@@ -156,7 +156,8 @@ void ask_vcpu(int fd, bool has_lapic, const KvmHost& host, TapeDraft& tape, KvmQ
   }
   if (host.has_tsc_offset) {
     questions.tsc_offset_room = tape.room(sizeof(uint64_t));
-    questions.tsc_offset = tape.call(SYS_ioctl, {number(fd), KVM_GET_DEVICE_ATTR, tsc_offset_attribute(questions.tsc_offset_room, tape)});
+    questions.tsc_offset = tape.call(SYS_ioctl,
+                                     {number(fd), KVM_GET_DEVICE_ATTR, tsc_offset_attribute(questions.tsc_offset_room, tape)});
   }
   if (host.has_one_reg && questions.has_shadow_stacks) {
     questions.ssp_room = tape.room(sizeof(uint64_t));
@@ -164,7 +165,8 @@ void ask_vcpu(int fd, bool has_lapic, const KvmHost& host, TapeDraft& tape, KvmQ
   }
 }
 
-bool save_vcpu(const KvmQuestions& questions, const TapeDraft& tape, bool has_lapic, const KvmHost& host, pb::KvmVcpuState* saved) {
+bool save_vcpu(const KvmQuestions& questions, const TapeDraft& tape, bool has_lapic, const KvmHost& host,
+               pb::KvmVcpuState* saved) {
   if (!take_msrs(questions, tape, saved)) return false;
   size_t next = 0;
   auto take = [&](size_t bytes) { return bytes_at(tape, questions.rooms[next++], bytes); };
@@ -224,7 +226,8 @@ void put_msrs(const pb::KvmVcpuState& state, const std::string& cpuid, const Tsc
     ++count;
   }
   std::memcpy(list.data(), &count, sizeof count);
-  tape.call(kOpSetMsrs, {number(fd), tape.data(list.data(), list.size())}, true, fmt::format("KVM_SET_MSRS of descriptor {}", fd));
+  tape.call(kOpSetMsrs, {number(fd), tape.data(list.data(), list.size())}, true,
+            fmt::format("KVM_SET_MSRS of descriptor {}", fd));
 }
 
 }  // namespace
@@ -233,7 +236,8 @@ void plan_vcpu_state(const pb::KvmVcpuState& state, const std::string& cpuid, co
                      TapeDraft& tape) {
   // Before the TSC is set. Another host's guests run at another frequency, unless they are told.
   if (tsc.frequency != 0) {
-    tape.call(SYS_ioctl, {number(fd), KVM_SET_TSC_KHZ, tsc.frequency}, false, fmt::format("KVM_SET_TSC_KHZ of descriptor {}", fd));
+    tape.call(SYS_ioctl, {number(fd), KVM_SET_TSC_KHZ, tsc.frequency}, false,
+              fmt::format("KVM_SET_TSC_KHZ of descriptor {}", fd));
   }
   // The APIC's base and the paging mode say what the rest means.
   put(KVM_SET_SREGS2, "KVM_SET_SREGS2", state.sregs2(), fd, tape);
@@ -254,8 +258,8 @@ void plan_vcpu_state(const pb::KvmVcpuState& state, const std::string& cpuid, co
     tape.call(SYS_ioctl, {number(fd), KVM_SET_ONE_REG, shadow_stack_register(pointer, tape)}, state.shadow_stack_pointer() != 0,
               fmt::format("set the shadow stack pointer of descriptor {}", fd));
   }
-  // Nested state comes before events, as QEMU has it. But KVM takes what it says of system management mode only from a vCPU that is
-  // in it (vmx_set_nested_state), which the events say; and a vCPU that enters or leaves it later loses its nested state
+  // Nested state comes before events, as QEMU has it. But KVM takes what it says of system management mode only from a vCPU that
+  // is in it (vmx_set_nested_state), which the events say; and a vCPU that enters or leaves it later loses its nested state
   // (kvm_vcpu_ioctl_x86_set_vcpu_events). Set twice they do no harm.
   if (!state.nested().empty() && in_system_management_mode(state.events())) {
     put(KVM_SET_VCPU_EVENTS, "KVM_SET_VCPU_EVENTS", state.events(), fd, tape);

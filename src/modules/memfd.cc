@@ -1,8 +1,8 @@
 // Files that no path leads to: memfd_create(2), O_TMPFILE, and files whose last name has been removed.
 //
 // The content is a CapturedFile of the image (src/memory/captured_files.h), shared with the mappings of the same file;
-// size, owner, times and seals belong to it. A descriptor adds access mode, status flags and position. Restored after RebuiltFiles
-// has made the file again: it is opened once more for every open file description through /proc/self/fd, which works
+// size, owner, times and seals belong to it. A descriptor adds access mode, status flags and position. Restored after
+// RebuiltFiles has made the file again: it is opened once more for every open file description through /proc/self/fd, which works
 // without a path and gives each its own position. Sources: memfd_create(2), proc_pid_fd(5).
 #include <set>
 

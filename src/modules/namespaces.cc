@@ -37,8 +37,10 @@ Result<void> check_root_directory(pid_t pid) {
   for (pid_t tid : VMCKPT_TRY(list_threads(pid))) {
     const auto root = read_link(fmt::format("/proc/{}/task/{}/root", pid, tid));
     if (!root.ok() || *root == "/") continue;
-    return error(fmt::format("{} {} has the root directory {}, which restart cannot give it again", tid == pid ? "process" : "thread", tid, *root),
-                 fmt::format("start the program in it (`chroot {} vmckpt launch ...`), or tell it to keep its root directory", *root));
+    return error(fmt::format("{} {} has the root directory {}, which restart cannot give it again",
+                             tid == pid ? "process" : "thread", tid, *root),
+                 fmt::format("start the program in it (`chroot {} vmckpt launch ...`), or tell it to keep its root directory",
+                             *root));
   }
   return {};
 }

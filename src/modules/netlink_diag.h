@@ -7,7 +7,7 @@
 namespace vmckpt {
 
 struct NetlinkSocketFacts {
-  bool connected = false;           // also to address 0, the kernel's, which getpeername() shows of one that is not connected, too
+  bool connected = false;  // also to address 0, the kernel's, which getpeername() shows of one that is not connected, too
   bool listens_everywhere = false;  // NETLINK_LISTEN_ALL_NSID, which getsockopt tells since Linux 6.9; since Linux 4.12
 };
 

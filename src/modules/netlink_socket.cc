@@ -120,7 +120,8 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
     if (::getsockopt(fd, SOL_NETLINK, name, &value, &bytes) == 0 && value != 0) add_option(name, value, socket);
   }
   if (socket->groups_size() != 0) {
-    context.note(file.describe() + " hears of changes of networks or devices; a restarted program does not hear of those in the meantime");
+    context.note(file.describe() +
+                 " hears of changes of networks or devices; a restarted program does not hear of those in the meantime");
   }
   return save_socket_options(context, file, fd, socket->mutable_options());
 }
@@ -168,7 +169,8 @@ Result<void> complete(SaveContext& context) {
     if (!asked) facts = list_netlink_sockets();
     asked = true;
     // The kernel shows 32 bits of the inode number.
-    if (auto found = facts.find(static_cast<uint32_t>(file.status.st_ino)); found != facts.end()) add_facts(found->second, socket);
+    if (auto found = facts.find(static_cast<uint32_t>(file.status.st_ino)); found != facts.end())
+      add_facts(found->second, socket);
   }
   return {};
 }

@@ -156,11 +156,11 @@ void check(CheckContext& context) {
     struct stat now;
     auto located = context.access.locate(pipe.path(), 0, pipe.origin());
     if (!located.ok() && located.error().err == ENOENT) {
-      context.problem(Error{fmt::format("FIFO \"{}\" is missing", pipe.path()), ENOENT, "make it with mkfifo"});
+      context.problem(Error{fmt::format("FIFO \"{}\" is missing", pipe.path()), ENOENT, "create it with mkfifo"});
     } else if (!located.ok()) {
       context.problem(located.error());
     } else if (::fstat(located->get(), &now) != 0 || !S_ISFIFO(now.st_mode)) {
-      context.problem(error(fmt::format("\"{}\" was a FIFO and is none now", pipe.path()), "make it with mkfifo"));
+      context.problem(error(fmt::format("\"{}\" was a FIFO and no longer is", pipe.path()), "create it with mkfifo"));
     }
   }
 }

@@ -72,7 +72,8 @@ Result<void> enter_working_directory(const pb::FileSystemContext& fs, const File
 
 // linux/membarrier.h; the first since Linux 6.3.
 constexpr uint64_t kMembarrierGetRegistrations = 1 << 9;
-constexpr uint32_t kMembarrierRegistrations[] = {1 << 2 /* global */, 1 << 4 /* private */, 1 << 6 /* sync core */, 1 << 8 /* rseq */};
+constexpr uint32_t kMembarrierRegistrations[] = {1 << 2 /* global */, 1 << 4 /* private */, 1 << 6 /* sync core */,
+                                                 1 << 8 /* rseq */};
 
 // "4:memory:/path", "0::/path" (cgroups(7)).
 struct Cgroup {
@@ -288,8 +289,8 @@ void check_process(const pb::Process& process, const pb::FileSystemContext& fs, 
 
 void plan_process(const pb::Process& process, TapeDraft& tape) {
   const pb::ProcessState& state = state_of(process);
-  // Before there are threads, when it costs nothing. A registration too many only costs a little, one too few makes barriers fail,
-  // or not reach this process: so where the kernel could not tell, all of them.
+  // Before there are threads, when it costs nothing. A registration too many only costs a little, one too few makes barriers
+  // fail, or not reach this process: so where the kernel could not tell, all of them.
   for (uint32_t registration : kMembarrierRegistrations) {
     if (!state.has_membarrier() || (state.membarrier() & registration)) tape.call(SYS_membarrier, {registration, 0, 0});
   }
@@ -411,8 +412,9 @@ void restore_limits(const pb::Process& process, pid_t pid, std::vector<std::stri
     if (saved.resource() >= limits->size()) continue;
     const auto& [name, now] = (*limits)[saved.resource()];
     if (now.rlim_cur == saved.soft() && now.rlim_max == saved.hard()) continue;
-    notes.push_back(fmt::format("the resource limit \"{}\" was {} (hard {}), now it is {} (hard {})", name, limit_text(saved.soft()),
-                                limit_text(saved.hard()), limit_text(now.rlim_cur), limit_text(now.rlim_max)));
+    notes.push_back(fmt::format("the resource limit \"{}\" was {} (hard {}), now it is {} (hard {})", name,
+                                limit_text(saved.soft()), limit_text(saved.hard()), limit_text(now.rlim_cur),
+                                limit_text(now.rlim_max)));
   }
 }
 
@@ -428,9 +430,11 @@ void restore_surroundings(const pb::Process& process, pid_t pid, std::vector<std
     const std::string folder = mountinfo.ok() ? mount_point_of(*cgroup, *mountinfo) : std::string();
     if (!folder.empty()) (void)write_file(folder + cgroup->path + "/cgroup.procs", fmt::format("{}", pid));
     if (cgroup_path_now(pid, *cgroup) == cgroup->path) continue;
-    lost += fmt::format("{}{}{}", lost.empty() ? "" : ", ", cgroup->controllers.empty() ? "" : cgroup->controllers + ":", cgroup->path);
+    lost += fmt::format("{}{}{}", lost.empty() ? "" : ", ", cgroup->controllers.empty() ? "" : cgroup->controllers + ":",
+                        cgroup->path);
   }
-  if (!lost.empty()) notes.push_back("the process is in restart's cgroups, not in those it had, which are gone or may not be entered: " + lost);
+  if (!lost.empty())
+    notes.push_back("the process is in restart's cgroups, not in those it had, which are gone or may not be entered: " + lost);
   auto login = read_whole_file(fmt::format("/proc/{}/loginuid", pid));
   if (!state.has_login_uid() || !login.ok()) return;
   const auto now = static_cast<uint32_t>(parse_number(*login));

@@ -5,8 +5,8 @@
 namespace vmckpt {
 
 extern const StateModule kHostModule, kClocksModule, kHiddenStateModule, kCpuidModule, kPrivilegedFiltersModule, kThreadsModule,
-    kMemoryModule, kAioModule, kProcessModule, kFiltersModule, kVirtualMachinesModule, kSignalsModule, kMemoryRulesModule, kTimersModule,
-    kDescriptorsModule, kPluginsModule;
+    kMemoryModule, kAioModule, kProcessModule, kFiltersModule, kVirtualMachinesModule, kSignalsModule, kMemoryRulesModule,
+    kTimersModule, kDescriptorsModule, kPluginsModule;
 
 namespace {
 

@@ -151,9 +151,12 @@ Result<void> save_without_path(SaveContext& context, const TargetFile& file, int
   pb::PathFile* path_file = saved->MutableExtension(pb::path_file);
   if (S_ISDIR(file.status.st_mode)) {
     if (!file.link.ends_with(kDeletedMark)) {
-      return error(fmt::format("{} is a folder that is there but that no path leads to: of a mount that was never attached, that has "
-                               "been taken away, or that another one hides", file.describe()),
-                   "attach the mount, or let the program close the folder before the checkpoint");
+      return error(fmt::format("{} is a directory that is there but that no path leads to: of a mount that was never attached, "
+                               "that "
+                               "has "
+                               "been taken away, or that another one hides",
+                               file.describe()),
+                   "attach the mount, or let the program close the directory before the checkpoint");
     }
     path_file->set_deleted_directory(true);
     return {};
@@ -214,7 +217,7 @@ void keep_content(SaveContext& context, const TargetFile& file, int fd, pb::Open
   if (!context.save.captured.has_room_to_keep(static_cast<uint64_t>(file.status.st_size))) {
     const bool looks_permanent = (file.flags & O_APPEND) != 0 || saved->locks_size() != 0;
     if (looks_permanent || !is_in_temporary_folder(context, path_file->path())) return;
-    context.note(fmt::format("{} is open for writing in a folder for temporary files, and too large to be saved; once the "
+    context.note(fmt::format("{} is open for writing in a directory for temporary files, and too large to be saved; once the "
                              "program has renamed or removed it, a restart needs --missing-files=empty",
                              file.describe()));
     return;
@@ -251,7 +254,7 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
   const Leads leads = where_path_leads(context, path, file.status);
   if (leads == Leads::kElsewhere) return save_without_path(context, file, fd, saved);
   if (leads == Leads::kUnknown) {
-    context.note(fmt::format("{} lies in a folder that you may not search: {}", file.describe(),
+    context.note(fmt::format("{} lies in a directory that you may not search: {}", file.describe(),
                              file.stdio() >= 0 ? "after a restart it will be restart's own"
                                                : "a restart needs the right to open it"));
   }
@@ -286,7 +289,8 @@ bool may_be_own(const DescriptorsOfFiles& descriptors, const pb::OpenFile& file,
 
 bool is_seen_by_path(const pb::OpenFile& file) {
   const pb::PathFile& then = file.GetExtension(pb::path_file);
-  return file.HasExtension(pb::path_file) && !then.deleted_directory() && then.link_text().empty() && !belongs_to_target(then.path());
+  return file.HasExtension(pb::path_file) && !then.deleted_directory() && then.link_text().empty() &&
+         !belongs_to_target(then.path());
 }
 
 // /proc and /sys give out new inodes as they like.
@@ -308,9 +312,9 @@ void check_access(CheckContext& context, const pb::OpenFile& file, int located) 
   int wanted = (can_read(file.status_flags()) ? R_OK : 0) | (can_write(file.status_flags()) ? W_OK : 0);
   if (context.access.permits(located, wanted, file.GetExtension(pb::path_file).origin())) return;
   if (may_be_own(context.descriptors, file, errno)) return;
-  context.problem(
-      errno_error(fmt::format("file \"{}\" ({}) may not be opened again", file.GetExtension(pb::path_file).path(), describe(file)),
-                  "restart as the user who owns it, or change its permissions"));
+  context.problem(errno_error(fmt::format("file \"{}\" ({}) may not be opened again", file.GetExtension(pb::path_file).path(),
+                                          describe(file)),
+                              "restart as the user who owns it, or change its permissions"));
 }
 
 // What has become of a regular file since the checkpoint.
@@ -386,8 +390,8 @@ void check_missing(CheckContext& context, const pb::OpenFile& file, const Error&
     }
     if (policy.empty_missing) {
       return context.note(fmt::format("file \"{}\" ({}) is missing; {}", then.path(), describe(file),
-                                      !has_folder ? "so is its folder, and it has no name now"
-                                                  : "it is made anew, without its content"));
+                                      !has_folder ? "so is its directory, and it has no name now"
+                                                  : "it is created again, without its content"));
     }
   }
   if (may_be_own(context.descriptors, file, ENOENT)) return;

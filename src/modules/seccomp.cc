@@ -119,7 +119,8 @@ std::vector<FilterProgram> programs_of(const pb::Thread& thread) {
 }
 
 // The most restrictive answer of all.
-uint32_t answer_of(const std::vector<FilterProgram>& programs, int64_t number, const uint64_t (&args)[6], uint64_t instruction_pointer) {
+uint32_t answer_of(const std::vector<FilterProgram>& programs, int64_t number, const uint64_t (&args)[6],
+                   uint64_t instruction_pointer) {
   seccomp_data data{};
   data.nr = static_cast<int>(number);
   data.arch = AUDIT_ARCH_X86_64;
@@ -310,9 +311,10 @@ void check(Preflight& preflight) {
   for (const pb::Thread& thread : one_process(preflight.image).process.threads()) {
     const bool is_filtered = thread.GetExtension(pb::seccomp).mode() == SECCOMP_MODE_FILTER;
     if (is_filtered == !filters_of(thread).empty()) continue;
-    preflight.problems.push_back(error(fmt::format("thread {} has the seccomp mode {} and {} filters, which does not go together", thread.tid(),
-                                                   thread.GetExtension(pb::seccomp).mode(), filters_of(thread).size()),
-                                       "make another checkpoint"));
+    preflight.problems.push_back(
+        error(fmt::format("thread {} has the seccomp mode {} and {} filters, which does not go together", thread.tid(),
+                          thread.GetExtension(pb::seccomp).mode(), filters_of(thread).size()),
+              "make another checkpoint"));
   }
 }
 

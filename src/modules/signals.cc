@@ -82,9 +82,10 @@ void plan_pending_signals(const pb::Process& process, TapeDraft& tape) {
 }
 
 Result<void> ask(Questions& questions) {
-  questions.when_answered([answers = ask_signal_actions(questions.leader())](const std::vector<TapeDraft>& tapes, pb::Image& image) {
-    save_signal_actions(answers, tapes.front(), &one_process(&image).signal_handlers);
-  });
+  questions.when_answered(
+      [answers = ask_signal_actions(questions.leader())](const std::vector<TapeDraft>& tapes, pb::Image& image) {
+        save_signal_actions(answers, tapes.front(), &one_process(&image).signal_handlers);
+      });
   return {};
 }
 

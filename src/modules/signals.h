@@ -2,11 +2,10 @@
 // each thread), alternate stacks (per thread).
 //
 // Created and changed by: rt_sigaction, kill, sigqueue, tgkill, timers; sigaltstack.
-// Saved: actions (a tape asks rt_sigaction for each signal), queues (PTRACE_PEEKSIGINFO copies without taking; with the threads, before
-// any tape could take one), stacks.
-// Restored: actions in the leader's tape, pending signals queued by the process to itself (only a process itself may send a
-// signal with a kernel's or timer's si_code: rt_sigqueueinfo(2)), while every signal is blocked; the masks come last, with
-// the registers.
+// Saved: actions (a tape asks rt_sigaction for each signal), queues (PTRACE_PEEKSIGINFO copies without taking; with the threads,
+// before any tape could take one), stacks. Restored: actions in the leader's tape, pending signals queued by the process to
+// itself (only a process itself may send a signal with a kernel's or timer's si_code: rt_sigqueueinfo(2)), while every signal is
+// blocked; the masks come last, with the registers.
 #pragma once
 
 #include <vector>

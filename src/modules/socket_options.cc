@@ -32,7 +32,15 @@ constexpr size_t kMaxOptionBytes = 64;
 
 // Which sockets have the option. Asking costs a system call within the pause, so nobody is asked what cannot matter.
 // kOther: of any other family.
-enum Who : unsigned { kTcp = 1, kUdp = 2, kUnix = 4, kRaw = 8, kOther = 16, kAll = kTcp | kUdp | kUnix | kOther, kInternet = kTcp | kUdp };
+enum Who : unsigned {
+  kTcp = 1,
+  kUdp = 2,
+  kUnix = 4,
+  kRaw = 8,
+  kOther = 16,
+  kAll = kTcp | kUdp | kUnix | kOther,
+  kInternet = kTcp | kUdp
+};
 
 struct Option {
   int level;
@@ -190,8 +198,9 @@ Result<void> check_network_namespace(const TargetFile& file, int fd) {
   static const uint64_t own = namespace_of(Fd(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0)).get());
   const uint64_t cookie = namespace_of(fd);
   if (own == 0 || cookie == 0 || cookie == own) return {};
-  return error(file.describe() + " is a socket of another network namespace than the program's, where restart cannot make it again",
-               "let the program close it before the checkpoint, or start the program there (`ip netns exec ... vmckpt launch ...`)");
+  return error(
+      file.describe() + " is a socket of another network namespace than the program's, where restart cannot make it again",
+      "let the program close it before the checkpoint, or start the program there (`ip netns exec ... vmckpt launch ...`)");
 }
 
 bool is_buffer(const pb::SocketOption& option) {

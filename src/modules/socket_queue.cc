@@ -150,7 +150,8 @@ Result<void> save_packets(const TargetFile& file, int fd, SocketMessages* messag
   }
   PeekOffset guard(fd);
   if (!guard.set()) return errno_error("look further into the unread messages of " + file.describe());
-  // Of all records (unix_inq_len in net/unix/af_unix.c). Behind the last byte, an empty record and the end are the same to a reader.
+  // Of all records (unix_inq_len in net/unix/af_unix.c). Behind the last byte, an empty record and the end are the same to a
+  // reader.
   int unread = 0;
   if (file.socket_type == SOCK_SEQPACKET && ::ioctl(fd, SIOCINQ, &unread) != 0) {
     return errno_error("ask how much is unread in " + file.describe());

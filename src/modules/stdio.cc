@@ -16,7 +16,8 @@ Result<Fd> reopen(int fd, int flags) {
 }
 
 Result<Fd> attach_stdio(RestoreContext& context, const pb::OpenFile& file, int number) {
-  if (number < 0 || number > 2) return error(describe(file) + " is none of the first three, whose place restart's own could take");
+  if (number < 0 || number > 2)
+    return error(describe(file) + " is none of the first three, whose place restart's own could take");
   int outside = context.restore.stdio[static_cast<size_t>(number)];
   struct stat status;
   if (outside < 0 || ::fstat(outside, &status) != 0) {

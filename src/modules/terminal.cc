@@ -178,13 +178,15 @@ Result<void> save(SaveContext& context, const TargetFile& file, int fd, pb::Open
 
 bool is_at_stdio(const SaveContext& context, const pb::Terminal& terminal) {
   return std::any_of(context.files.begin(), context.files.end(), [&](const TargetFile& file) {
-    return file.stdio() >= 0 && file.saved->HasExtension(pb::terminal) && file.saved->GetExtension(pb::terminal).terminal_id() == terminal.id();
+    return file.stdio() >= 0 && file.saved->HasExtension(pb::terminal) &&
+           file.saved->GetExtension(pb::terminal).terminal_id() == terminal.id();
   });
 }
 
 uint64_t device_of(const SaveContext& context, const pb::Terminal& terminal) {
   for (const TargetFile& file : context.files) {
-    if (!file.saved->HasExtension(pb::terminal) || file.saved->GetExtension(pb::terminal).terminal_id() != terminal.id()) continue;
+    if (!file.saved->HasExtension(pb::terminal) || file.saved->GetExtension(pb::terminal).terminal_id() != terminal.id())
+      continue;
     if (file.saved->GetExtension(pb::terminal).side() == pb::TerminalSide::SLAVE) return file.status.st_rdev;
   }
   return terminal.path() == pts_path(terminal.index())
@@ -413,7 +415,8 @@ std::vector<const pb::OpenFile*> sides_of(const RestoreContext& context, const p
                                           pb::TerminalSide::Side side) {
   std::vector<const pb::OpenFile*> sides;
   for (const pb::OpenFile& file : context.image.open_files()) {
-    if (file.HasExtension(pb::terminal) && file.GetExtension(pb::terminal).terminal_id() == terminal.id() && file.GetExtension(pb::terminal).side() == side) {
+    if (file.HasExtension(pb::terminal) && file.GetExtension(pb::terminal).terminal_id() == terminal.id() &&
+        file.GetExtension(pb::terminal).side() == side) {
       sides.push_back(&file);
     }
   }

@@ -309,7 +309,8 @@ Result<void> ask(Questions& questions) {
   }
   questions.when_answered([answers = std::move(answers)](const std::vector<TapeDraft>& tapes, pb::Image& image) {
     pb::Process& process = one_process(&image).process;
-    for (size_t i = 0; i < tapes.size(); ++i) save_thread_answers(answers[i], tapes[i], process.mutable_threads(static_cast<int>(i)));
+    for (size_t i = 0; i < tapes.size(); ++i)
+      save_thread_answers(answers[i], tapes[i], process.mutable_threads(static_cast<int>(i)));
   });
   return {};
 }

@@ -74,7 +74,7 @@ Result<PrivateFolder> PrivateFolder::make(const std::string& within) {
     folder.path_ = name;
     return folder;
   }
-  return errno_error(fmt::format("make a folder in \"{}\"", places.front()));
+  return errno_error(fmt::format("make a directory in \"{}\"", places.front()));
 }
 
 PrivateFolder::~PrivateFolder() {
@@ -103,7 +103,7 @@ Result<std::string> PrivateFolder::bind(int fd, const std::string& address) cons
   std::filesystem::create_directories(where, failed);
   std::filesystem::create_directories(start, failed);
   errno = absolute ? bind_with_root_in_child(path_, fd, address) : bind_with_working_directory(start, fd, address);
-  if (errno != 0) return errno_error(fmt::format("bind to \"{}\" in a private folder", name));
+  if (errno != 0) return errno_error(fmt::format("bind to \"{}\" in a private directory", name));
   return where + "/" + parts.back();
 }
 

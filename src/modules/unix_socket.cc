@@ -16,10 +16,10 @@
 //
 // A path is bound again, with the file's owner and mode: a socket file nobody uses is removed first, one in use is a
 // problem that preflight reports. It is bound with the rights that the program had; root's own make a socket only in a folder
-// that nobody but root can exchange (a daemon's in /run, made before it gave its rights up). A file that was renamed gets its new place again; where the file was gone, or its place
-// taken, only the name comes back (unix_names.cc).
-// Paths that were given relative to a working directory of that time are known from the recorder, or tried against the
-// present one. Restore: unix_socket_restore.cc. Sources: unix(7), sock_diag(7), net/unix/af_unix.c.
+// that nobody but root can exchange (a daemon's in /run, made before it gave its rights up). A file that was renamed gets its new
+// place again; where the file was gone, or its place taken, only the name comes back (unix_names.cc). Paths that were given
+// relative to a working directory of that time are known from the recorder, or tried against the present one. Restore:
+// unix_socket_restore.cc. Sources: unix(7), sock_diag(7), net/unix/af_unix.c.
 #include <algorithm>
 #include <memory>
 
@@ -130,7 +130,7 @@ Result<void> save_path(const SaveContext& context, const TargetFile& file, const
     return {};
   }
   if (candidates.empty()) {
-    return error(fmt::format("{} is bound to the relative path \"{}\", and it is not known from which folder",
+    return error(fmt::format("{} is bound to the relative path \"{}\", and it is not known from which directory",
                              file.describe(), name),
                  "let the program use an absolute path");
   }
@@ -253,7 +253,7 @@ void check_path(CheckContext& context, const pb::OpenFile& file) {
   if (!permitted) {
     context.problem(
         errno_error(fmt::format("socket \"{}\" ({}) cannot be made again", path, describe(file)),
-                    "make its folder, or permit writing there"));
+                    "make its directory, or permit writing there"));
     return;
   }
   if (::lstat(path.c_str(), &there) != 0) return;

@@ -131,7 +131,7 @@ class UnixRestore {
     if (!given.empty() && given[0] != '/') {
       std::string folder = absolute.ends_with("/" + given) ? absolute.substr(0, absolute.size() - given.size()) : "";
       here = VMCKPT_TRY(open_file(".", O_PATH | O_DIRECTORY));
-      if (folder.empty()) return error(fmt::format("{}: the folder of \"{}\" is not known", describe(file), given));
+      if (folder.empty()) return error(fmt::format("{}: the directory of \"{}\" is not known", describe(file), given));
       if (::chdir(folder.c_str()) != 0) return errno_error(fmt::format("{}: go to \"{}\"", describe(file), folder));
     }
     int result = call(fd, reinterpret_cast<const sockaddr*>(address.data()), static_cast<socklen_t>(address.size()));

@@ -1,9 +1,9 @@
 // What the player's code is made of, in player.cc and in the operations that modules bring (src/modules/played).
 //
 // Rules: such code is compiled freestanding, with general registers only, and every function lies in the section "vmckpt_player",
-// which restart copies into a process that has nothing else. No string or table constants (they would land in .rodata, which is not
-// copied along), no address of a function (a relocation), no switch (a jump table would), no call out of the section, no libc, no
-// thread-local storage, little stack. tests/unit/check_symbols.py looks at the symbols and sections that come of it.
+// which restart copies into a process that has nothing else. No string or table constants (they would land in .rodata, which is
+// not copied along), no address of a function (a relocation), no switch (a jump table would), no call out of the section, no
+// libc, no thread-local storage, little stack. tests/unit/check_symbols.py looks at the symbols and sections that come of it.
 #pragma once
 
 #include <stdint.h>

@@ -33,8 +33,8 @@ enum TapeFlag : uint32_t {
   kTapeMustSucceed = 1,  // a negative result ends the tape: `failed` names the call
 };
 
-// kOpReadList: pread64 until all bytes of an item came; end of file is EIO. Groups of items are taken by counting `next` up; group
-// i is items[starts[i]] to items[starts[i + 1]].
+// kOpReadList: pread64 until all bytes of an item came; end of file is EIO. Groups of items are taken by counting `next` up;
+// group i is items[starts[i]] to items[starts[i + 1]].
 struct ReadItem {
   uint64_t address;
   uint64_t bytes;

@@ -1,5 +1,5 @@
-// Linux AIO: which contexts there are, and how many requests were submitted to each. The kernel tells neither whether requests are
-// in flight nor how many there have been; with their number and the ring's tail the checkpoint knows (modules/aio.h).
+// Linux AIO: which contexts there are, and how many requests were submitted to each. The kernel tells neither whether requests
+// are in flight nor how many there have been; with their number and the ring's tail the checkpoint knows (modules/aio.h).
 //
 // The number must be exact, so launch's filter lets only those calls of io_setup and io_submit through that carry a mark in an
 // argument which the kernel does not look at (kAioMark, ledger.h): the ones made here. To all others io_setup is not implemented.

@@ -249,7 +249,8 @@ uint32_t payload_bytes_of(const KvmCall& call, const void* payload) {
     case KvmPayload::kPmu: return static_cast<uint32_t>(sizeof(kvm_pmu_event_filter) + words[1] * sizeof(uint64_t));
     case KvmPayload::kMsrFilter: {
       uint32_t bytes = sizeof(kvm_msr_filter);
-      for (const kvm_msr_filter_range& range : static_cast<const kvm_msr_filter*>(payload)->ranges) bytes += msr_bitmap_bytes(range);
+      for (const kvm_msr_filter_range& range : static_cast<const kvm_msr_filter*>(payload)->ranges)
+        bytes += msr_bitmap_bytes(range);
       return bytes;
     }
   }
@@ -308,7 +309,8 @@ bool same_key(const KvmRecord& record, const Note& note) {
       const auto &old = payload_of<kvm_ioeventfd>(record), &now = note.as<kvm_ioeventfd>();
       constexpr uint32_t kKind = KVM_IOEVENTFD_FLAG_DATAMATCH | KVM_IOEVENTFD_FLAG_PIO | KVM_IOEVENTFD_FLAG_VIRTIO_CCW_NOTIFY;
       return same_event(record, note) && old.addr == now.addr && old.len == now.len &&
-             (old.flags & kKind) == (now.flags & kKind) && (!(now.flags & KVM_IOEVENTFD_FLAG_DATAMATCH) || old.datamatch == now.datamatch);
+             (old.flags & kKind) == (now.flags & kKind) &&
+             (!(now.flags & KVM_IOEVENTFD_FLAG_DATAMATCH) || old.datamatch == now.datamatch);
     }
     case KvmKey::kZone: {
       const auto &old = payload_of<kvm_coalesced_mmio_zone>(record), &now = note.as<kvm_coalesced_mmio_zone>();
@@ -455,7 +457,8 @@ void note_call(int fd, uint32_t request, const KvmCall* call, uint64_t argument,
     note.payload_bytes = payload_bytes_of(*call, note.payload);
     note_events(note);
   }
-  if (is_slot(request) && (note.as<kvm_userspace_memory_region>().flags & KVM_MEM_GUEST_MEMFD)) return refuse_later(request, object);
+  if (is_slot(request) && (note.as<kvm_userspace_memory_region>().flags & KVM_MEM_GUEST_MEMFD))
+    return refuse_later(request, object);
   if (is_refused_capability(note)) return refuse_later(request, object);
   if (takes_back(note)) return erase(note);
   write_down(note);
@@ -503,7 +506,8 @@ EXPORT void* mmap(void* address, size_t bytes, int protection, int flags, int fd
   if (!ram_has_room_for_mapping(reinterpret_cast<uint64_t>(address), bytes, flags)) {
     return reinterpret_cast<void*>(libc_result(-ENOMEM));
   }
-  const long result = raw_call(SYS_mmap, reinterpret_cast<long>(address), static_cast<long>(bytes), protection, flags, fd, offset);
+  const long result = raw_call(SYS_mmap, reinterpret_cast<long>(address), static_cast<long>(bytes), protection, flags, fd,
+                               offset);
   if (flags & MAP_FIXED) __atomic_add_fetch(&g_ledger.madvise_generation, 1, __ATOMIC_RELEASE);  // another one in an old place
   note_mapping(fd, flags, offset, result);
   note_ram_mapping(result, bytes, flags);

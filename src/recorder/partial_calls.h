@@ -1,10 +1,10 @@
 // Calls that a freeze has cut short, and the code that goes on with them.
 //
-// A call that has moved part of its data when its thread is stopped (write(2) to a pipe that is full, recv(2) with MSG_WAITALL) comes
-// back with that part: for the kernel a stop is a signal. A program sees a short count that no handler of its own is the reason of. So the
-// supervisor notes here what has been done, and lets the thread make the call for the rest at `begin`, from where it comes out
-// behind its own call with the whole count. It is data and code of the target, so it holds wherever the thread goes on: after a
-// checkpoint, after one that was refused, after a restart, and when the supervisor is killed.
+// A call that has moved part of its data when its thread is stopped (write(2) to a pipe that is full, recv(2) with MSG_WAITALL)
+// comes back with that part: for the kernel a stop is a signal. A program sees a short count that no handler of its own is the
+// reason of. So the supervisor notes here what has been done, and lets the thread make the call for the rest at `begin`, from
+// where it comes out behind its own call with the whole count. It is data and code of the target, so it holds wherever the thread
+// goes on: after a checkpoint, after one that was refused, after a restart, and when the supervisor is killed.
 #pragma once
 
 #include <stdint.h>

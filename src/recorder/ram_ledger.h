@@ -1,12 +1,13 @@
-// What the recorder knows about large memory of the program, so that restart may map guest RAM from the image instead of reading it.
+// What the recorder knows about large memory of the program, so that restart may map guest RAM from the image instead of reading
+// it.
 //
 // Memory that an image backs is not anonymous, however much it looks so: what is discarded comes back with the image's content,
 // and it cannot grow. The recorder makes good the difference in the calls that it sees (ram_recorder.cc). It vouches for a range
 // when it has seen the range made: by mmap(2) through libc. What libc maps for itself (malloc, stacks) it does not see, and the
 // calls of libc itself that discard or move that neither, so such memory is never mapped from an image.
 //
-// Plain data of fixed layout in libvmckpt.so's memory, like the ledger (ledger.h), at the start of a page. The checkpoint saves it
-// with the memory; restart finds it there by its head, decides (restart/guest_ram.h) and writes it anew.
+// Plain data of fixed layout in libvmckpt.so's memory, like the ledger (ledger.h), at the start of a page. The checkpoint saves
+// it with the memory; restart finds it there by its head, decides (restart/guest_ram.h) and writes it anew.
 #pragma once
 
 #include <stdint.h>

@@ -92,7 +92,8 @@ void add_locked(const RamRange& range) {
   g_ram.ranges[g_ram.ranges_used++] = range;
 }
 
-// Cuts [start, end) out of what is known. Where a hole in the middle finds no room, all of a range that was only seen is forgotten.
+// Cuts [start, end) out of what is known. Where a hole in the middle finds no room, all of a range that was only seen is
+// forgotten.
 void cut_locked(uint64_t start, uint64_t end) {
   for (uint32_t i = 0; i < g_ram.ranges_used;) {
     const RamRange range = g_ram.ranges[i];
@@ -230,7 +231,8 @@ long make_piece_anonymous(const RamRange& piece) {
   const long copy = raw_mmap(0, bytes, PROT_READ | PROT_WRITE, flags);
   if (copy < 0) return -ENOMEM;
   if (piece.advice & kRamHuge) raw_madvise(static_cast<uint64_t>(copy), bytes, MADV_HUGEPAGE);
-  if (!(piece.protection & PROT_READ)) raw_call(SYS_mprotect, static_cast<long>(piece.start), static_cast<long>(bytes), PROT_READ);
+  if (!(piece.protection & PROT_READ))
+    raw_call(SYS_mprotect, static_cast<long>(piece.start), static_cast<long>(bytes), PROT_READ);
   for (uint64_t at = 0; at < bytes; at += kPageBytes) {
     const auto* from = reinterpret_cast<const uint64_t*>(piece.start + at);
     if (!is_zero(from)) __builtin_memcpy(reinterpret_cast<void*>(static_cast<uint64_t>(copy) + at), from, kPageBytes);
@@ -437,7 +439,8 @@ long ram_mprotect(long number, uint64_t address, uint64_t bytes, long protection
 
 long ram_mremap(uint64_t old, uint64_t bytes, uint64_t wanted, int flags, uint64_t to) {
   auto real = [&] {
-    return raw_call(SYS_mremap, static_cast<long>(old), static_cast<long>(bytes), static_cast<long>(wanted), flags, static_cast<long>(to));
+    return raw_call(SYS_mremap, static_cast<long>(old), static_cast<long>(bytes), static_cast<long>(wanted), flags,
+                    static_cast<long>(to));
   };
   if (!knows_ranges()) return real();
   const uint64_t old_end = old + page_up(bytes), new_bytes = page_up(wanted);
@@ -463,7 +466,9 @@ long ram_mremap(uint64_t old, uint64_t bytes, uint64_t wanted, int flags, uint64
 }
 
 long ram_mlock(uint64_t address, uint64_t bytes) { return lock_memory(SYS_mlock, address, bytes, 0, true); }
-long ram_mlock2(uint64_t address, uint64_t bytes, unsigned int flags) { return lock_memory(SYS_mlock2, address, bytes, flags, true); }
+long ram_mlock2(uint64_t address, uint64_t bytes, unsigned int flags) {
+  return lock_memory(SYS_mlock2, address, bytes, flags, true);
+}
 long ram_munlock(uint64_t address, uint64_t bytes) { return lock_memory(SYS_munlock, address, bytes, 0, false); }
 
 long ram_process_madvise(long pidfd, const iovec* parts, uint64_t count, int advice, unsigned long flags) {
@@ -474,7 +479,8 @@ long ram_process_madvise(long pidfd, const iovec* parts, uint64_t count, int adv
     image = touches_image(start, page_up(start + parts[i].iov_len));
   }
   auto real = [&](const iovec* list, uint64_t length) {
-    return raw_call(SYS_process_madvise, pidfd, reinterpret_cast<long>(list), static_cast<long>(length), advice, static_cast<long>(flags));
+    return raw_call(SYS_process_madvise, pidfd, reinterpret_cast<long>(list), static_cast<long>(length), advice,
+                    static_cast<long>(flags));
   };
   // Such advice is for one's own memory only (Linux 6.13): a list of nothing tells whether this is.
   if (!image || real(parts, 0) < 0) return real(parts, count);
@@ -501,7 +507,9 @@ WRAPPER int madvise(void* address, size_t bytes, int advice) noexcept {
   return static_cast<int>(libc_result(result));
 }
 
-WRAPPER int munmap(void* address, size_t bytes) noexcept { return static_cast<int>(libc_result(ram_munmap(number_of(address), bytes))); }
+WRAPPER int munmap(void* address, size_t bytes) noexcept {
+  return static_cast<int>(libc_result(ram_munmap(number_of(address), bytes)));
+}
 
 WRAPPER int mprotect(void* address, size_t bytes, int protection) noexcept {
   return static_cast<int>(libc_result(ram_mprotect(SYS_mprotect, number_of(address), bytes, protection, 0)));
@@ -520,7 +528,9 @@ WRAPPER void* mremap(void* old, size_t bytes, size_t wanted, int flags, ...) noe
   return reinterpret_cast<void*>(libc_result(ram_mremap(number_of(old), bytes, wanted, flags, number_of(to))));
 }
 
-WRAPPER int mlock(const void* address, size_t bytes) noexcept { return static_cast<int>(libc_result(ram_mlock(number_of(address), bytes))); }
+WRAPPER int mlock(const void* address, size_t bytes) noexcept {
+  return static_cast<int>(libc_result(ram_mlock(number_of(address), bytes)));
+}
 
 WRAPPER int mlock2(const void* address, size_t bytes, unsigned int flags) noexcept {
   // As libc does: without flags it is mlock.
@@ -559,7 +569,8 @@ bool ram_call(long number, const long (&a)[6], long* result) {
     case SYS_mlock2: *result = ram_mlock2(u(0), u(1), static_cast<unsigned int>(a[2])); return true;
     case SYS_munlock: *result = ram_munlock(u(0), u(1)); return true;
     case SYS_process_madvise:
-      *result = ram_process_madvise(a[0], reinterpret_cast<const iovec*>(a[1]), u(2), static_cast<int>(a[3]), static_cast<unsigned long>(a[4]));
+      *result = ram_process_madvise(a[0], reinterpret_cast<const iovec*>(a[1]), u(2), static_cast<int>(a[3]),
+                                    static_cast<unsigned long>(a[4]));
       return true;
     default: return false;
   }

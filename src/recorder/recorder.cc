@@ -53,8 +53,8 @@ static void find_real_functions() {
   }
 }
 
-// Where in its thread control block a thread's number stands: glibc tells debuggers (libthread_db) the field's size in bits, count
-// and offset. 0: not known.
+// Where in its thread control block a thread's number stands: glibc tells debuggers (libthread_db) the field's size in bits,
+// count and offset. 0: not known.
 static uint32_t g_tid_offset;
 
 static void find_tid_offset() {
@@ -347,7 +347,8 @@ EXPORT int prctl(int option, ...) noexcept {
   if (locks_in) prepare_for_lock();
   const bool before = locks_in && lock_in();
   int result = real(option, a2, a3, a4, a5);
-  if (result != 0 && locks_in && a2 == SECCOMP_MODE_STRICT && errno == EINVAL) result = static_cast<int>(libc_result(be_strict()));
+  if (result != 0 && locks_in && a2 == SECCOMP_MODE_STRICT && errno == EINVAL)
+    result = static_cast<int>(libc_result(be_strict()));
   if (result != 0 && locks_in) was_not_locked_in(before);
   if (result == 0 && installs_filter) note_seccomp_filter(0, reinterpret_cast<const void*>(a3), own_tid());
   return result;

@@ -59,7 +59,8 @@ uint32_t advice_of(const pb::Mapping& mapping) {
 std::vector<std::pair<uint64_t, uint64_t>> memory_slots(const pb::Kvm& kvm) {
   std::vector<std::pair<uint64_t, uint64_t>> slots;
   for (const pb::KvmRecord& record : kvm.records()) {
-    if (record.request() != static_cast<uint32_t>(KVM_SET_USER_MEMORY_REGION) && record.request() != 0x40a0ae49 /* ..._REGION2 */) continue;
+    if (record.request() != static_cast<uint32_t>(KVM_SET_USER_MEMORY_REGION) && record.request() != 0x40a0ae49 /* ..._REGION2 */)
+      continue;
     kvm_userspace_memory_region slot{};
     std::memcpy(&slot, record.payload().data(), std::min(sizeof slot, record.payload().size()));
     slots.emplace_back(slot.userspace_addr, slot.userspace_addr + slot.memory_size);
@@ -71,7 +72,8 @@ std::vector<std::pair<uint64_t, uint64_t>> memory_slots(const pb::Kvm& kvm) {
 bool filters_allow(const pb::Image& image) {
   TapeDraft calls;
   constexpr uint64_t kAnywhere = 0x7f0000000000, kBytes = kPageBytes, kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
-  for (uint64_t flags : {kFlags, kFlags | MAP_NORESERVE, kFlags & ~uint64_t{MAP_FIXED}, (kFlags & ~uint64_t{MAP_FIXED}) | MAP_NORESERVE}) {
+  for (uint64_t flags :
+       {kFlags, kFlags | MAP_NORESERVE, kFlags & ~uint64_t{MAP_FIXED}, (kFlags & ~uint64_t{MAP_FIXED}) | MAP_NORESERVE}) {
     calls.call(SYS_mmap, {flags & MAP_FIXED ? kAnywhere : 0, kBytes, PROT_READ | PROT_WRITE, flags, ~uint64_t{0}, 0});
   }
   calls.call(SYS_mprotect, {kAnywhere, kBytes, PROT_READ});
@@ -82,8 +84,9 @@ bool filters_allow(const pb::Image& image) {
     calls.call(SYS_madvise, {kAnywhere, kBytes, static_cast<uint64_t>(advice)});
   }
   const auto& threads = one_process(image).process.threads();
-  return std::all_of(threads.begin(), threads.end(),
-                     [&](const pb::Thread& thread) { return check_tape_against_filters(thread, calls, TapeNeeds::kEveryCall).ok(); });
+  return std::all_of(threads.begin(), threads.end(), [&](const pb::Thread& thread) {
+    return check_tape_against_filters(thread, calls, TapeNeeds::kEveryCall).ok();
+  });
 }
 
 bool covers(const std::vector<RamRange>& ranges, uint64_t start, uint64_t end) {  // `ranges` sorted
@@ -120,9 +123,12 @@ GuestRam::GuestRam(const ImageReader& image) {
     const auto slots = memory_slots(kvm_of(metadata));
     for (const pb::Mapping& mapping : one_process(metadata).memory.mappings()) {
       const uint64_t start = mapping.start(), end = mapping.end();
-      if (mapping.kind() != pb::Mapping::ANONYMOUS || end - start < kRamRangeBytes || mapping.protection() != (PROT_READ | PROT_WRITE)) continue;
+      if (mapping.kind() != pb::Mapping::ANONYMOUS || end - start < kRamRangeBytes ||
+          mapping.protection() != (PROT_READ | PROT_WRITE))
+        continue;
       if (has_advice(mapping, "gd") || has_advice(mapping, "wf") || has_advice(mapping, "lo")) continue;
-      const bool is_slot = std::any_of(slots.begin(), slots.end(), [&](const auto& slot) { return slot.first < end && start < slot.second; });
+      const bool is_slot = std::any_of(slots.begin(), slots.end(),
+                                       [&](const auto& slot) { return slot.first < end && start < slot.second; });
       if (!is_slot && !has_advice(mapping, "dc")) continue;
       if (!covers(seen, start, end) || ledger_.ranges_used == kMostRanges) continue;
       mapped_.emplace_back(start, end);
@@ -143,11 +149,13 @@ GuestRam::GuestRam(const ImageReader& image) {
 }
 
 bool GuestRam::is_mapped(const pb::Mapping& mapping) const {
-  return std::find(mapped_.begin(), mapped_.end(), std::pair<uint64_t, uint64_t>(mapping.start(), mapping.end())) != mapped_.end();
+  return std::find(mapped_.begin(), mapped_.end(), std::pair<uint64_t, uint64_t>(mapping.start(), mapping.end())) !=
+         mapped_.end();
 }
 
 bool GuestRam::holds(uint64_t address) const {
-  return std::any_of(mapped_.begin(), mapped_.end(), [&](const auto& range) { return range.first <= address && address < range.second; });
+  return std::any_of(mapped_.begin(), mapped_.end(),
+                     [&](const auto& range) { return range.first <= address && address < range.second; });
 }
 
 void GuestRam::draft_ledger(TapeDraft& tape) const {

@@ -15,13 +15,14 @@
 namespace vmckpt {
 namespace {
 
-// Of all guest RAM: runs below this many bytes are read, others mapped. A mapping for each page would fray the address space, slow down
-// the next fork, and count against vm.max_map_count.
+// Of all guest RAM: runs below this many bytes are read, others mapped. A mapping for each page would fray the address space,
+// slow down the next fork, and count against vm.max_map_count.
 uint64_t choose_read_threshold(const std::vector<PageRun>& runs) {
   constexpr uint64_t kReadBudgetBytes = 24u << 20;  // about 10 ms
   constexpr size_t kMaxImageMappings = 10'000;      // each is two of vm.max_map_count's 65,530: the run, and the gap behind it
   auto mapped = [&](uint64_t threshold) {
-    return static_cast<size_t>(std::count_if(runs.begin(), runs.end(), [&](const PageRun& run) { return run.bytes >= threshold; }));
+    return static_cast<size_t>(
+        std::count_if(runs.begin(), runs.end(), [&](const PageRun& run) { return run.bytes >= threshold; }));
   };
   uint64_t threshold = 256u << 10;
   while (mapped(threshold) > kMaxImageMappings) threshold *= 2;
@@ -194,7 +195,8 @@ class MemoryPlanner {
       const uint64_t start = std::max(guards[next_guard_].start(), mapping.start()), end = guards[next_guard_].end();
       const uint64_t stop = std::min(end, mapping.end());
       if (start < stop) {
-        tape_.call(SYS_madvise, {start, stop - start, kGuardInstall}, true, fmt::format("make the guard region at {:#x} again", start));
+        tape_.call(SYS_madvise, {start, stop - start, kGuardInstall}, true,
+                   fmt::format("make the guard region at {:#x} again", start));
       }
       if (end > stop) break;  // the rest is the next mapping's
     }
@@ -209,7 +211,8 @@ class MemoryPlanner {
   size_t next_ = 0;
   PageReads reads_;
   std::vector<PageRun> zeros_;
-  std::vector<std::pair<const pb::Mapping*, uint64_t>> mappings_;  // with the protection that they have until their content is there
+  std::vector<std::pair<const pb::Mapping*, uint64_t>>
+      mappings_;  // with the protection that they have until their content is there
   int next_guard_ = 0;
   uint64_t droppable_ = MAP_PRIVATE;  // before Linux 6.11 it is just wiped on fork
 };

@@ -94,7 +94,8 @@ Result<std::string> identity_map(const char* own_map) {
 
 // Only from outside of the namespace, with CAP_SETUID, CAP_SETGID and, for user 0, CAP_SETFCAP.
 Result<void> map_all_users(pid_t pid) {
-  const std::string users = VMCKPT_TRY(identity_map("/proc/self/uid_map")), groups = VMCKPT_TRY(identity_map("/proc/self/gid_map"));
+  const std::string users = VMCKPT_TRY(identity_map("/proc/self/uid_map")),
+                    groups = VMCKPT_TRY(identity_map("/proc/self/gid_map"));
   VMCKPT_TRY(write_file(fmt::format("/proc/{}/uid_map", pid), users));
   return write_file(fmt::format("/proc/{}/gid_map", pid), groups);
 }
@@ -110,8 +111,9 @@ Result<void> map_all_users(pid_t pid) {
       // kernel/user_namespace.c, verify_root_map
       if (uid == 0 && mapped.error().err == EPERM) {
         text += '\0';
-        text += "user 0 without CAP_SETFCAP cannot be mapped into a user namespace: be another user (with bwrap another --uid), or "
-                "have CAP_SYS_ADMIN, CAP_CHECKPOINT_RESTORE or CAP_SETFCAP";
+        text +=
+            "user 0 without CAP_SETFCAP cannot be mapped into a user namespace: be another user (with bwrap another --uid), or "
+            "have CAP_SYS_ADMIN, CAP_CHECKPOINT_RESTORE or CAP_SETFCAP";
       }
       say(ready_fd, "E" + text);
       ::_exit(1);
@@ -123,7 +125,7 @@ Result<void> map_all_users(pid_t pid) {
   std::string answer = "R";
   if (::mount("none", "/", nullptr, MS_REC | MS_SLAVE, nullptr) != 0 ||
       ::mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, nullptr) != 0) {
-    answer += fmt::format("/proc shows the outer process numbers to the target: mounting it anew failed ({})",
+    answer += fmt::format("/proc shows the outer process numbers to the target: mounting it again failed ({})",
                           std::strerror(errno));
   }
   say(ready_fd, answer);
@@ -173,9 +175,11 @@ Error namespace_error(bool new_user) {
   const std::string here = "give vmckpt CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE, or restart outside of this container";
   switch (errno) {
     case EPERM:
-      return errno_error(what, "this host or container forbids user namespaces, as do seccomp filters, security modules and plain "
-                               "chroots: allow them (sysctl kernel.unprivileged_userns_clone=1, "
-                               "kernel.apparmor_restrict_unprivileged_userns=0), or " + here);
+      return errno_error(what,
+                         "this host or container forbids user namespaces, as do seccomp filters, security modules and plain "
+                         "chroots: allow them (sysctl kernel.unprivileged_userns_clone=1, "
+                         "kernel.apparmor_restrict_unprivileged_userns=0), or " +
+                             here);
     case ENOSPC:
     case EUSERS:
       return errno_error(what, "raise sysctl user.max_user_namespaces and user.max_pid_namespaces, or " + here);

@@ -25,7 +25,8 @@ constexpr uint64_t kHelperStackBytes = 2 * kPlayerStackBytes;
 std::vector<uint32_t> group_starts(const std::vector<ReadItem>& items) {
   std::vector<uint32_t> starts;
   for (size_t i = 0; i < items.size(); ++i) {
-    if (i == 0 || items[i].address / kGroupBytes != items[i - 1].address / kGroupBytes) starts.push_back(static_cast<uint32_t>(i));
+    if (i == 0 || items[i].address / kGroupBytes != items[i - 1].address / kGroupBytes)
+      starts.push_back(static_cast<uint32_t>(i));
   }
   starts.push_back(static_cast<uint32_t>(items.size()));
   return starts;
@@ -104,7 +105,8 @@ std::vector<pid_t> choose_helper_numbers(const std::vector<pid_t>& taken) {
   // a signal to what had them. Those behind the target's own are its short-lived neighbours'.
   constexpr pid_t kAhead = 100;
   pid_t number = kFirstOrdinary;
-  if (auto last = read_whole_file("/proc/sys/kernel/ns_last_pid"); last.ok()) number = static_cast<pid_t>(parse_number(*last)) + kAhead;
+  if (auto last = read_whole_file("/proc/sys/kernel/ns_last_pid"); last.ok())
+    number = static_cast<pid_t>(parse_number(*last)) + kAhead;
   for (int tries = 0; tries < 1000 && numbers.size() + 1 < static_cast<size_t>(count); ++tries) {
     if (++number >= most) number = kFirstOrdinary;
     if (std::find(taken.begin(), taken.end(), number) != taken.end()) continue;

@@ -37,9 +37,11 @@ uint64_t mapped_bytes(const pb::AddressSpace& space, const pb::FileIdentity& fil
 void check_size_beside_build_id(const pb::AddressSpace& space, const pb::FileIdentity& file, uint64_t size_bytes_now,
                                 std::vector<Error>& problems, std::vector<std::string>& notes) {
   if (size_bytes_now == file.size_bytes()) return;
-  const std::string what = fmt::format("mapped file {} has the same build id but {} bytes instead of {}", file.path(), size_bytes_now, file.size_bytes());
+  const std::string what = fmt::format("mapped file {} has the same build id but {} bytes instead of {}", file.path(),
+                                       size_bytes_now, file.size_bytes());
   if (size_bytes_now < mapped_bytes(space, file)) {
-    problems.push_back(error(what + ", less than was mapped of it", "put the old file back, or checkpoint with --self-contained next time"));
+    problems.push_back(
+        error(what + ", less than was mapped of it", "put the old file back, or checkpoint with --self-contained next time"));
   } else {
     notes.push_back(what + "; it is taken for the same");
   }
@@ -82,7 +84,8 @@ void check_mapped_files(const pb::AddressSpace& space, const FileAccess& access,
 
 }  // namespace
 
-Result<void> preflight(const ImageReader& image, CpuCheck cpu_check, GuestClock guest_clock, FilePolicy files, std::vector<std::string>& notes) {
+Result<void> preflight(const ImageReader& image, CpuCheck cpu_check, GuestClock guest_clock, FilePolicy files,
+                       std::vector<std::string>& notes) {
   // Alone: what the other checks try on this host (opening files, binding addresses) they are told by the image.
   if (auto trusted = check_image_trusted(image.fd(), image.path()); !trusted.ok()) return refusal(image, {trusted.error()});
   const pb::Image& metadata = image.metadata();
@@ -97,7 +100,8 @@ Result<void> preflight(const ImageReader& image, CpuCheck cpu_check, GuestClock 
   check_mapped_files(one_process(metadata).memory, access, put_back, problems, notes);
   check_shared_files(metadata, access, problems, notes);
   if (one_process(metadata).memory.guards_size() != 0 && !host_has_guard_regions()) {
-    problems.push_back(error("the program has guard regions (MADV_GUARD_INSTALL), which this kernel lacks", "restart it on Linux 6.13 or newer"));
+    problems.push_back(error("the program has guard regions (MADV_GUARD_INSTALL), which this kernel lacks",
+                             "restart it on Linux 6.13 or newer"));
   }
   if (problems.empty()) return {};
   return refusal(image, problems);

@@ -11,6 +11,7 @@
 
 namespace vmckpt {
 
-Result<void> preflight(const ImageReader& image, CpuCheck cpu_check, GuestClock guest_clock, FilePolicy files, std::vector<std::string>& notes);
+Result<void> preflight(const ImageReader& image, CpuCheck cpu_check, GuestClock guest_clock, FilePolicy files,
+                       std::vector<std::string>& notes);
 
 }  // namespace vmckpt

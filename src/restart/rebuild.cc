@@ -43,8 +43,8 @@ constexpr uint64_t kLowestArena = 0x10000000;
 
 uint64_t round_up(uint64_t bytes) { return (bytes + kPageBytes - 1) / kPageBytes * kPageBytes; }
 
-// Descriptors that restart itself needs lie above all of the target's, out of their way; or, where the limit of open files forbids
-// that, in a gap between them (valgrind keeps its own just below the limit).
+// Descriptors that restart itself needs lie above all of the target's, out of their way; or, where the limit of open files
+// forbids that, in a gap between them (valgrind keeps its own just below the limit).
 class ServiceDescriptors {
  public:
   Result<void> open_space(const pb::DescriptorTable& table, int open_files) {
@@ -123,7 +123,8 @@ class MappedFiles {
  private:
   Result<Fd> open(const pb::FileIdentity& file, bool writable) const {
     const int flags = writable ? O_RDWR : O_RDONLY;
-    if (const int put_back = captured_.fd_of_path(file.path()); put_back >= 0) return open_file(fmt::format("/proc/self/fd/{}", put_back), flags);
+    if (const int put_back = captured_.fd_of_path(file.path()); put_back >= 0)
+      return open_file(fmt::format("/proc/self/fd/{}", put_back), flags);
     pb::FileIdentity now;
     Fd fd = VMCKPT_TRY(open_mapped_file(file, flags, access_, &now));
     // Once more: it may have been exchanged since the preflight.
@@ -133,7 +134,8 @@ class MappedFiles {
     return fd;
   }
 
-  // A mapping made through this descriptor can never be made writable. Where its mode forbids to read it, the one at hand must do.
+  // A mapping made through this descriptor can never be made writable. Where its mode forbids to read it, the one at hand must
+  // do.
   int open_captured_for_reading(uint64_t id) {
     auto [known, is_new] = for_reading_.try_emplace(id, captured_.fd(id));
     if (!is_new) return known->second;
@@ -330,7 +332,8 @@ Result<Tapes> draft_tapes(const Materials& materials, const VdsoPlan& vdso) {
   plan_layout(one.memory, materials.executable_fd, leader);
   plan_seals(materials, leader);
   // 3. what belongs to the process, and its virtual machines
-  ProcessPlan process{image, materials.image.fd(), materials.kvm_device, materials.service.first(), materials.guest_clock, leader};
+  ProcessPlan process{image, materials.image.fd(), materials.kvm_device, materials.service.first(), materials.guest_clock,
+                      leader};
   for (const StateModule* module : state_modules()) {
     if (module->plan != nullptr) VMCKPT_TRY(module->plan(process));
   }
@@ -346,7 +349,8 @@ Result<Tapes> draft_tapes(const Materials& materials, const VdsoPlan& vdso) {
     if (module->plan_late != nullptr) VMCKPT_TRY(module->plan_late(process));
   }
   // 6. restart's own descriptors go
-  leader.call(SYS_close_range, {static_cast<uint64_t>(materials.service.first()), materials.service.last(), 0}, true, "close restart's descriptors");
+  leader.call(SYS_close_range, {static_cast<uint64_t>(materials.service.first()), materials.service.last(), 0}, true,
+              "close restart's descriptors");
   for (const LateLock& late : late_locks(image)) {
     leader.call(SYS_fcntl, {static_cast<uint64_t>(late.number), F_SETLK, leader.data_of(late.lock)}, true,
                 fmt::format("take the lock on descriptor {} again", late.number));
@@ -423,7 +427,8 @@ Result<Prepared> rebuild(RebuildInputs& inputs, const Birthplace& birthplace, in
     executable_fd = VMCKPT_TRY(service.keep(fd->get()));
   }
   int kvm_device = -1;
-  if (image.ExtensionSize(pb::virtual_machines) != 0) kvm_device = VMCKPT_TRY(service.keep(VMCKPT_TRY(open_file("/dev/kvm", O_RDWR)).get()));
+  if (image.ExtensionSize(pb::virtual_machines) != 0)
+    kvm_device = VMCKPT_TRY(service.keep(VMCKPT_TRY(open_file("/dev/kvm", O_RDWR)).get()));
   auto captured = std::make_unique<RebuiltFiles>();
   VMCKPT_TRY(captured->rebuild(inputs.image, service.first(), access));
   DescriptorRestore restore{*captured, access, stdio, service.first(), notes};
@@ -451,7 +456,8 @@ Result<Prepared> rebuild(RebuildInputs& inputs, const Birthplace& birthplace, in
     arena.lay_tape(i + 1, tapes.others[i], late, one.process.pid(), one.process.threads(static_cast<int>(i) + 1).tid());
   }
   // For the supervisor these are addresses in another process.
-  RebuildReport report{RemoteAddr(arena.address()), arena.bytes(), RemoteAddr(known_number(VMCKPT_TRY(syscall_instruction(vdso)), late))};
+  RebuildReport report{RemoteAddr(arena.address()), arena.bytes(),
+                       RemoteAddr(known_number(VMCKPT_TRY(syscall_instruction(vdso)), late))};
   prepared.report.assign(reinterpret_cast<const char*>(&report), sizeof report);
   for (size_t thread = 0; thread <= tapes.others.size(); ++thread) {
     const RemoteAddr address(arena.tape(thread));

@@ -31,8 +31,8 @@ struct VdsoPlan {
 };
 
 uint64_t vdso_bytes(const std::vector<Vma>& maps);
-// Both addresses may be late numbers. `free_address`: where the new vdso may lie for good if it cannot take the old one's place (a
-// free range of vdso_bytes).
+// Both addresses may be late numbers. `free_address`: where the new vdso may lie for good if it cannot take the old one's place
+// (a free range of vdso_bytes).
 Result<VdsoPlan> make_vdso_plan(const pb::AddressSpace& space, const std::vector<Vma>& own_maps, const TapeWord& parking,
                                 const TapeWord& free_address);
 void plan_vdso_parking(const VdsoPlan& plan, TapeDraft& tape);

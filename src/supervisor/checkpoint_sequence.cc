@@ -157,7 +157,8 @@ pid_t Checkpoint::copied_pid() const {
 
 int64_t Checkpoint::limit_us(Limit limit) const {
   if (limit == Limit::kFreeze) return request_.freeze_timeout_us;
-  return limit == Limit::kPatience ? std::max<int64_t>(started_us_ + kPatienceUs - monotonic_us(), 0) : std::numeric_limits<int64_t>::max() / 2;
+  return limit == Limit::kPatience ? std::max<int64_t>(started_us_ + kPatienceUs - monotonic_us(), 0)
+                                   : std::numeric_limits<int64_t>::max() / 2;
 }
 
 Result<void> Checkpoint::advance() {
@@ -193,7 +194,8 @@ void Checkpoint::abort(const std::string& why) {
 
 void Checkpoint::check_timeout() {
   if (request_.timeout_us == 0 || monotonic_us() - started_us_ < request_.timeout_us) return;
-  abort(fmt::format("the checkpoint took longer than {:g} s, which is its --timeout", static_cast<double>(request_.timeout_us) / 1e6));
+  abort(fmt::format("the checkpoint took longer than {:g} s, which is its --timeout",
+                    static_cast<double>(request_.timeout_us) / 1e6));
 }
 
 Result<void> Checkpoint::check_wanted() {
@@ -227,8 +229,15 @@ Result<void> Checkpoint::prepare(const Waiting& waiting) {
   target_.ledger_address = VMCKPT_TRY(find_ledger(pid, maps, target_.ledger_address));
   save_target(target_, destination, work.image.mutable_target());
   work.captured.emplace(work.writer, copies_stopped_target() ? ~uint64_t{0} : request_.shared_limit_bytes);
-  work.state.emplace(StateSave{pid, target_.launch_filter, target_.backing, {request_.self_contained, request_.shared_files}, target_.kvm,
-                               target_.interrupted, work.image, *work.captured, work.notes});
+  work.state.emplace(StateSave{pid,
+                               target_.launch_filter,
+                               target_.backing,
+                               {request_.self_contained, request_.shared_files},
+                               target_.kvm,
+                               target_.interrupted,
+                               work.image,
+                               *work.captured,
+                               work.notes});
   work.state->ledger = VMCKPT_TRY(read_ledger(pid, target_.ledger_address));
   return work.for_each_module(&StateModule::prepare);
 }
@@ -256,7 +265,8 @@ Result<void> Checkpoint::snapshot(const Waiting&) {
   Work& work = *work_;
   StoppedWorld& world = *work.world;
   auto saved_beside = std::async(std::launch::async, [&] { return work.for_each_module(&StateModule::save_beside); });
-  work.questions.emplace(VMCKPT_TRY(ask(world, work.state->space, work.image, copies_stopped_target() ? nullptr : &work.snapshot)));
+  work.questions.emplace(
+      VMCKPT_TRY(ask(world, work.state->space, work.image, copies_stopped_target() ? nullptr : &work.snapshot)));
   if (!VMCKPT_TRY(may_fork(work.image, *work.questions)) && !copies_stopped_target()) {
     work.snapshot.give_up("the target's seccomp filter forbids forking");
     work.questions.emplace(VMCKPT_TRY(ask(world, work.state->space, work.image, nullptr)));
@@ -272,7 +282,8 @@ Result<void> Checkpoint::snapshot(const Waiting&) {
   // Timers were looked at up to now: clocks that were read earlier than they would let them go off early after a restart.
   work.clocks_late_ns = (monotonic_us() - asked_us) * 1000;
   for (const auto& [id, file] : work.captured->files()) *work.image.add_captured_files() = file;
-  if (!work.snapshot.why_none().empty()) work.notes.push_back(work.snapshot.why_none() + ": its memory was copied while it was stopped");
+  if (!work.snapshot.why_none().empty())
+    work.notes.push_back(work.snapshot.why_none() + ": its memory was copied while it was stopped");
   return {};
 }
 
@@ -295,7 +306,8 @@ Result<void> Checkpoint::resume(const Waiting&) {
     if (range.pages != DumpRange::Pages::kGuards) bytes_to_look_at_ += range.end - range.start;
   }
   for (const StateModule* module : state_modules()) {
-    if (auto found = work.module_us.find(module); found != work.module_us.end()) result_.modules.emplace_back(module->name, found->second);
+    if (auto found = work.module_us.find(module); found != work.module_us.end())
+      result_.modules.emplace_back(module->name, found->second);
   }
   result_.notes = work.notes;
   return {};

@@ -11,9 +11,9 @@
 //     seal      the image is whole and on disk, without a name
 //     publish   it gets its name
 //
-// Whoever drives it calls advance() for one phase after the other, and may do something else in between. A phase that fails, or that is
-// aborted, is the last: the destructor gives back what the phases have taken (threads run on where they were, the copy goes, the gate
-// opens, the file without a name goes), and the image that was there before is untouched.
+// Whoever drives it calls advance() for one phase after the other, and may do something else in between. A phase that fails, or
+// that is aborted, is the last: the destructor gives back what the phases have taken (threads run on where they were, the copy
+// goes, the gate opens, the file without a name goes), and the image that was there before is untouched.
 #pragma once
 
 #include <atomic>

@@ -41,7 +41,8 @@ std::string directory_path() {
   if (const char* xdg = std::getenv("XDG_RUNTIME_DIR"); xdg != nullptr && *xdg == '/') {
     // su and sudo leave another user's here, and a service may have none behind it.
     struct stat info {};
-    if (::stat(xdg, &info) == 0 && S_ISDIR(info.st_mode) && info.st_uid == ::geteuid() && ::access(xdg, W_OK) == 0) return std::string(xdg) + "/vmckpt";
+    if (::stat(xdg, &info) == 0 && S_ISDIR(info.st_mode) && info.st_uid == ::geteuid() && ::access(xdg, W_OK) == 0)
+      return std::string(xdg) + "/vmckpt";
   }
   return fmt::format("/tmp/vmckpt-{}", ::geteuid());
 }
@@ -129,20 +130,23 @@ std::vector<std::string> directories_to_search() {
 Result<std::string> runtime_directory() {
   std::string path = directory_path();
   if (::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) {
-    return errno_error("make the folder for control sockets, " + path, "set VMCKPT_RUNTIME_DIR to a folder of yours");
+    return errno_error("make the directory for control sockets, " + path, "set VMCKPT_RUNTIME_DIR to a directory of yours");
   }
   struct stat info {};
   if (::lstat(path.c_str(), &info) != 0) return errno_error("examine " + path);
   if (!S_ISDIR(info.st_mode) || info.st_uid != ::geteuid() || (info.st_mode & 077) != 0) {
-    return error(fmt::format("{} is no folder that only you may enter", path),
+    return error(fmt::format("{} is not a private directory of yours", path),
                  fmt::format("chmod 700 it if it is yours, or set VMCKPT_RUNTIME_DIR"));
   }
   return path;
 }
 
 Result<void> check_name(const std::string& name) {
-  auto allowed = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-'; };
-  if (!name.empty() && name.size() <= kMaxNameBytes && name[0] != '.' && std::all_of(name.begin(), name.end(), allowed)) return {};
+  auto allowed = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-';
+  };
+  if (!name.empty() && name.size() <= kMaxNameBytes && name[0] != '.' && std::all_of(name.begin(), name.end(), allowed))
+    return {};
   return error(fmt::format("\"{}\" cannot be a target's name", name),
                "use letters, digits, '.', '_' and '-', at most 100 of them, not starting with '.'");
 }
@@ -189,7 +193,9 @@ void remove_if_stale(const std::string& socket_path) {
   // Only in a folder of one's own: whoever owns it may hold its lock, or lead its names elsewhere.
   struct stat folder {};
   const std::string directory = std::filesystem::path(socket_path).parent_path().string();
-  if (::lstat(directory.c_str(), &folder) != 0 || !S_ISDIR(folder.st_mode) || folder.st_uid != ::geteuid() || (folder.st_mode & 077) != 0) return;
+  if (::lstat(directory.c_str(), &folder) != 0 || !S_ISDIR(folder.st_mode) || folder.st_uid != ::geteuid() ||
+      (folder.st_mode & 077) != 0)
+    return;
   auto lock = lock_directory(std::filesystem::path(socket_path).parent_path().string());
   struct stat info {};
   if (!lock.ok() || ::lstat(socket_path.c_str(), &info) != 0 || !S_ISSOCK(info.st_mode) || info.st_uid != ::geteuid()) return;
@@ -237,7 +243,8 @@ Result<Fd> connect_to(const std::string& socket_path) {
   // A supervisor that does not take connections, another user's perhaps, must not keep us waiting for ever.
   timeval limit{1, 0};
   (void)::setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
-  if (::connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0) return errno_error("connect to " + socket_path);
+  if (::connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0)
+    return errno_error("connect to " + socket_path);
   limit = {};
   (void)::setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
   return fd;
@@ -249,7 +256,8 @@ std::vector<std::string> list_sockets() {
     std::error_code ignored;
     for (const auto& entry : std::filesystem::directory_iterator(directory, ignored)) {
       // In another user's folder a name may be anything, and is shown.
-      if (entry.path().string().ends_with(kSuffix) && check_name(entry.path().stem().string()).ok()) sockets.push_back(entry.path().string());
+      if (entry.path().string().ends_with(kSuffix) && check_name(entry.path().stem().string()).ok())
+        sockets.push_back(entry.path().string());
     }
   }
   std::sort(sockets.begin(), sockets.end());
@@ -277,7 +285,8 @@ Result<pb::ControlReply> receive_reply(int fd) {
 
 Result<pb::Status> ask_status(const std::string& socket_path) {
   Fd fd = VMCKPT_TRY(connect_to(socket_path));
-  if (pid_t supervisor = stopped_supervisor(fd.get()); supervisor > 0) return status_from_outside(socket_path, supervisor, "stopped");
+  if (pid_t supervisor = stopped_supervisor(fd.get()); supervisor > 0)
+    return status_from_outside(socket_path, supervisor, "stopped");
   // It does not answer while it freezes its target, which may take as long as --freeze-timeout.
   timeval limit{1, 0};
   (void)::setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
@@ -293,7 +302,8 @@ Result<pb::Status> ask_status(const std::string& socket_path) {
   if (reply.has_error()) return error(printable(reply.error()));
   // Another user's supervisor may say anything; who it is the kernel says.
   pb::Status status = reply.status();
-  if (status.name() != std::filesystem::path(socket_path).stem().string()) return error("the supervisor behind " + socket_path + " gives another name");
+  if (status.name() != std::filesystem::path(socket_path).stem().string())
+    return error("the supervisor behind " + socket_path + " gives another name");
   if (const pid_t supervisor = supervisor_behind(fd.get()); supervisor > 0) status.set_supervisor_pid(supervisor);
   return status;
 }

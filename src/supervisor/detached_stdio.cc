@@ -52,7 +52,7 @@ Result<std::string> choose_log(const std::string& image_dir, const std::string& 
   struct stat folder {};
   const bool own = ::lstat(image_dir.c_str(), &folder) == 0 && S_ISDIR(folder.st_mode) && (folder.st_mode & 022) == 0 &&
                    (folder.st_uid == ::geteuid() || folder.st_uid == 0);
-  auto log = own ? open_log(beside_images) : error(image_dir + " is not a folder of yours that only you may write to");
+  auto log = own ? open_log(beside_images) : error(image_dir + " is not a directory of yours that only you may write to");
   if (log.ok()) return beside_images;
   auto directory = runtime_directory();
   if (!directory.ok()) return log.error();
@@ -68,7 +68,8 @@ Result<Fd> open_log(const std::string& path) {
   struct stat info {};
   const bool own = ::fstat(fd->get(), &info) == 0 && S_ISREG(info.st_mode) && info.st_uid == ::geteuid() && info.st_nlink == 1 &&
                    (info.st_mode & 022) == 0;
-  if (!own) return error(path + " is not a file of yours that only you may write to", "remove it, or redirect the output to a file");
+  if (!own)
+    return error(path + " is not a file of yours that only you may write to", "remove it, or redirect the output to a file");
   return fd;
 }
 

@@ -44,12 +44,14 @@ Probe probe_seccomp() {
   Result<void> result = in_child([]() -> Result<void> {
     VMCKPT_TRY(install_filter(VMCKPT_TRY(make_launch_filter())));
     io_uring_params parameters{};
-    if (::syscall(SYS_io_uring_setup, 1, &parameters) >= 0 || errno != ENOSYS) return error("launch's system call filter has no effect");
+    if (::syscall(SYS_io_uring_setup, 1, &parameters) >= 0 || errno != ENOSYS)
+      return error("launch's system call filter has no effect");
     return {};
   });
   if (!result) {
     return missing(why(result.error()) + ": launch cannot make programs fall back from io_uring",
-                   "allow seccomp in this container and run a kernel with CONFIG_SECCOMP_FILTER, or launch with --allow-io-uring");
+                   "allow seccomp in this container and run a kernel with CONFIG_SECCOMP_FILTER, or launch with "
+                   "--allow-io-uring");
   }
   const bool privileged = has_capability(CAP_SYS_ADMIN);
   return ok(fmt::format("launch can deny what cannot be checkpointed{}",

@@ -62,7 +62,8 @@ Result<void> play_here(const TapeDraft& tape) {
   const auto* played = reinterpret_cast<const Tape*>(memory.data());
   for (uint32_t i = 0; i < played->calls; ++i) {
     const TapeCall& call = played->call[i];
-    const long result = ::syscall(call.number, call.args[0], call.args[1], call.args[2], call.args[3], call.args[4], call.args[5]);
+    const long result = ::syscall(call.number, call.args[0], call.args[1], call.args[2], call.args[3], call.args[4],
+                                  call.args[5]);
     if (result < 0 && (call.flags & kTapeMustSucceed)) return failed(tape_call_name(call.number).c_str());
   }
   return {};

@@ -1,5 +1,5 @@
-// The whole way: a small program is launched, checkpointed, killed and restarted as launch, checkpoint and restart do it. Whatever
-// a container, security module or file system forbids that no other probe thinks of shows here.
+// The whole way: a small program is launched, checkpointed, killed and restarted as launch, checkpoint and restart do it.
+// Whatever a container, security module or file system forbids that no other probe thinks of shows here.
 #include <fcntl.h>
 #include <linux/close_range.h>
 #include <signal.h>
@@ -88,7 +88,8 @@ Result<void> restart_image(const std::string& path) {
   if (!restarted.ok()) return Error{"restart: " + restarted.error().what, restarted.error().err, restarted.error().cure};
   TrialTarget trial(std::move(restarted->target));
   siginfo_t ended{};
-  if (::waitid(P_PID, static_cast<id_t>(trial.get().pid), &ended, WEXITED | WNOHANG | WNOWAIT | __WALL) != 0) return failed("waitid");
+  if (::waitid(P_PID, static_cast<id_t>(trial.get().pid), &ended, WEXITED | WNOHANG | WNOWAIT | __WALL) != 0)
+    return failed("waitid");
   if (ended.si_pid != 0) return error("restart: the restarted program ended immediately");
   return {};
 }
@@ -96,7 +97,8 @@ Result<void> restart_image(const std::string& path) {
 }  // namespace
 
 Probe probe_round_trip(const std::string& image_dir) {
-  if (auto recorder = find_recorder(); !recorder.ok()) return limited("not tried: " + why(recorder.error()), "follow that message");
+  if (auto recorder = find_recorder(); !recorder.ok())
+    return limited("not tried: " + why(recorder.error()), "follow that message");
   if (auto program = check_program(kProgram); !program.ok()) return limited("not tried: " + why(program.error()));
   ImageFile image{fmt::format("{}/.vmckpt-doctor-{}.ckpt", image_dir, ::getpid())};
   Result<void> result = in_child([&]() -> Result<void> {

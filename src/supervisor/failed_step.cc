@@ -24,9 +24,11 @@ struct Advice {
 
 constexpr char kIds[] = "restart as the user that the program ran as, or with CAP_SETUID and CAP_SETGID";
 constexpr char kUnmapped[] = "this user namespace has no such user or group: restart outside of it";
-constexpr char kMemory[] = "free some memory, or raise what limits it (ulimit -v, the container's memory, sysctl vm.max_map_count, "
-                           "vm.overcommit_memory)";
-constexpr char kProcesses[] = "raise the number of processes that is allowed (ulimit -u, pids.max of the cgroup, kernel.threads-max)";
+constexpr char kMemory[] =
+    "free some memory, or raise what limits it (ulimit -v, the container's memory, sysctl vm.max_map_count, "
+    "vm.overcommit_memory)";
+constexpr char kProcesses[] =
+    "raise the number of processes that is allowed (ulimit -u, pids.max of the cgroup, kernel.threads-max)";
 constexpr char kLowAddress[] = "the program had memory below this host's vm.mmap_min_addr: lower it, or restart as root";
 
 constexpr Advice kAdvice[] = {
@@ -105,10 +107,12 @@ Result<void> check_tape(pid_t pid, pid_t tid_in_target, RemoteAddr address) {
                              kvm_call != nullptr ? kvm_call->name : fmt::format("ioctl {:#x}", call.args[1]), call.args[0], step),
                  err, "restart it on a host like the one it was saved on"};
   }
-  const std::string name = call.number < kOpFirst ? tape_call_name(call.number) : fmt::format("player call {}", call.number - kOpFirst);
+  const std::string name = call.number < kOpFirst ? tape_call_name(call.number)
+                                                  : fmt::format("player call {}", call.number - kOpFirst);
   const std::string text = call.text != 0 ? text_at(pid, address + call.text) : std::string();
   if (!text.empty()) return Error{fmt::format("{} ({}, {})", text, name, step), err, advice_for(call, err)};
-  return Error{fmt::format("{}({:#x}, {:#x}, {:#x}, {:#x}) ({})", name, call.args[0], call.args[1], call.args[2], call.args[3], step),
+  return Error{fmt::format("{}({:#x}, {:#x}, {:#x}, {:#x}) ({})", name, call.args[0], call.args[1], call.args[2], call.args[3],
+                           step),
                err, advice_for(call, err)};
 }
 

@@ -21,7 +21,8 @@ Result<StoppedWorld> freeze_at_rest(StateSave& state, RemoteAddr ledger_address,
   for (int tries = 1;; ++tries) {
     state.ledger = VMCKPT_TRY(read_ledger(pid, ledger_address));
     std::optional<VcpuGate::Busy> busy;
-    if (gate && state.has_split_irqchip) VMCKPT_TRY(gate->serve_requests(*world, waiting.no_shorter_than(kStopUs), state.interrupted));
+    if (gate && state.has_split_irqchip)
+      VMCKPT_TRY(gate->serve_requests(*world, waiting.no_shorter_than(kStopUs), state.interrupted));
     if (gate) busy = VMCKPT_TRY(gate->find_busy(*world));
     const bool submitting = state.ledger->aio_submitters != 0;
     if (state.ledger->writers == 0 && !submitting && !busy) return std::move(*world);
@@ -29,7 +30,8 @@ Result<StoppedWorld> freeze_at_rest(StateSave& state, RemoteAddr ledger_address,
     if ((submitting || busy) && !waiting.is_over()) tries = std::min(tries, kTries - 1);
     if (tries >= kTries && busy) return error(busy->describe(pid), "try again, or with a longer --freeze-timeout");
     if (tries >= kTries && submitting) {
-      return error(fmt::format("process {} is submitting asynchronous I/O without end", pid), "try again when its disks are less busy");
+      return error(fmt::format("process {} is submitting asynchronous I/O without end", pid),
+                   "try again when its disks are less busy");
     }
     if (tries >= kTries) {
       return error(fmt::format("process {} stays inside an update of its ledger", pid), "try again");

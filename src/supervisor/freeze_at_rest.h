@@ -1,4 +1,5 @@
-// The freeze of a checkpoint: every thread stopped at a moment at which what the recorder writes down is whole, and every vCPU at rest.
+// The freeze of a checkpoint: every thread stopped at a moment at which what the recorder writes down is whole, and every vCPU at
+// rest.
 #pragma once
 
 #include "core/remote_addr.h"

@@ -25,7 +25,8 @@ uint64_t highest_number(const std::string& directory, const std::string& name) {
     const std::string_view digits = std::string_view(file).substr(name.size() + 1, file.size() - name.size() - 1 - kEnd.size());
     uint64_t number = 0;
     const auto [end, problem] = std::from_chars(digits.data(), digits.data() + digits.size(), number);
-    if (problem == std::errc() && end == digits.data() + digits.size() && number < uint64_t{1} << 62) highest = std::max(highest, number);
+    if (problem == std::errc() && end == digits.data() + digits.size() && number < uint64_t{1} << 62)
+      highest = std::max(highest, number);
   }
   return highest;
 }

@@ -23,7 +23,7 @@ constexpr int kMaxInterpreters = 4;  // the kernel's own limit on #! chains is o
 Result<std::string> find_in_path(const std::string& command) {
   if (command.find('/') != std::string::npos) {
     if (::access(command.c_str(), F_OK) != 0) {
-      return errno_error("start " + command, errno == ENOENT ? "look at its name, and at the folder you are in" : "");
+      return errno_error("start " + command, errno == ENOENT ? "look at its name, and at the directory you are in" : "");
     }
     if (::access(command.c_str(), X_OK) != 0) return errno_error("start " + command, "make it executable");
     return command;
@@ -35,13 +35,14 @@ Result<std::string> find_in_path(const std::string& command) {
     std::string candidate = directories.substr(start, end - start);
     candidate += (candidate.empty() ? "./" : "/") + command;
     struct stat info {};
-    if (::stat(candidate.c_str(), &info) == 0 && S_ISREG(info.st_mode) && ::access(candidate.c_str(), X_OK) == 0) return candidate;
+    if (::stat(candidate.c_str(), &info) == 0 && S_ISREG(info.st_mode) && ::access(candidate.c_str(), X_OK) == 0)
+      return candidate;
     start = end + 1;
   }
   struct stat here {};
   const bool is_here = ::stat(command.c_str(), &here) == 0 && S_ISREG(here.st_mode);
-  return error(fmt::format("start {}: it is in no folder of PATH", command),
-               is_here ? fmt::format("the one in this folder is ./{}", command) : "give its path, or install it");
+  return error(fmt::format("start {}: it is in no directory of PATH", command),
+               is_here ? fmt::format("the one in this directory is ./{}", command) : "give its path, or install it");
 }
 
 Result<void> check_elf(const std::string& path, int fd) {
@@ -96,7 +97,8 @@ Result<void> check_ptrace_allowed() {
 void set_preload(const std::string& recorder) {
   const char* others = std::getenv("LD_PRELOAD");
   std::string value = recorder;
-  if (others != nullptr && *others != '\0' && std::string(others).find(recorder) == std::string::npos) value += std::string(":") + others;
+  if (others != nullptr && *others != '\0' && std::string(others).find(recorder) == std::string::npos)
+    value += std::string(":") + others;
   ::setenv("LD_PRELOAD", value.c_str(), 1);
 }
 

@@ -77,7 +77,8 @@ Result<void> check_may_look_into(pid_t pid) {
   if (maps.ok() || maps.error().err != EACCES) return {};
   auto status = VMCKPT_TRY(read_status(pid));
   const auto ids = split_words(status_field(status, "Uid"));
-  return error(fmt::format("the kernel does not let vmckpt look into process {}, which runs as user {}", pid, ids.empty() ? "?" : ids[0]),
+  return error(fmt::format("the kernel does not let vmckpt look into process {}, which runs as user {}", pid,
+                           ids.empty() ? "?" : ids[0]),
                "give vmckpt CAP_SYS_PTRACE (docker run --cap-add=SYS_PTRACE), or let the program stay the user that launches it");
 }
 

@@ -1,5 +1,5 @@
-// What a wait for the new process heeds: whoever wants the restart ended (Ctrl-C, TERM), and a process that does not move any more
-// (a file on a server that is gone, a lease that nobody gives up). It may take as long as it needs while anything moves.
+// What a wait for the new process heeds: whoever wants the restart ended (Ctrl-C, TERM), and a process that does not move any
+// more (a file on a server that is gone, a lease that nobody gives up). It may take as long as it needs while anything moves.
 #pragma once
 
 #include <string>

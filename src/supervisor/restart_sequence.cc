@@ -125,7 +125,8 @@ Result<Rebuilt> follow_rebuild(const NewProcess& process, Tracee& leader, size_t
         return error(text);
       case ChannelMessage::kReady:
         rebuilt.tapes.resize(threads);
-        if (text.size() != sizeof rebuilt.report + threads * sizeof(RemoteAddr)) return error("the new process reported nonsense");
+        if (text.size() != sizeof rebuilt.report + threads * sizeof(RemoteAddr))
+          return error("the new process reported nonsense");
         std::memcpy(&rebuilt.report, text.data(), sizeof rebuilt.report);
         std::memcpy(rebuilt.tapes.data(), text.data() + sizeof rebuilt.report, threads * sizeof(RemoteAddr));
         return rebuilt;
@@ -249,12 +250,14 @@ struct Restart::Work {
 };
 
 constexpr Restart::Phase Restart::kPhases[] = {
-    {"verify", &Restart::verify},   {"preflight", &Restart::preflight}, {"create", &Restart::create}, {"rebuild", &Restart::rebuild},
-    {"play", &Restart::play},       {"take over", &Restart::take_over}, {"run", &Restart::run},
+    {"verify", &Restart::verify},   {"preflight", &Restart::preflight}, {"create", &Restart::create},
+    {"rebuild", &Restart::rebuild}, {"play", &Restart::play},           {"take over", &Restart::take_over},
+    {"run", &Restart::run},
 };
 
 Restart::Restart(const RestartRequest& request)
-    : request_(request), meanwhile_([this] { return request_.look_after_others ? request_.look_after_others() : Result<void>(); }) {}
+    : request_(request),
+      meanwhile_([this] { return request_.look_after_others ? request_.look_after_others() : Result<void>(); }) {}
 
 Restart::~Restart() = default;
 

@@ -8,8 +8,8 @@
 //     take over  the player goes, registers and masks come
 //     run        the target goes on
 //
-// A phase that fails, or is interrupted (SIGINT, SIGTERM, SIGHUP, SIGQUIT, or whoever is looked after meanwhile), is the last: the
-// destructor ends what was made. The image is untouched whatever happens.
+// A phase that fails, or is interrupted (SIGINT, SIGTERM, SIGHUP, SIGQUIT, or whoever is looked after meanwhile), is the last:
+// the destructor ends what was made. The image is untouched whatever happens.
 #pragma once
 
 #include <cstdint>

@@ -156,12 +156,14 @@ class Service::Loop {
     return timeout_ms < 0 ? kAcceptAgainMs : std::min(timeout_ms, kAcceptAgainMs);
   }
 
-  // `within`: called while a phase of a checkpoint waits, or the target is being made. The terminal is left alone then: its log may lie on
-  // the very disk that the target waits for, and its size is part of what is being saved.
+  // `within`: called while a phase of a checkpoint waits, or the target is being made. The terminal is left alone then: its log
+  // may lie on the very disk that the target waits for, and its size is part of what is being saved.
   void wait_for_events(int timeout_ms, bool within = false) {
     const bool accepting = monotonic_us() >= accept_again_us_;
-    std::vector<pollfd> polls = {{signals_.get(), POLLIN, 0}, {accepting ? listener_.fd() : -1, POLLIN, 0},
-                                 {phase_ended_.get(), POLLIN, 0}, {target_terminal_ && !within ? target_terminal_->fd() : -1, POLLIN, 0}};
+    std::vector<pollfd> polls = {{signals_.get(), POLLIN, 0},
+                                 {accepting ? listener_.fd() : -1, POLLIN, 0},
+                                 {phase_ended_.get(), POLLIN, 0},
+                                 {target_terminal_ && !within ? target_terminal_->fd() : -1, POLLIN, 0}};
     if (target_terminal_ && target_terminal_->has_input_left()) polls[3].events |= POLLOUT;
     std::vector<Client*> polled;
     for (Client& client : clients_) {
@@ -188,7 +190,8 @@ class Service::Loop {
     while (::read(signals_.get(), &info, sizeof info) == static_cast<ssize_t>(sizeof info)) {
       int signal = static_cast<int>(info.ssi_signo);
       // What the terminal sends reaches the target by itself; what somebody sends to us is meant for it.
-      bool to_forward = signal == SIGTERM || signal == SIGHUP || signal == SIGINT || signal == SIGQUIT || signal == SIGUSR1 || signal == SIGUSR2;
+      bool to_forward = signal == SIGTERM || signal == SIGHUP || signal == SIGINT || signal == SIGQUIT || signal == SIGUSR1 ||
+                        signal == SIGUSR2;
       if (to_forward && info.ssi_code == SI_USER && !target_ended_) ::kill(target_.pid, signal);
     }
   }
@@ -207,10 +210,12 @@ class Service::Loop {
   }
 
   void attach(Client& client, const pb::AttachOrder& order) {
-    if (!target_is_there_) return reply_error(&client, fmt::format("target \"{}\" is still being restarted; try again", target_.name));
+    if (!target_is_there_)
+      return reply_error(&client, fmt::format("target \"{}\" is still being restarted; try again", target_.name));
     if (!target_terminal_->exists()) {
-      return reply_error(&client, fmt::format("target \"{}\" has no terminal of its own; launch or restart it with --detach --terminal{}",
-                                              target_.name, target_.log.empty() ? "" : ", or read its log with vmckpt logs"));
+      return reply_error(&client,
+                         fmt::format("target \"{}\" has no terminal of its own; launch or restart it with --detach --terminal{}",
+                                     target_.name, target_.log.empty() ? "" : ", or read its log with vmckpt logs"));
     }
     client.attached = true;
     pb::ControlReply reply;
@@ -276,7 +281,8 @@ class Service::Loop {
       *reply.mutable_status() = status();
       (void)send_reply(client.fd.get(), reply);
     } else if (request.has_checkpoint()) {
-      if (request.checkpoint().stop_of_old()) return reply_error(&client, "this vmckpt command is older than the target's supervisor; use the newer one");
+      if (request.checkpoint().stop_of_old())
+        return reply_error(&client, "this vmckpt command is older than the target's supervisor; use the newer one");
       client.waits_for_checkpoint = true;
       orders_.push_back({request.checkpoint(), &client, monotonic_us()});
     } else if (request.has_signal()) {
@@ -320,7 +326,11 @@ class Service::Loop {
     status.set_processes(static_cast<uint32_t>(all.size()));
     auto fields = read_status(remaining);
     bool stopped = fields.ok() && status_field(*fields, "State").starts_with("T");
-    status.set_state(!target_is_there_ ? "restarting" : running_ ? "checkpointing" : remaining == 0 ? "ended" : stopped ? "stopped" : "running");
+    status.set_state(!target_is_there_ ? "restarting"
+                     : running_        ? "checkpointing"
+                     : remaining == 0  ? "ended"
+                     : stopped         ? "stopped"
+                                       : "running");
     status.set_generation(target_.generation);
     status.set_image_dir(target_.image_dir);
     for (const std::string& word : target_.command) status.add_command(word);
@@ -357,7 +367,8 @@ class Service::Loop {
     if (next.order.freeze_timeout_us() != 0) request.freeze_timeout_us = next.order.freeze_timeout_us();
     if (next.order.timeout_us() > 0) {
       const int64_t left_us = next.order.timeout_us() - (monotonic_us() - next.since_us);
-      if (left_us <= 0) return reply_error(next.client, "its --timeout was over before the checkpoint could begin; others were under way");
+      if (left_us <= 0)
+        return reply_error(next.client, "its --timeout was over before the checkpoint could begin; others were under way");
       request.timeout_us = left_us;
     }
     running_ = std::make_unique<Running>();

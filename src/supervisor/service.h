@@ -21,8 +21,8 @@ class Service {
   Service(Target& target, ControlListener& listener, TerminalControl& terminal, bool detached);
   ~Service();
 
-  // While it is being made: answers clients and returns at once; a checkpoint that is asked for waits. An Error: somebody wants the
-  // target ended.
+  // While it is being made: answers clients and returns at once; a checkpoint that is asked for waits. An Error: somebody wants
+  // the target ended.
   Result<void> look_after_clients();
   // Until the target and all that it left behind have ended. Returns the target's wait status.
   // `terminal_master`: what RestartResult has.

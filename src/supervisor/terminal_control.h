@@ -1,5 +1,5 @@
-// The terminal between the shell that runs us and the target. Three cases: the target shares our process group (launch: the shell's
-// Ctrl-C and Ctrl-Z reach both), it made a group of its own (an interactive shell), or there is no terminal.
+// The terminal between the shell that runs us and the target. Three cases: the target shares our process group (launch: the
+// shell's Ctrl-C and Ctrl-Z reach both), it made a group of its own (an interactive shell), or there is no terminal.
 #pragma once
 
 #include <optional>

@@ -3,7 +3,8 @@
 // next freeze gives a call that is still the same one only the time that it has left.
 //
 // "Still the same": the timeout is an int, of which the kernel reads the lower half of r10; a mark in the upper half is there as
-// long as the thread has not come back from the call, and no longer. Other calls with timeouts (poll, futex, nanosleep) the kernel itself continues rightly.
+// long as the thread has not come back from the call, and no longer. Other calls with timeouts (poll, futex, nanosleep) the
+// kernel itself continues rightly.
 #pragma once
 
 #include <cstdint>

@@ -51,8 +51,8 @@ bool is_ledger(pid_t pid, RemoteAddr address, const ExecutableRanges& code) {
          head.magic1 == kLedgerMagic1 && head.self == address && code.contain(head.player_entry);
 }
 
-// A program that has locked itself in cannot be asked for its directory: where nothing else is known, it is that of the checkpoint.
-// Modules look whether the path leads to what was meant.
+// A program that has locked itself in cannot be asked for its directory: where nothing else is known, it is that of the
+// checkpoint. Modules look whether the path leads to what was meant.
 void make_absolute(pid_t pid, LedgerNote& note) {
   const bool has_path = note.kind == NoteKind::kInotifyWatch || note.kind == NoteKind::kUnixBind;
   if (!has_path || note.text[0] == '/' || note.text[0] == '\0') return;
@@ -127,7 +127,8 @@ Result<void> mark_notes_stale(pid_t pid, const Ledger& ledger, const std::vector
     std::vector<iovec> from, to;
     for (size_t i = done; i < std::min(done + kAtOnce, numbers.size()); ++i) {
       from.push_back({const_cast<NoteKind*>(&stale), sizeof stale});
-      to.push_back({reinterpret_cast<void*>((address_of_note(ledger, numbers[i]) + offsetof(LedgerNote, kind)).value()), sizeof stale});
+      to.push_back(
+          {reinterpret_cast<void*>((address_of_note(ledger, numbers[i]) + offsetof(LedgerNote, kind)).value()), sizeof stale});
     }
     const auto bytes = static_cast<ssize_t>(from.size() * sizeof stale);
     if (::process_vm_writev(pid, from.data(), from.size(), to.data(), to.size(), 0) != bytes) {

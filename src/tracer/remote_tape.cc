@@ -142,7 +142,7 @@ class TapePlay {
     constexpr int kUserDispatch = 2;  // SYS_USER_DISPATCH
     if (signal == SIGSYS && info.si_code == kUserDispatch) {
       return error(fmt::format("thread {} has its system calls dispatched to itself (PR_SET_SYSCALL_USER_DISPATCH), which this "
-                               "kernel lets nobody suspend", thread_->tid),
+                               "kernel does not allow anyone to suspend", thread_->tid),
                    "use Linux 6.4 or newer, or checkpoint when the program has switched it off");
     }
     user_regs_struct regs{};

@@ -63,9 +63,9 @@ Result<StoppedWorld> freeze(pid_t pid, const Waiting& waiting, InterruptedCalls&
 Result<StoppedWorld> freeze_later(StoppedWorld world, const std::function<Result<bool>()>& is_enough, const Waiting& waiting,
                                   InterruptedCalls& interrupted);
 
-// Once more into the system call that one thread was stopped in, from the registers of a call that begins anew, and out of it again:
-// the stop is asked for before the call begins, which goes as far as the kernel goes with one that is interrupted at once. The
-// thread's state is that of the new stop then. A signal that comes first is delivered, and the call not made.
+// Once more into the system call that one thread was stopped in, from the registers of a call that begins anew, and out of it
+// again: the stop is asked for before the call begins, which goes as far as the kernel goes with one that is interrupted at once.
+// The thread's state is that of the new stop then. A signal that comes first is delivered, and the call not made.
 Result<void> repeat_call(StoppedWorld& world, Tracee& thread, const user_regs_struct& regs, const Waiting& waiting,
                          InterruptedCalls& interrupted);
 

@@ -82,7 +82,8 @@ std::vector<uint8_t> TapeDraft::lay_out_with_texts(uint64_t address, Tape head, 
     if (text.empty()) continue;
     const auto at = static_cast<uint32_t>(result.size());
     std::memcpy(result.data() + sizeof(Tape) + i * sizeof(TapeCall) + offsetof(TapeCall, text), &at, sizeof at);
-    result.insert(result.end(), text.begin(), text.begin() + static_cast<ptrdiff_t>(std::min<size_t>(text.size(), kTapeTextBytes - 1)));
+    result.insert(result.end(), text.begin(),
+                  text.begin() + static_cast<ptrdiff_t>(std::min<size_t>(text.size(), kTapeTextBytes - 1)));
     result.push_back(0);
   }
   return result;

@@ -26,7 +26,10 @@ bool is_fault(int signal) {
 Tracee::Tracee(pid_t task, AtEnd at_end) : at_end_(at_end), is_owned_(true) { tid = task; }
 
 Tracee::Tracee(Tracee&& other) noexcept
-    : StoppedThread(std::move(other)), at_end_(other.at_end_), is_owned_(std::exchange(other.is_owned_, false)), runs_(other.runs_) {}
+    : StoppedThread(std::move(other)),
+      at_end_(other.at_end_),
+      is_owned_(std::exchange(other.is_owned_, false)),
+      runs_(other.runs_) {}
 
 Tracee& Tracee::operator=(Tracee&& other) noexcept {
   if (this == &other) return *this;
@@ -103,7 +106,8 @@ constexpr int64_t kPatienceUs = 300'000;
 }  // namespace
 
 // Where it was sent, it may have met a fault at the same moment in which it was interrupted: the stop comes first then, and the
-// signal behind it would reach the program with its own registers. (Those of the program itself are blocked while it is disturbed.)
+// signal behind it would reach the program with its own registers. (Those of the program itself are blocked while it is
+// disturbed.)
 void Tracee::discard_faults() {
   constexpr int kTries = 4;
   for (int tries = 0; tries < kTries; ++tries) {

@@ -66,7 +66,8 @@ enum class Whereabouts { kOut, kOutWithExit, kOnItsWay };
 // Where the thread that runs a vCPU stands, and what KVM_RUN has answered.
 class Threads {
  public:
-  Threads(const StoppedWorld& world, const KvmRunCode& code, RemoteAddr first_object) : world_(world), code_(code), first_object_(first_object) {}
+  Threads(const StoppedWorld& world, const KvmRunCode& code, RemoteAddr first_object)
+      : world_(world), code_(code), first_object_(first_object) {}
 
   Whereabouts of(uint32_t object) {
     const RemoteAddr vcpu = first_object_ + object * sizeof(KvmObject);
@@ -85,7 +86,9 @@ class Threads {
   bool is_behind_run(RemoteAddr rip) const { return rip == code_.returns || rip == code_.returns + kSyscallInstructionBytes; }
 
   // The number of the call: it was stopped before, and has not looked at the gate again yet.
-  static Whereabouts by_answer(int64_t answer) { return answer < 0 || answer == SYS_ioctl ? Whereabouts::kOut : Whereabouts::kOutWithExit; }
+  static Whereabouts by_answer(int64_t answer) {
+    return answer < 0 || answer == SYS_ioctl ? Whereabouts::kOut : Whereabouts::kOutWithExit;
+  }
 
   // Finds the registers that the kernel keeps below a handler, struct sigcontext (arch/x86/include/uapi/asm/sigcontext.h): r8 and
   // fifteen more, then rip.
@@ -240,8 +243,8 @@ Result<void> VcpuGate::check_runs() const {
 }
 
 // KVM notes the end of an interrupt as a request (KVM_REQ_IOAPIC_EOI_EXIT), which no ioctl shows, and makes an exit of it when
-// the vCPU is to enter the guest the next time. A vCPU that was taken out of KVM_RUN in between would be saved without it, and the
-// IOAPIC of the VMM would wait for it for ever. With a signal pending KVM serves requests all the same, before it looks at
+// the vCPU is to enter the guest the next time. A vCPU that was taken out of KVM_RUN in between would be saved without it, and
+// the IOAPIC of the VMM would wait for it for ever. With a signal pending KVM serves requests all the same, before it looks at
 // signals, and enters no guest (arch/x86/kvm/x86.c, vcpu_enter_guest; with immediate_exit it does not come so far). Twice: the
 // first time it may have got an interrupt ready, which some hosts (PVM) end by that.
 Result<void> VcpuGate::serve_requests(StoppedWorld& world, const Waiting& waiting, InterruptedCalls& interrupted) {
@@ -252,7 +255,8 @@ Result<void> VcpuGate::serve_requests(StoppedWorld& world, const Waiting& waitin
   for (Tracee& thread : world.threads()) {
     for (int i = 0; i < kTimes; ++i) {
       const uint64_t index = (RemoteAddr(thread.regs.r8) - first_object) / sizeof(KvmObject);
-      const bool is_hidden = RemoteAddr(thread.regs.rip) == head.code.returns + kSyscallInstructionBytes;  // inside the call, or at the gate
+      const bool is_hidden = RemoteAddr(thread.regs.rip) ==
+                             head.code.returns + kSyscallInstructionBytes;  // inside the call, or at the gate
       if (thread.group_stopped || !is_hidden || index >= objects.size() || objects[index].kind != KvmKind::kVcpu) break;
       user_regs_struct regs = thread.regs;
       regs.rip = head.code.returns.value();

@@ -63,8 +63,8 @@ class VcpuGate {
     bool is_in_run;        // on its way into or out of KVM_RUN, else in the VMM's hands
     std::string describe(pid_t pid) const;
   };
-  // Every thread is stopped: lets KVM say what it has noted for the VMM and not told it yet, as far as vCPUs can be made to. With a
-  // split irqchip that is the end of a level-triggered interrupt.
+  // Every thread is stopped: lets KVM say what it has noted for the VMM and not told it yet, as far as vCPUs can be made to. With
+  // a split irqchip that is the end of a level-triggered interrupt.
   Result<void> serve_requests(StoppedWorld& world, const Waiting& waiting, InterruptedCalls& interrupted);
   // Every thread is stopped: a vCPU that is not at rest.
   Result<std::optional<Busy>> find_busy(const StoppedWorld& world);

@@ -272,7 +272,7 @@ def test_without_its_folder_a_small_mapped_file_cannot_be_made_again(stage):
     target, report, file = begin_mapper(stage)
     file.unlink()
     file.parent.rename(stage.work / "elsewhere")
-    expect_refusal(stage, report, file, f"make the folder {file.parent}")
+    expect_refusal(stage, report, file, f"make the directory {file.parent}")
     (stage.work / "elsewhere").rename(file.parent)
     outcome = stage.vmckpt("restart", report["image"], "--detach", "-n", "refused", "--shared-files=leave")
     assert outcome.status == 1 and str(file) in outcome.stderr

@@ -120,7 +120,8 @@ T must(T result, const char* call) {
 }
 #define MUST(call) ::act::must((call), #call)
 
-// Root becomes an ordinary user for good, as a daemon does; its folder is one that the user may write to. Others stay who they are.
+// Root becomes an ordinary user for good, as a daemon does; its folder is one that the user may write to. Others stay who they
+// are.
 inline void drop_rights() {
   if (geteuid() != 0) return;
   MUST(chmod(".", 0777));

@@ -1,6 +1,6 @@
 // Linux AIO: contexts keep their names and rings; ended requests that were not taken yet are taken later, in their order, once; a
-// thread that waits for events goes on waiting; requests name an eventfd. The argument "load" keeps requests of a disk in flight all
-// the time; "poll" leaves one in flight that waits for ever: that cannot be checkpointed.
+// thread that waits for events goes on waiting; requests name an eventfd. The argument "load" keeps requests of a disk in flight
+// all the time; "poll" leaves one in flight that waits for ever: that cannot be checkpointed.
 
 #include <linux/aio_abi.h>
 #include <poll.h>
@@ -101,7 +101,8 @@ static void load() {
   constexpr unsigned kAtOnce = 8;
   aio_context_t context = 0;
   MUST(setup(kAtOnce, &context));
-  auto* buffers = static_cast<char*>(MUST(mmap(nullptr, kAtOnce * kBlock, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)));
+  auto* buffers = static_cast<char*>(
+      MUST(mmap(nullptr, kAtOnce * kBlock, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)));
   std::vector<char> expected(kBlock * kBlocks);
   act::fill(expected.data(), expected.size(), seed);
   while (!over) {

@@ -55,7 +55,8 @@ int main(int argc, char** argv) {
   expect_fresh("DONTNEED of a part", middle.start + bytes_each / 4, bytes_each / 2);
   std::vector<char> expected(bytes_each);
   act::fill(expected.data(), bytes_each, middle.seed);
-  act::expect("behind the discarded part", memcmp(expected.data() + bytes_each / 4 * 3, middle.start + bytes_each / 4 * 3, bytes_each / 4) == 0);
+  act::expect("behind the discarded part",
+              memcmp(expected.data() + bytes_each / 4 * 3, middle.start + bytes_each / 4 * 3, bytes_each / 4) == 0);
 
   act::fill(expected.data(), bytes_each, pages.seed);
   for (size_t at = 0; at < bytes_each; at += 4 * kPage) MUST(madvise(pages.start + at, kPage, MADV_DONTNEED));
@@ -63,7 +64,8 @@ int main(int argc, char** argv) {
     if (at % (4 * kPage) == 0) act::expect_zero("every fourth page", pages.start + at, kPage);
     else act::expect("the pages between", memcmp(expected.data() + at, pages.start + at, kPage) == 0);
   }
-  if (guest_ram) act::expect("advice of what was discarded", act::has_vm_flag(pages.start, "dc") && act::has_vm_flag(whole.start, "dc"));
+  if (guest_ram)
+    act::expect("advice of what was discarded", act::has_vm_flag(pages.start, "dc") && act::has_vm_flag(whole.start, "dc"));
 
   MUST(madvise(read_only.start, bytes_each, MADV_DONTNEED));
   act::expect_zero("DONTNEED of read-only memory", read_only.start, bytes_each);
@@ -112,7 +114,8 @@ int main(int argc, char** argv) {
 
   act::expect_filled("memory that was left alone", kept.start, bytes_each, kept.seed);
   MUST(munmap(kept.start, bytes_each));
-  auto* again = static_cast<char*>(MUST(mmap(kept.start, bytes_each, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0)));
+  auto* again = static_cast<char*>(
+      MUST(mmap(kept.start, bytes_each, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0)));
   expect_fresh("mapped anew in the same place", again, bytes_each);
   return act::finish();
 }

@@ -14,7 +14,8 @@ int main(int argc, char** argv) {
   act::fill(memory, kBytes, seed);
   auto* read_only = static_cast<char*>(MUST(mmap(nullptr, kBytes, PROT_READ, kDroppable | MAP_ANONYMOUS, -1, 0)));
   // Beside ordinary memory, into which it must not be merged.
-  auto* neighbour = static_cast<char*>(MUST(mmap(memory - kBytes, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)));
+  auto* neighbour = static_cast<char*>(
+      MUST(mmap(memory - kBytes, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)));
   act::fill(neighbour, kBytes, seed + 1);
 
   act::intermission();

@@ -1,4 +1,5 @@
-// A datagram that waits at a socket in a folder of the program's user, who has no other rights. As an ordinary user from the start.
+// A datagram that waits at a socket in a folder of the program's user, who has no other rights. As an ordinary user from the
+// start.
 
 #include <grp.h>
 #include <sys/socket.h>

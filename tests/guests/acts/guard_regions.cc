@@ -1,5 +1,5 @@
-// Guard regions (MADV_GUARD_INSTALL, Linux 6.13): pages that fault until the guard is removed, in memory of every kind, beside and
-// between pages with content. They are no mappings of their own, and what lies beside them is untouched.
+// Guard regions (MADV_GUARD_INSTALL, Linux 6.13): pages that fault until the guard is removed, in memory of every kind, beside
+// and between pages with content. They are no mappings of their own, and what lies beside them is untouched.
 
 #include <setjmp.h>
 
@@ -42,7 +42,8 @@ int main(int argc, char** argv) {
   memories.push_back({"anonymous memory", map(PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS), true});
   if (!try_guard(memories[0].start)) act::skip("guard regions (Linux 6.13)");
   MUST(madvise(memories[0].start, kPage, kGuardRemove));
-  memories.push_back({"memory that was reserved only", map(PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE), true});
+  memories.push_back(
+      {"memory that was reserved only", map(PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE), true});
   memories.push_back({"memory without rights", map(PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS), true});
   memories.push_back({"memory not copied by fork", map(PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS), true});
   int fd = MUST(open("guarded file", O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
@@ -81,7 +82,8 @@ int main(int argc, char** argv) {
   for (const Memory& memory : memories) {
     const bool empty = memory.start == memories[1].start;
     for (size_t page = 0; page < kPages; ++page) {
-      const bool guarded = page == 0 || page == 2 || (page >= 10 && page <= 12) || page == 250 || page == 599 || (page >= 300 && page < 550);
+      const bool guarded = page == 0 || page == 2 || (page >= 10 && page <= 12) || page == 250 || page == 599 ||
+                           (page >= 300 && page < 550);
       const std::string what = std::string(memory.what) + ", page " + std::to_string(page);
       char* start = memory.start + page * kPage;
       if (guarded) {
@@ -93,8 +95,11 @@ int main(int argc, char** argv) {
       }
     }
     MUST(madvise(memory.start, kPages * kPage, kGuardRemove));
-    if (memory.zero_after_removal) act::expect_zero(std::string(memory.what) + " once the guard has gone", memory.start + 300 * kPage, 250 * kPage);
-    else act::expect_equal(std::string(memory.what) + " once the guard has gone", 0, memcmp(memory.start + 300 * kPage, expected.data() + 300 * kPage / 8, 250 * kPage));
+    if (memory.zero_after_removal)
+      act::expect_zero(std::string(memory.what) + " once the guard has gone", memory.start + 300 * kPage, 250 * kPage);
+    else
+      act::expect_equal(std::string(memory.what) + " once the guard has gone", 0,
+                        memcmp(memory.start + 300 * kPage, expected.data() + 300 * kPage / 8, 250 * kPage));
   }
   return act::finish();
 }

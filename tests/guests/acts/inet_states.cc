@@ -172,7 +172,8 @@ int main(int argc, char** argv) {
   act::expect_equal("its peer", std::string("speaks"), read_soon(reader_gone_peer));
   act::expect_equal("its peer can write", static_cast<ssize_t>(1), send(reader_gone_peer, "x", 1, MSG_NOSIGNAL));
   act::expect_errno("never connected", ENOTCONN, shutdown(never, SHUT_WR));
-  act::expect_equal("connects at last", 0, connect_to(never, "127.0.0.1", port_of(server)) == 0 || errno == EINPROGRESS ? 0 : errno);
+  act::expect_equal("connects at last", 0,
+                    connect_to(never, "127.0.0.1", port_of(server)) == 0 || errno == EINPROGRESS ? 0 : errno);
 
   int accepted = accept_now(server), accepted_done = accept_now(server);
   act::expect("two were waiting", accepted >= 0 && accepted_done >= 0);

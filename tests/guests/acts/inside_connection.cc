@@ -1,5 +1,5 @@
-// TCP connections over loopback, also between an IPv4 and an IPv6 socket, and a Unix connection, both of whose ends are in the process. They may live on or
-// come back closed, but alike at both ends: never a hang, never content that was not sent.
+// TCP connections over loopback, also between an IPv4 and an IPv6 socket, and a Unix connection, both of whose ends are in the
+// process. They may live on or come back closed, but alike at both ends: never a hang, never content that was not sent.
 
 #include <netinet/in.h>
 #include <poll.h>

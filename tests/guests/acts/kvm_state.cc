@@ -55,7 +55,8 @@ int main(int argc, char** argv) {
   exits.cap = KVM_CAP_X86_DISABLE_EXITS;
   for (uint64_t kind : {uint64_t{KVM_X86_DISABLE_EXITS_HLT}, uint64_t{KVM_X86_DISABLE_EXITS_PAUSE}}) {
     exits.args[0] = kind;
-    if (ioctl(vm, KVM_CHECK_EXTENSION, KVM_CAP_X86_DISABLE_EXITS) & static_cast<int>(kind)) MUST(ioctl(vm, KVM_ENABLE_CAP, &exits));
+    if (ioctl(vm, KVM_CHECK_EXTENSION, KVM_CAP_X86_DISABLE_EXITS) & static_cast<int>(kind))
+      MUST(ioctl(vm, KVM_ENABLE_CAP, &exits));
   }
   const int vcpu = MUST(ioctl(vm, KVM_CREATE_VCPU, 0));
   uint64_t machine_checks = 0;
@@ -64,9 +65,19 @@ int main(int argc, char** argv) {
   MUST(ioctl(vcpu, KVM_X86_SETUP_MCE, &machine_checks));
 
   std::vector<std::pair<uint32_t, uint64_t>> set;
-  for (const auto& [index, value] : std::vector<std::pair<uint32_t, uint64_t>>{
-           {0x2ff, 0xc06}, {0x200, 0x6}, {0x20e, 0x5}, {0x250, 0x0606060606060606}, {0x258, 0x0505050505050505}, {0x26f, 0x0404040404040404},
-           {0x277, 0x0007040600070401}, {0x400, 0}, {0x401, 0x1234}, {0x402, 0x5678}, {0x427, 0x9abc}, {0x8c, 0x11223344}, {0x289, 1}}) {
+  for (const auto& [index, value] : std::vector<std::pair<uint32_t, uint64_t>>{{0x2ff, 0xc06},
+                                                                               {0x200, 0x6},
+                                                                               {0x20e, 0x5},
+                                                                               {0x250, 0x0606060606060606},
+                                                                               {0x258, 0x0505050505050505},
+                                                                               {0x26f, 0x0404040404040404},
+                                                                               {0x277, 0x0007040600070401},
+                                                                               {0x400, 0},
+                                                                               {0x401, 0x1234},
+                                                                               {0x402, 0x5678},
+                                                                               {0x427, 0x9abc},
+                                                                               {0x8c, 0x11223344},
+                                                                               {0x289, 1}}) {
     if (set_msr(vcpu, index, value)) set.emplace_back(index, value);
   }
   act::expect("this KVM takes memory types and machine checks", set.size() >= 8);
@@ -89,6 +100,7 @@ int main(int argc, char** argv) {
   std::memcpy(&date, memory + kWallClockAt, sizeof date);
   const int64_t zero_at = date.seconds * kSecond + date.nanoseconds;
   const int64_t error = zero_at - (act::now_ns(CLOCK_REALTIME) - guest_clock(vm));
-  act::expect("the date at which it was zero is right to a minute in guest memory", error < 60 * kSecond && error > -60 * kSecond);
+  act::expect("the date at which it was zero is right to a minute in guest memory",
+              error < 60 * kSecond && error > -60 * kSecond);
   return act::finish();
 }

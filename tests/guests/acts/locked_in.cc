@@ -117,7 +117,8 @@ int main(int argc, char** argv) {
   unlink("bound");
   std::vector<long> calls = kOwnCalls;
   if (!only_own) calls.insert(calls.end(), lock_in::kCallsOfACheckpoint.begin(), lock_in::kCallsOfACheckpoint.end());
-  std::vector<sock_filter> program = lock_in::allow_list(calls, only_own ? std::vector<uint32_t>{FIONREAD} : std::vector<uint32_t>{});
+  std::vector<sock_filter> program = lock_in::allow_list(calls,
+                                                         only_own ? std::vector<uint32_t>{FIONREAD} : std::vector<uint32_t>{});
   allow_write_to_standard_output(program);
   MUST(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
   install(how, program);

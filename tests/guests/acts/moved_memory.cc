@@ -45,8 +45,8 @@ int main(int argc, char** argv) {
   act::begin(argc, argv);
   guest_ram = !act::args.empty();
   if (guest_ram) bytes_each = 16 << 20;
-  Region in_place = make_region(4 * bytes_each), grown = make_region(), shrunk = make_region(), moved = make_region(), fixed = make_region(),
-         over = make_region(), left = make_region(), advised = make_region();
+  Region in_place = make_region(4 * bytes_each), grown = make_region(), shrunk = make_region(), moved = make_region(),
+         fixed = make_region(), over = make_region(), left = make_region(), advised = make_region();
   MUST(madvise(advised.start, bytes_each, MADV_DONTFORK));
   constexpr size_t kSmall = 64 << 20, kBig = 256 << 20;
   uint64_t seed = act::random_u64();
@@ -77,7 +77,8 @@ int main(int argc, char** argv) {
   act::expect_equal("nothing is left behind", 0u, act::map_line_at(moved.start).start);
 
   char* bigger = map_bytes(2 * bytes_each);
-  act::expect_equal("moved and grown", bigger, remap(fixed.start, bytes_each, 2 * bytes_each, MREMAP_MAYMOVE | MREMAP_FIXED, bigger));
+  act::expect_equal("moved and grown", bigger,
+                    remap(fixed.start, bytes_each, 2 * bytes_each, MREMAP_MAYMOVE | MREMAP_FIXED, bigger));
   expect_grown("moved and grown", bigger, fixed.seed, 2 * bytes_each);
 
   // Over memory that has content of its own.
@@ -88,7 +89,8 @@ int main(int argc, char** argv) {
   MUST(madvise(over.start, bytes_each, MADV_DONTNEED));
   act::expect_zero("given back there", over.start, bytes_each);
 
-  if (void* got = mremap(left.start, bytes_each, bytes_each, MREMAP_MAYMOVE | MREMAP_DONTUNMAP); got != MAP_FAILED) {  // Linux 5.7
+  if (void* got = mremap(left.start, bytes_each, bytes_each, MREMAP_MAYMOVE | MREMAP_DONTUNMAP);
+      got != MAP_FAILED) {  // Linux 5.7
     act::expect_filled("moved with DONTUNMAP", got, bytes_each, left.seed);
     act::expect_zero("what is left in the old place", left.start, bytes_each);
     act::fill(left.start, bytes_each, 9);
@@ -98,7 +100,8 @@ int main(int argc, char** argv) {
   }
 
   char* kept_advice = remap(advised.start, bytes_each, 2 * bytes_each, MREMAP_MAYMOVE);
-  act::expect("advice after growing", act::has_vm_flag(kept_advice, "dc") && act::has_vm_flag(kept_advice + 2 * bytes_each - kPage, "dc"));
+  act::expect("advice after growing",
+              act::has_vm_flag(kept_advice, "dc") && act::has_vm_flag(kept_advice + 2 * bytes_each - kPage, "dc"));
   expect_grown("grown with advice", kept_advice, advised.seed, 2 * bytes_each);
 
   block = static_cast<char*>(MUST(realloc(block, kBig)));

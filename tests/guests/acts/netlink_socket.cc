@@ -50,7 +50,8 @@ static bool lists_interfaces(int fd, uint32_t sequence) {
   static char answer[1 << 16];
   for (bool found = false;;) {
     int bytes = static_cast<int>(MUST(recv(fd, answer, sizeof answer, 0)));
-    for (auto* head = reinterpret_cast<nlmsghdr*>(answer); NLMSG_OK(head, static_cast<unsigned>(bytes)); head = NLMSG_NEXT(head, bytes)) {
+    for (auto* head = reinterpret_cast<nlmsghdr*>(answer); NLMSG_OK(head, static_cast<unsigned>(bytes));
+         head = NLMSG_NEXT(head, bytes)) {
       if (head->nlmsg_seq != sequence || head->nlmsg_pid != port) return false;
       if (head->nlmsg_type == NLMSG_DONE) return found;
       if (head->nlmsg_type != RTM_NEWLINK) return false;

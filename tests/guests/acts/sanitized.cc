@@ -1,5 +1,5 @@
-// Built twice, with AddressSanitizer and with ThreadSanitizer: programs that keep a shadow of the whole address space in mappings of
-// many TiB, and whose runtime wants to be there before everything else.
+// Built twice, with AddressSanitizer and with ThreadSanitizer: programs that keep a shadow of the whole address space in mappings
+// of many TiB, and whose runtime wants to be there before everything else.
 
 #include <memory>
 #include <thread>

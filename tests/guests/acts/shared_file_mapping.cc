@@ -1,5 +1,6 @@
 // A file mapped shared is the file: what was written through the mapping before and after the checkpoint is in it, and
-// what is written to it shows in the mapping. So it is for names that /proc/PID/maps shows in another way, or like a removed file's.
+// what is written to it shows in the mapping. So it is for names that /proc/PID/maps shows in another way, or like a removed
+// file's.
 
 #include <map>
 

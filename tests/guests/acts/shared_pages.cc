@@ -18,7 +18,8 @@ constexpr size_t kHugePage = 2 << 20;
 constexpr size_t kBytes = 4 << 20;
 
 static char* make_region(uint64_t seed) {
-  auto* block = static_cast<char*>(MUST(mmap(nullptr, kBytes + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)));
+  auto* block = static_cast<char*>(
+      MUST(mmap(nullptr, kBytes + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)));
   auto* region = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(block) + kHugePage - 1) & ~(kHugePage - 1));
   act::fill(region, kBytes, seed);
   return region;
@@ -40,8 +41,8 @@ static size_t bytes_of(const void* address, const std::string& key) {
 int main(int argc, char** argv) {
   act::begin(argc, argv);
   uint64_t seed = act::random_u64();
-  char *forked = make_region(seed), *merged = make_region(seed + 1), *huge = make_region(seed + 2), *populated = make_region(seed + 3),
-       *collapsed = make_region(seed + 4);
+  char *forked = make_region(seed), *merged = make_region(seed + 1), *huge = make_region(seed + 2),
+       *populated = make_region(seed + 3), *collapsed = make_region(seed + 4);
   const bool has_huge = madvise(huge, kBytes, MADV_HUGEPAGE) == 0;
   memset(huge, 0, kBytes);
   MUST(madvise(huge, kBytes, MADV_DONTNEED));
@@ -53,7 +54,9 @@ int main(int argc, char** argv) {
   act::expect_equal("a child's view", 0, act::in_child([&] {
     const bool same = act::expect_filled("content in a child", forked, kBytes, seed);
     act::fill(forked, kBytes, 1);
-    return same && act::in_child([&] { return act::expect_filled("content in a grandchild", forked, kBytes, 1) ? 0 : 1; }) == 0 ? 0 : 1;
+    return same && act::in_child([&] { return act::expect_filled("content in a grandchild", forked, kBytes, 1) ? 0 : 1; }) == 0
+               ? 0
+               : 1;
   }));
   act::expect_filled("the parent's view", forked, kBytes, seed);
   act::fill(forked, kBytes, 2);

@@ -12,7 +12,8 @@ static int end_of_child(bool by_prctl, long call) {
   MUST(pipe(ends));
   const pid_t child = MUST(fork());
   if (child == 0) {
-    const long entered = by_prctl ? prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT) : syscall(SYS_seccomp, SECCOMP_SET_MODE_STRICT, 0, nullptr);
+    const long entered = by_prctl ? prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT)
+                                  : syscall(SYS_seccomp, SECCOMP_SET_MODE_STRICT, 0, nullptr);
     if (entered != 0) _exit(2);
     (void)!write(ends[1], "s", 1);
     syscall(call, 0);

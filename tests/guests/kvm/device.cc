@@ -251,8 +251,8 @@ void Device::end_level_interrupt(int vcpu, int vector) {
   std::lock_guard lock(mutex_);
   resampled_++;
   if (vector == VECTOR_LEVEL && resampled_ <= raised_[SOURCE_LEVEL]) return;
-  fail_locked(vcpu, text_of("end %" PRIu64 " of vector %" PRIu64 ", raised were %" PRIu64, resampled_, static_cast<uint64_t>(vector),
-                            raised_[SOURCE_LEVEL]));
+  fail_locked(vcpu, text_of("end %" PRIu64 " of vector %" PRIu64 ", raised were %" PRIu64, resampled_,
+                            static_cast<uint64_t>(vector), raised_[SOURCE_LEVEL]));
 }
 
 void Device::raise_if_due(int source) {

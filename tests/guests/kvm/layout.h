@@ -56,7 +56,8 @@
 
 #define SOURCES 4
 #define SOURCE_IRQFD 0     /* irqfd to a pin of the IOAPIC, edge */
-#define SOURCE_LEVEL 1     /* irqfd with a resample descriptor, level; with a split irqchip the IOAPIC is the VMM's, and one comes with each pass */
+/* irqfd with a resample descriptor, level; with a split irqchip the IOAPIC is the VMM's, and one comes with each pass */
+#define SOURCE_LEVEL 1
 #define SOURCE_SIGNAL 2    /* KVM_SIGNAL_MSI */
 #define SOURCE_MSI_ROUTE 3 /* irqfd to an MSI route */
 

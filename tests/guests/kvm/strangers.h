@@ -21,7 +21,8 @@ class ReusedNumber {
   Mapping memory_;
 };
 
-// A vCPU that has run up to an access of a port, and was unplugged then: its kvm_run is unmapped, its descriptor kept, as QEMU does.
+// A vCPU that has run up to an access of a port, and was unplugged then: its kvm_run is unmapped, its descriptor kept, as QEMU
+// does.
 class UnpluggedVcpu {
  public:
   UnpluggedVcpu(Machine& machine, int id);

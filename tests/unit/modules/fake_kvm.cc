@@ -58,8 +58,9 @@ FakeHost hardware_host() {
 
 FakeHost intel_host() {
   FakeHost host = hardware_host();
-  for (uint32_t index : {0x3au, 0x48u, 0xe1u, 0x122u, 0x1c4u, 0x1c5u, 0x38du, 0x38eu, 0x38fu, 0x390u, 0x309u, 0x30au, 0x30bu, 0x186u, 0x187u, 0xc1u,
-                         0xc2u, 0x1d9u, 0x480u, 0x481u, 0x482u, 0x485u, 0x486u, 0x488u, 0x48au, 0x48bu, 0x491u}) {
+  for (uint32_t index :
+       {0x3au,  0x48u, 0xe1u, 0x122u, 0x1c4u, 0x1c5u, 0x38du, 0x38eu, 0x38fu, 0x390u, 0x309u, 0x30au, 0x30bu, 0x186u,
+        0x187u, 0xc1u, 0xc2u, 0x1d9u, 0x480u, 0x481u, 0x482u, 0x485u, 0x486u, 0x488u, 0x48au, 0x48bu, 0x491u}) {
     host.listed.push_back(index);
     host.msrs[index] = 0;
   }
@@ -74,7 +75,8 @@ FakeHost intel_host() {
 
 FakeHost amd_host() {
   FakeHost host = hardware_host();
-  for (uint32_t index : {0xc0010117u, 0xc0000104u, 0xc001011fu, 0xc0010015u, 0xc0010200u, 0xc0010201u, 0xc0000300u, 0xc0000301u, 0xc0000302u}) {
+  for (uint32_t index :
+       {0xc0010117u, 0xc0000104u, 0xc001011fu, 0xc0010015u, 0xc0010200u, 0xc0010201u, 0xc0000300u, 0xc0000301u, 0xc0000302u}) {
     host.listed.push_back(index);
     host.msrs[index] = 0;
   }
@@ -219,7 +221,8 @@ int64_t FakeKvm::vcpu_ioctl(FakeVcpu& vcpu, unsigned long request, unsigned long
       return 0;
     }
     case KVM_ENABLE_CAP:
-      if (at<kvm_enable_cap>(argument).cap == KVM_CAP_HYPERV_SYNIC || at<kvm_enable_cap>(argument).cap == KVM_CAP_HYPERV_SYNIC2) vcpu.synic = true;
+      if (at<kvm_enable_cap>(argument).cap == KVM_CAP_HYPERV_SYNIC || at<kvm_enable_cap>(argument).cap == KVM_CAP_HYPERV_SYNIC2)
+        vcpu.synic = true;
       return 0;
     case KVM_GET_VCPU_EVENTS: at<kvm_vcpu_events>(argument) = vcpu.events; return 0;
     case KVM_SET_VCPU_EVENTS: {  // kvm_vcpu_ioctl_x86_set_vcpu_events: entering or leaving SMM leaves nested mode

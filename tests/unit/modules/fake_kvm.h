@@ -1,5 +1,6 @@
-// A KVM that only pretends: it answers the calls that vmckpt makes of it by the kernel's rules, for hosts that the tests do not run
-// on. Where a rule is not plain from KVM's documentation it is said where the kernel has it (arch/x86/kvm). No guest ever runs.
+// A KVM that only pretends: it answers the calls that vmckpt makes of it by the kernel's rules, for hosts that the tests do not
+// run on. Where a rule is not plain from KVM's documentation it is said where the kernel has it (arch/x86/kvm). No guest ever
+// runs.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +24,8 @@ struct FakeHost {
   uint32_t tsc_khz = 2'000'000;
 };
 
-// By the tables msrs_to_save_base, msrs_to_save_pmu and emulated_msrs_all of Linux 6.12 (x86.c), less what kvm_probe_msr_to_save and
-// has_emulated_msr leave out on such processors.
+// By the tables msrs_to_save_base, msrs_to_save_pmu and emulated_msrs_all of Linux 6.12 (x86.c), less what kvm_probe_msr_to_save
+// and has_emulated_msr leave out on such processors.
 FakeHost intel_host();  // Sapphire Rapids: nested VMX, PMU, Hyper-V, scalable TSC
 FakeHost amd_host();    // Zen 4: nested SVM, PMU, Hyper-V
 

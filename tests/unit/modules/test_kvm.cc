@@ -112,7 +112,9 @@ TEST_CASE("state is set when everything is made, the clock after it, eventfds ar
   CHECK(place(order, KVM_SET_REGS) < place(order, KVM_SET_VCPU_EVENTS));
   // Once before the vCPUs, whose MSRs depend on it, and once as late as can be.
   CHECK(place(order, KVM_SET_CLOCK) < place(order, KVM_SET_SREGS));
-  const auto last_clock = static_cast<size_t>(std::find(order.rbegin(), order.rend(), uint64_t{KVM_SET_CLOCK}).base() - order.begin()) - 1;
+  const auto last_clock = static_cast<size_t>(std::find(order.rbegin(), order.rend(), uint64_t{KVM_SET_CLOCK}).base() -
+                                              order.begin()) -
+                          1;
   CHECK(place(order, KVM_SET_VCPU_EVENTS) < last_clock);
   CHECK(last_clock < place(order, KVM_IRQFD));
   CHECK(order.back() == static_cast<uint64_t>(kOpCopyBytes));  // kvm_run, and the gate

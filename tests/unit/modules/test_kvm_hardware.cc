@@ -51,8 +51,9 @@ kvm_cpuid_entry2 leaf(uint32_t function, uint32_t eax, uint32_t ebx, uint32_t ec
 }
 
 // A guest that is shown Hyper-V, VMX, shadow stacks, SGX's launch control, memory types, PAT and machine checks.
-const std::string kWindows = cpuid_of({leaf(1, 0, 0, 1u << 5, 1u << 12 | 1u << 14 | 1u << 16), leaf(7, 0, 0, 1u << 7 | 1u << 30, 0),
-                                       leaf(0x40000000, 0x40000005, 0, 0, 0), leaf(0x40000001, 0x31237648, 0, 0, 0)});
+const std::string kWindows = cpuid_of({leaf(1, 0, 0, 1u << 5, 1u << 12 | 1u << 14 | 1u << 16),
+                                       leaf(7, 0, 0, 1u << 7 | 1u << 30, 0), leaf(0x40000000, 0x40000005, 0, 0, 0),
+                                       leaf(0x40000001, 0x31237648, 0, 0, 0)});
 const std::string kMachineChecks = bytes_of(uint64_t{0x100000a});  // ten banks
 
 // What checkpoint and restart do with one vCPU.
@@ -60,7 +61,8 @@ pb::KvmVcpuState save(FakeKvm& kvm, KvmHost& host, int fd, const std::string& cp
   pb::KvmVcpuState state;
   KvmQuestions questions;
   questions.msrs = host.known_msrs(cpuid, machine_checks).readable;
-  for (const auto& [index, value] : host.known_msrs(cpuid, machine_checks).fresh) state.mutable_fresh_msrs()->append(bytes_of(kvm_msr_entry{index, 0, value}));
+  for (const auto& [index, value] : host.known_msrs(cpuid, machine_checks).fresh)
+    state.mutable_fresh_msrs()->append(bytes_of(kvm_msr_entry{index, 0, value}));
   for (int round = 0; round < 2; ++round) {
     TapeDraft tape;
     KvmQuestions asked;
@@ -153,7 +155,8 @@ bool restart(FakeKvm& kvm, const pb::Image& image, GuestClock clock = GuestClock
 
 }  // namespace
 
-TEST_CASE("what KVM lists nowhere is saved and comes back: memory types, machine checks, SGX's key, Hyper-V's interrupt controller") {
+TEST_CASE(
+    "what KVM lists nowhere is saved and comes back: memory types, machine checks, SGX's key, Hyper-V's interrupt controller") {
   for (const FakeHost& processor : {intel_host(), amd_host()}) {
     FakeKvm kvm(processor);
     auto host = ask(kvm);
@@ -181,7 +184,8 @@ TEST_CASE("what KVM lists nowhere is saved and comes back: memory types, machine
     // A timer's count comes after its configuration: it may turn the timer on.
     auto written = [&](uint32_t index) {
       const auto& writes = restored(other).msr_writes;
-      return std::find_if(writes.rbegin(), writes.rend(), [&](const auto& write) { return write.first == index; }) - writes.rbegin();
+      return std::find_if(writes.rbegin(), writes.rend(), [&](const auto& write) { return write.first == index; }) -
+             writes.rbegin();
     };
     CHECK(written(0x400000b6) > written(0x400000b7));
   }
@@ -316,7 +320,8 @@ TEST_CASE("TSCs go on from where they stood and stay in step, whatever became of
   CHECK(elsewhere == std::vector<uint64_t>{kStood - 1000, kStood + 5});
 }
 
-TEST_CASE("kvmclock goes on from where it stood, or after the gap, and the date at which it was zero is right in the guest's memory") {
+TEST_CASE(
+    "kvmclock goes on from where it stood, or after the gap, and the date at which it was zero is right in the guest's memory") {
   constexpr uint64_t kSecond = 1'000'000'000, kUptime = 5000 * kSecond;
   constexpr int64_t kAway_ns = 20 * int64_t{kSecond};
   const auto now = static_cast<uint64_t>(clock_ns(CLOCK_REALTIME));
@@ -419,7 +424,8 @@ TEST_CASE("pending exceptions are asked for before what their delivery changes")
   kvm.calls.clear();
   save(kvm, *host, vcpu, "", "");
   auto place = [&](unsigned long request) {
-    return std::find_if(kvm.calls.begin(), kvm.calls.end(), [&](const auto& call) { return call.first == vcpu && call.second == request; });
+    return std::find_if(kvm.calls.begin(), kvm.calls.end(),
+                        [&](const auto& call) { return call.first == vcpu && call.second == request; });
   };
   REQUIRE(place(KVM_GET_SREGS2) != kvm.calls.end());
   CHECK(place(KVM_GET_VCPU_EVENTS) < place(KVM_GET_SREGS2));

@@ -647,7 +647,8 @@ TEST_CASE("a socket of another network namespace is refused, bound or not") {
     WARN("skipped: making a network namespace needs CAP_SYS_ADMIN");
     return;
   }
-  for (auto [domain, type] : {std::pair{AF_NETLINK, SOCK_RAW}, {AF_INET, SOCK_DGRAM}, {AF_INET6, SOCK_STREAM}, {AF_UNIX, SOCK_STREAM}}) {
+  for (auto [domain, type] :
+       {std::pair{AF_NETLINK, SOCK_RAW}, {AF_INET, SOCK_DGRAM}, {AF_INET6, SOCK_STREAM}, {AF_UNIX, SOCK_STREAM}}) {
     INFO("domain " << domain);
     RoundTrip trip([domain = domain, type = type] {
       const int here = ::open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
@@ -698,7 +699,8 @@ TEST_CASE("a netlink socket with an answer that the program has not read is refu
     put_at(::socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE), 6);
     ask_for_interfaces(6);
   });
-  CHECK(message_of(trip.save()).find("is a netlink socket with unread messages, which only the kernel can send; checkpoint again") !=
+  CHECK(message_of(trip.save())
+            .find("is a netlink socket with unread messages, which only the kernel can send; checkpoint again") !=
         std::string::npos);
 }
 
@@ -706,7 +708,9 @@ TEST_CASE("netlink sockets of other protocols are refused by name") {
   RoundTrip netlink([] { put_at(::socket(AF_NETLINK, SOCK_RAW, NETLINK_GENERIC), 6); });
   std::string message = message_of(netlink.save());
   CHECK(message.find("descriptor 6 (\"socket:[") == 0);
-  CHECK(message.find("is a netlink socket of a protocol for which the kernel keeps more than it shows, which cannot be saved; ") != std::string::npos);
+  CHECK(
+      message.find("is a netlink socket of a protocol for which the kernel keeps more than it shows, which cannot be saved; ") !=
+      std::string::npos);
 }
 
 TEST_CASE("a raw socket is bound and connected again, with its filter of ICMP types") {

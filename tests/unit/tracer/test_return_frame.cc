@@ -195,7 +195,8 @@ void kill_at_any_time(Holder& holder, std::mt19937& chance) {
       auto world = freeze(holder.pid, Waiting::up_to(20'000'000), interrupted);
       if (!world.ok()) ::_exit(1);
       TapeDraft tape;
-      for (int i = 0; i < 200; ++i) tape.call(SYS_clock_gettime, {CLOCK_MONOTONIC, reinterpret_cast<uint64_t>(holder.shared->in_tape)});
+      for (int i = 0; i < 200; ++i)
+        tape.call(SYS_clock_gettime, {CLOCK_MONOTONIC, reinterpret_cast<uint64_t>(holder.shared->in_tape)});
       (void)play_tapes(*world, holder.ledger, {{&world->threads()[0], &tape}});
     }
   }

@@ -242,7 +242,8 @@ TEST_CASE("whatever fault a tape meets, the checkpoint fails and the program goe
     expect_harmless(counter, tape, "SIGSEGV");
   }
   SECTION("a player that is no code, and a breakpoint") {
-    auto* code = static_cast<uint8_t*>(::mmap(nullptr, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    auto* code = static_cast<uint8_t*>(
+        ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     code[0] = 0x0f, code[1] = 0x0b;  // ud2
     code[64] = 0xcc;                 // int3
     Counter counter(handle_faults);
