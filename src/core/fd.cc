@@ -27,6 +27,13 @@ void Fd::reset() {
   fd_ = -1;
 }
 
+Result<Fd> lift_above(Fd fd, int first) {
+  if (fd.get() >= first) return fd;
+  const int lifted = ::fcntl(fd.get(), F_DUPFD_CLOEXEC, first);
+  if (lifted < 0) return errno_error(fmt::format("move a descriptor above {}", first));
+  return Fd(lifted);
+}
+
 Result<Fd> open_file(const std::string& path, int flags, mode_t mode) {
   int fd;
   do fd = ::open(path.c_str(), flags | O_CLOEXEC, mode);

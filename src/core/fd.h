@@ -35,6 +35,9 @@ class Fd {
   int fd_ = -1;
 };
 
+// The same open file at a number from `first` on (close-on-exec), or as it is if its number is one.
+Result<Fd> lift_above(Fd fd, int first);
+
 Result<Fd> open_file(const std::string& path, int flags, mode_t mode = 0);
 
 // Whole contents of a file, /proc files included. `limit_bytes` bounds hostile input.

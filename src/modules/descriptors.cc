@@ -265,10 +265,7 @@ const LedgerNote* SaveContext::find_ledger_note(NoteKind kind, const TargetFile&
 }
 
 Result<Fd> RestoreContext::lift(Fd fd) const {
-  if (fd.get() >= restore.first_service_fd) return fd;
-  int lifted = ::fcntl(fd.get(), F_DUPFD_CLOEXEC, restore.first_service_fd);
-  if (lifted < 0) return errno_error(fmt::format("move a descriptor above {}", restore.first_service_fd));
-  return Fd(lifted);
+  return lift_above(std::move(fd), restore.first_service_fd);
 }
 
 Result<void> RestoreContext::put(const pb::OpenFile& file, Fd fd) {
@@ -291,12 +288,19 @@ Result<void> save(StateSave& state) {
   return save_descriptors(save, state.image);
 }
 
+Result<void> restore(StateRestore& state) {
+  DescriptorRestore restore{state.captured, state.access, state.stdio, state.first_service_fd, state.notes};
+  VMCKPT_TRY(restore_descriptors(state.image, restore));
+  state.terminal_master = std::move(restore.terminal_master);
+  return {};
+}
+
 void check(Preflight& preflight) {
   check_descriptors(preflight.image, preflight.access, preflight.put_back, preflight.problems, preflight.notes);
 }
 
 }  // namespace
 
-extern const StateModule kDescriptorsModule{.name = "descriptors", .save_beside = save, .check = check};
+extern const StateModule kDescriptorsModule{.name = "descriptors", .save_beside = save, .check = check, .restore = restore};
 
 }  // namespace vmckpt

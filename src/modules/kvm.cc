@@ -496,6 +496,12 @@ Result<void> connect(StateSave& state) {
   return link_kvm_events(*state.kvm_notes, state.image);
 }
 
+Result<void> restore(StateRestore& state) {
+  if (state.image.ExtensionSize(pb::virtual_machines) == 0) return {};
+  state.kvm_device = VMCKPT_TRY(state.lift(VMCKPT_TRY(open_file("/dev/kvm", O_RDWR))));
+  return {};
+}
+
 void check(Preflight& preflight) {
   check_kvm(preflight.image, preflight.cpu_check, preflight.guest_clock, preflight.problems, preflight.notes);
 }
@@ -512,6 +518,7 @@ extern const StateModule kVirtualMachinesModule{.name = "virtual machines",
                                                 .save = save,
                                                 .connect = connect,
                                                 .check = check,
+                                                .restore = restore,
                                                 .plan = plan};
 
 }  // namespace vmckpt

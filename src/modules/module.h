@@ -2,6 +2,7 @@
 // registry.cc; the sequences of checkpoint and restart are loops over that list. (Open files: descriptor_module.h.)
 #pragma once
 
+#include <array>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -10,9 +11,11 @@
 #include <string>
 #include <vector>
 
+#include "core/fd.h"
 #include "core/result.h"
 #include "core/waiting.h"
 #include "image/image.pb.h"
+#include "image/reader.h"
 #include "memory/address_space.h"
 #include "memory/captured_files.h"
 #include "memory/file_access.h"
@@ -82,6 +85,34 @@ struct Preflight {
   }
 };
 
+// Restart, in the new process, while it still has a memory of its own and is hosted code with one thread; its number is already
+// the target's. What it opens is close-on-exec, at numbers from `first_service_fd` on: lower ones are the target's.
+struct StateRestore {
+  const pb::Image& image;
+  const ImageReader& reader;
+  const FileAccess& access;
+  std::array<int, 3> stdio;  // restart's own, for what stands for the target's outside world; -1: closed
+  int first_service_fd;
+  bool own_user_namespace;
+  std::vector<std::string>& notes;
+
+  // Made for the tapes, and to be kept open until they have been played.
+  RebuiltFiles captured{};
+  Fd executable{};       // empty: no path leads to it
+  Fd kvm_device{};       // empty: the target has no virtual machine
+  Fd terminal_master{};  // of the terminal that takes the place of one that restart has not; drained by the supervisor
+
+  // Moves a descriptor out of the way of the target's.
+  Result<Fd> lift(Fd fd) const { return lift_above(std::move(fd), first_service_fd); }
+};
+
+// Restart, from the supervisor: the new process stands still, all else is done.
+struct StateTakeOver {
+  const pb::Image& image;
+  pid_t pid;
+  std::vector<std::string>& notes;
+};
+
 // Restart: calls of the leader's tape. The target's memory is there.
 struct ProcessPlan {
   const pb::Image& image;
@@ -113,9 +144,11 @@ struct StateModule {
   Result<void> (*connect)(StateSave&) = nullptr;      // when all is saved: what lies between what different modules saved
   // ---- restart
   void (*check)(Preflight&) = nullptr;
+  Result<void> (*restore)(StateRestore&) = nullptr;     // what hosted code can do
   Result<void> (*plan)(ProcessPlan&) = nullptr;         // no other thread is there
   Result<void> (*plan_thread)(ThreadPlan&) = nullptr;
   Result<void> (*plan_late)(ProcessPlan&) = nullptr;    // every thread is there, and all signals are blocked
+  void (*take_over)(StateTakeOver&) = nullptr;          // what only the supervisor can do, or does better
 };
 
 // registry.cc

@@ -341,10 +341,8 @@ Result<void> save(StateSave& save) {
 
 Result<void> ask(Questions& questions) {
   const ProcessAnswers answers = ask_process(one_process(questions.image).leader, questions.leader());
-  const BrkQuestion brk = ask_brk(questions.leader());
-  questions.when_answered([answers, brk](const std::vector<TapeDraft>& tapes, pb::Image& image) {
+  questions.when_answered([answers](const std::vector<TapeDraft>& tapes, pb::Image& image) {
     save_process_answers(answers, tapes.front(), one_process(&image).process.MutableExtension(pb::process_state));
-    save_brk(brk, tapes.front(), &one_process(&image).memory);
   });
   return {};
 }
@@ -372,10 +370,9 @@ Result<void> plan_end(ThreadPlan& plan) {
   return {};
 }
 
-}  // namespace
-
-Result<void> restore_process(const pb::Image& image, const FileAccess& access) {
-  const OneProcess one = one_process(image);
+// Before descriptors are rebuilt.
+Result<void> restore(StateRestore& restore) {
+  const OneProcess one = one_process(restore.image);
   const pb::Process& process = one.process;
   const pb::ProcessState& state = state_of(process);
   // A process group or session that the target led is made again; one that it merely joined (its shell's) is restart's own.
@@ -385,7 +382,7 @@ Result<void> restore_process(const pb::Image& image, const FileAccess& access) {
     if (::setpgid(0, 0) != 0) return errno_error("make the process group of the process");
   }
   ::umask(static_cast<mode_t>(one.fs.umask()));
-  VMCKPT_TRY(enter_working_directory(one.fs, access));
+  VMCKPT_TRY(enter_working_directory(one.fs, restore.access));
   // With READ_IMPLIES_EXEC, all readable memory that is made from now on would be executable: that comes in plan_memory_rules().
   if (::personality(state.personality() & ~uint32_t{READ_IMPLIES_EXEC}) < 0) return errno_error("set the personality");
   (void)write_file("/proc/self/coredump_filter", fmt::format("{:#x}", state.coredump_filter()));
@@ -443,8 +440,18 @@ void restore_surroundings(const pb::Process& process, pid_t pid, std::vector<std
   notes.push_back(fmt::format("the login user id (of audit records) was {}, now it is {}", name(state.login_uid()), name(now)));
 }
 
+// The new process itself might not be able to open its last files with its limits.
+void take_over(StateTakeOver& state) {
+  const pb::Process& process = one_process(state.image).process;
+  restore_limits(process, state.pid, state.notes);
+  restore_surroundings(process, state.pid, state.notes);
+}
+
+}  // namespace
+
 extern const StateModule kProcessModule{
-    .name = "process", .save = save, .ask = ask, .check = check, .plan = plan, .plan_thread = plan_end};
+    .name = "process", .save = save, .ask = ask, .check = check, .restore = restore, .plan = plan, .plan_thread = plan_end,
+    .take_over = take_over};
 extern const StateModule kMemoryRulesModule{.name = "rules of memory", .plan = plan_rules};
 
 }  // namespace vmckpt

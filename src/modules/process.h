@@ -16,11 +16,4 @@ namespace vmckpt {
 
 inline const pb::ProcessState& state_of(const pb::Process& process) { return process.GetExtension(pb::process_state); }
 
-// In the new process, before descriptors are rebuilt: directories, umask, personality, session and group.
-Result<void> restore_process(const pb::Image& image, const FileAccess& access);
-// From the supervisor, when all else is done: the new process itself might not be able to open its last files otherwise.
-void restore_limits(const pb::Process& process, pid_t pid, std::vector<std::string>& notes);
-// From the supervisor: its cgroups where they are and may be entered; they and another login uid are noted otherwise.
-void restore_surroundings(const pb::Process& process, pid_t pid, std::vector<std::string>& notes);
-
 }  // namespace vmckpt

@@ -17,9 +17,9 @@ constexpr const StateModule* kModules[] = {
     &kCpuidModule,              // before filters, which may forbid it
     &kPrivilegedFiltersModule,  // installed with rights that the credentials may not have any more: before these
     &kThreadsModule,            // the filters that are saved with them say what may be asked of them; sets credentials
+    &kProcessModule,            // asks for AMX before any vCPU is made, which it fixes the size of; limits after credentials
     &kMemoryModule,             // the mappings, among which AIO and virtual machines find theirs
     &kAioModule,
-    &kProcessModule,            // asks for AMX before any vCPU is made, which it fixes the size of; limits after credentials
     &kFiltersModule,            // last on a thread's tape: they take rights away
     &kVirtualMachinesModule,    // needs the guest's memory; before threads, which run it
     &kSignalsModule,            // actions before any thread could take a signal; pending ones when all threads are there

@@ -323,6 +323,11 @@ void check(Preflight& preflight) {
   }
 }
 
+Result<void> restore(StateRestore& state) {
+  note_lost_capabilities(one_process(state.image).leader, state.own_user_namespace, state.notes);
+  return {};
+}
+
 Result<void> plan_own(ThreadPlan& plan) { return plan_thread(plan.thread, one_process(plan.image).process, plan.tape); }
 
 Result<void> plan_own_cpuid(ThreadPlan& plan) {
@@ -345,7 +350,8 @@ StoppedThread restored_state(const pb::Thread& thread, pid_t tid) {
   return state;
 }
 
-extern const StateModule kThreadsModule{.name = "threads", .save = save, .ask = ask, .check = check, .plan_thread = plan_own};
+extern const StateModule kThreadsModule{
+    .name = "threads", .save = save, .ask = ask, .check = check, .restore = restore, .plan_thread = plan_own};
 extern const StateModule kCpuidModule{.name = "faulting CPUID", .plan_thread = plan_own_cpuid};
 
 }  // namespace vmckpt

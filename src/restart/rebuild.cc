@@ -380,8 +380,8 @@ void send_message(int channel, ChannelMessage kind, const void* bytes, size_t si
 // What must stay open until the player has used it, and where everything lies.
 struct Prepared {
   Arena arena;
-  std::unique_ptr<RebuiltFiles> captured;
-  Fd terminal_master;
+  RebuiltFiles captured;
+  Fd executable, kvm_device, terminal_master;
   std::string report;  // the kReady message
 };
 
@@ -420,33 +420,24 @@ Result<Prepared> rebuild(RebuildInputs& inputs, const Birthplace& birthplace, in
   ::syscall(SYS_close_range, 0, service.first() - 1, 0);
 
   const FileAccess access = file_access_of(credentials_of(one.leader), inputs.files);
-  VMCKPT_TRY(restore_process(image, access));
-  int executable_fd = -1;
-  pb::FileIdentity executable;
-  if (auto fd = open_mapped_file(one.memory.executable(), O_RDONLY, access, &executable); fd.ok()) {
-    executable_fd = VMCKPT_TRY(service.keep(fd->get()));
+  StateRestore restore{image, inputs.image, access, stdio, service.first(), birthplace.own_user_namespace, notes};
+  for (const StateModule* module : state_modules()) {
+    if (module->restore != nullptr) VMCKPT_TRY(module->restore(restore));
   }
-  int kvm_device = -1;
-  if (image.ExtensionSize(pb::virtual_machines) != 0)
-    kvm_device = VMCKPT_TRY(service.keep(VMCKPT_TRY(open_file("/dev/kvm", O_RDWR)).get()));
-  auto captured = std::make_unique<RebuiltFiles>();
-  VMCKPT_TRY(captured->rebuild(inputs.image, service.first(), access));
-  DescriptorRestore restore{*captured, access, stdio, service.first(), notes};
-  VMCKPT_TRY(restore_descriptors(image, restore));
-  note_lost_capabilities(one.leader, birthplace.own_user_namespace, notes);
   for (const std::string& note : notes) send_message(*channel, ChannelMessage::kNote, note.data(), note.size());
 
-  MappedFiles files(*captured, access, service);
+  MappedFiles files(restore.captured, access, service);
   const std::vector<Vma> own_maps = VMCKPT_TRY(read_maps(::getpid()));
   const GuestRam guest_ram(inputs.image);
-  Materials materials{inputs.image,  image,      service,            files,     *captured,                 own_maps,
-                      executable_fd, kvm_device, inputs.guest_clock, guest_ram, free_helper_numbers(image)};
+  Materials materials{inputs.image,       image,     service,  files, restore.captured, own_maps, restore.executable.get(),
+                      restore.kvm_device.get(), inputs.guest_clock, guest_ram, free_helper_numbers(image)};
   // Where there is another vdso, the new one lies behind the arena for good.
   const uint64_t vdso_size = vdso_bytes(own_maps);
   const VdsoPlan vdso = VMCKPT_TRY(make_vdso_plan(one.memory, own_maps, kVdsoParking, kArenaEnd));
   VMCKPT_TRY(refuse_threads_inside_foreign_vdso(image, vdso));
   const Tapes tapes = VMCKPT_TRY(draft_tapes(materials, vdso));
-  Prepared prepared{Arena(tapes, vdso_size), std::move(captured), std::move(restore.terminal_master), {}};
+  Prepared prepared{Arena(tapes, vdso_size),           std::move(restore.captured),        std::move(restore.executable),
+                    std::move(restore.kvm_device), std::move(restore.terminal_master), {}};
   Arena& arena = prepared.arena;
   arena.put_at(VMCKPT_TRY(find_free_range(one.memory, own_maps, arena.bytes() + vdso_size)));
   VMCKPT_TRY(arena.map());

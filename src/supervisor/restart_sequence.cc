@@ -18,7 +18,7 @@
 #include "image/one_process.h"
 #include "image/reader.h"
 #include "memory/maps.h"
-#include "modules/process.h"
+#include "modules/module.h"
 #include "modules/threads.h"
 #include "restart/new_process.h"
 #include "restart/preflight.h"
@@ -335,8 +335,10 @@ Result<void> Restart::take_over() {
   result_.terminal_master = std::move(work_->rebuilt.terminal_master);
   result_.target = target_of(request_, *image_, work_->process);
   VMCKPT_TRY(set_thread_states(metadata, work_->tids));
-  restore_limits(process, pid, result_.notes);
-  restore_surroundings(process, pid, result_.notes);
+  StateTakeOver state{metadata, pid, result_.notes};
+  for (const StateModule* module : state_modules()) {
+    if (module->take_over != nullptr) module->take_over(state);
+  }
   give_terminal_back(process, pid);
   return expect_no_end_signal();
 }
