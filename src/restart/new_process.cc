@@ -140,7 +140,7 @@ Result<void> map_all_users(pid_t pid) {
   for (bool inhabited = false;;) {
     while (::waitpid(-1, nullptr, WNOHANG | __WALL) > 0) {
     }
-    bool anyone = ::kill(-1, 0) == 0;
+    bool anyone = ::kill(-1, 0) == 0 || errno != ESRCH;
     if (inhabited && !anyone) ::_exit(0);
     inhabited |= anyone;
     // The target is no child of ours, so its end sends no signal here: look now and then.

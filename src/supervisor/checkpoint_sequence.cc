@@ -144,9 +144,16 @@ Checkpoint::~Checkpoint() = default;
 
 bool Checkpoint::is_complete() const { return next_ == std::size(kPhases); }
 
-const char* Checkpoint::next_phase() const { return is_complete() ? "complete" : kPhases[next_].name; }
+// Looked at once: the thread of a phase may be about to count it up.
+const char* Checkpoint::next_phase() const {
+  const size_t next = next_;
+  return next == std::size(kPhases) ? "complete" : kPhases[next].name;
+}
 
-bool Checkpoint::next_runs_beside_the_target() const { return !is_complete() && kPhases[next_].beside_target; }
+bool Checkpoint::next_runs_beside_the_target() const {
+  const size_t next = next_;
+  return next != std::size(kPhases) && kPhases[next].beside_target;
+}
 
 pid_t Checkpoint::snapshot_pid() const { return work_ ? work_->snapshot.pid() : 0; }
 
@@ -193,7 +200,7 @@ void Checkpoint::abort(const std::string& why) {
 }
 
 void Checkpoint::check_timeout() {
-  if (request_.timeout_us == 0 || monotonic_us() - started_us_ < request_.timeout_us) return;
+  if (request_.timeout_us == 0 || monotonic_us() - request_.asked_us < request_.timeout_us) return;
   abort(fmt::format("the checkpoint took longer than {:g} s, which is its --timeout",
                     static_cast<double>(request_.timeout_us) / 1e6));
 }

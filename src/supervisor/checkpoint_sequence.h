@@ -24,6 +24,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/clock.h"
 #include "core/result.h"
 #include "core/waiting.h"
 #include "memory/address_space.h"
@@ -47,7 +48,8 @@ struct CheckpointRequest {
   SharedFileContent shared_files = SharedFileContent::kMemory;
   uint64_t shared_limit_bytes = uint64_t{1} << 30;
   int64_t freeze_timeout_us = 10'000'000;
-  int64_t timeout_us = 0;  // for all phases together; 0: as long as they take
+  int64_t timeout_us = 0;  // since asked_us, for all phases together; 0: as long as they take
+  int64_t asked_us = monotonic_us();
 };
 
 using Phases = std::vector<std::pair<std::string, int64_t>>;  // name, microseconds, in order

@@ -76,7 +76,9 @@ std::string how_it_ended(const pb::EndedTarget& target) {
   const std::string ago = time_ago(std::time(nullptr) - target.ended_s());
   const int status = target.wait_status();
   if (!WIFSIGNALED(status)) return fmt::format("ended {} ago with status {}", ago, WEXITSTATUS(status));
-  return fmt::format("was killed by signal {} ({}) {} ago", WTERMSIG(status), ::strsignal(WTERMSIG(status)), ago);
+  const bool with_namespace = target.namespace_ended_first() && WTERMSIG(status) == SIGKILL;
+  return fmt::format("was killed by signal {} ({}) {} ago{}", WTERMSIG(status), ::strsignal(WTERMSIG(status)), ago,
+                     with_namespace ? ", with its PID namespace, whose first process had ended" : "");
 }
 
 }  // namespace vmckpt

@@ -135,7 +135,9 @@ Result<Rebuilt> follow_rebuild(const NewProcess& process, Tracee& leader, size_t
 }
 
 // Lets the player run until every thread has played its tape and stopped itself. Returns the threads by their own numbers.
-Result<std::map<pid_t, pid_t>> follow_tapes(pid_t leader, const Rebuilt& rebuilt, Meanwhile& meanwhile, const pb::Image& image) {
+Result<std::map<pid_t, pid_t>> follow_tapes(const NewProcess& process, const Rebuilt& rebuilt, Meanwhile& meanwhile,
+                                            const pb::Image& image) {
+  const pid_t leader = process.pid, namespace_init = process.namespace_init;
   std::map<pid_t, RemoteAddr> tapes;
   const auto& threads = one_process(image).process.threads();
   for (int i = 0; i < threads.size(); ++i) tapes[threads[i].tid()] = rebuilt.tapes[static_cast<size_t>(i)];
@@ -143,7 +145,7 @@ Result<std::map<pid_t, pid_t>> follow_tapes(pid_t leader, const Rebuilt& rebuilt
   Patience patience(leader, meanwhile);
   while (finished.size() < tapes.size()) {
     int status = 0;
-    pid_t tid = take_any_stop(&status);
+    pid_t tid = take_any_stop(&status, {leader, namespace_init});
     if (tid < 0 && errno == EINTR) continue;
     if (tid < 0) return errno_error("wait for the new process");
     if (tid == 0) {
@@ -151,6 +153,7 @@ Result<std::map<pid_t, pid_t>> follow_tapes(pid_t leader, const Rebuilt& rebuilt
       continue;
     }
     if (WIFEXITED(status) || WIFSIGNALED(status)) {
+      if (tid == namespace_init) return error(fmt::format("the first process of the new PID namespace, {}, has ended", tid));
       if (tid != leader) continue;
       return error(fmt::format("the new process ended while it was being rebuilt (wait status {:#x})", status));
     }
@@ -321,7 +324,7 @@ Result<void> Restart::rebuild() {
 
 // Memory, threads, signals, timers.
 Result<void> Restart::play() {
-  work_->tids = VMCKPT_TRY(follow_tapes(work_->process.pid, work_->rebuilt, meanwhile_, image_->metadata()));
+  work_->tids = VMCKPT_TRY(follow_tapes(work_->process, work_->rebuilt, meanwhile_, image_->metadata()));
   fault_point("restart-play");
   return {};
 }
@@ -339,8 +342,9 @@ Result<void> Restart::take_over() {
   for (const StateModule* module : state_modules()) {
     if (module->take_over != nullptr) module->take_over(state);
   }
+  VMCKPT_TRY(expect_no_end_signal());
   give_terminal_back(process, pid);
-  return expect_no_end_signal();
+  return {};
 }
 
 Result<void> Restart::run() {

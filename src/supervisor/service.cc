@@ -125,6 +125,10 @@ class Service::Loop {
       if (::waitpid(pid, &status, WNOHANG | WUNTRACED | __WALL) != pid || snapshot) continue;
       // A stop that ptrace reports now belongs to a freeze that failed: whoever it is goes on (a player by itself, tape.h).
       if (release_late(pid, status, target_.interrupted) || status >> 16 != 0) continue;
+      if (pid == target_.namespace_init && !WIFSTOPPED(status)) {
+        target_.namespace_init = 0;  // the number is free
+        namespace_ended_first_ = !target_ended_;
+      }
       if (pid != target_.pid) continue;
       if (WIFSTOPPED(status)) {
         int signal = WSTOPSIG(status);
@@ -252,6 +256,7 @@ class Service::Loop {
     ended.set_name(target_.name);
     ended.set_pid(target_.pid);
     ended.set_wait_status(wait_status_);
+    ended.set_namespace_ended_first(namespace_ended_first_);
     ended.set_ended_s(std::time(nullptr));
     ended.set_image_dir(target_.image_dir);
     ended.set_last_image(last_image_);
@@ -264,7 +269,14 @@ class Service::Loop {
     auto client = listener_.accept();
     // No descriptor or no memory left: who wants to connect stays in the queue, and the queue stays readable.
     if (!client.ok() && client.error().err != 0) accept_again_us_ = monotonic_us() + kAcceptAgainMs * 1000;
-    if (client.ok() && clients_.size() < kMaxClients) clients_.push_back({std::move(*client), false});
+    if (!client.ok()) return;
+    if (clients_.size() < kMaxClients) {
+      clients_.push_back({std::move(*client), false});
+      return;
+    }
+    pb::ControlReply reply;
+    reply.set_error(fmt::format("target \"{}\" has {} connections already; try again", target_.name, kMaxClients));
+    (void)send_reply(client->get(), reply);
   }
 
   void serve_client(Client& client, bool within) {
@@ -365,12 +377,8 @@ class Service::Loop {
                                                                    : SharedFileContent::kMemory;
     if (next.order.shared_limit_bytes() != 0) request.shared_limit_bytes = next.order.shared_limit_bytes();
     if (next.order.freeze_timeout_us() != 0) request.freeze_timeout_us = next.order.freeze_timeout_us();
-    if (next.order.timeout_us() > 0) {
-      const int64_t left_us = next.order.timeout_us() - (monotonic_us() - next.since_us);
-      if (left_us <= 0)
-        return reply_error(next.client, "its --timeout was over before the checkpoint could begin; others were under way");
-      request.timeout_us = left_us;
-    }
+    request.timeout_us = next.order.timeout_us();
+    request.asked_us = next.since_us;  // others may have been under way
     running_ = std::make_unique<Running>();
     running_->afterwards = request.afterwards;
     running_->client = next.client;
@@ -445,7 +453,8 @@ class Service::Loop {
       last_reply_ = LastReply{std::move(reply), done->client};
       return;
     }
-    (void)send_reply(done->client->fd.get(), reply);
+    // One that has not read for long gets the end of the connection instead, and need not wait for ever.
+    if (!send_reply(done->client->fd.get(), reply).ok()) return drop(*done->client);
     done->client->waits_for_checkpoint = false;
   }
 
@@ -498,6 +507,7 @@ class Service::Loop {
   std::string last_image_;
   int wait_status_ = 0;
   bool target_ended_ = false;
+  bool namespace_ended_first_ = false;  // the target was killed with its PID namespace
   int64_t accept_again_us_ = 0;
 };
 

@@ -129,6 +129,7 @@ void Tracee::put_back() {
     if (status.ok() && !WIFSTOPPED(*status)) return;  // it has been killed
     discard_faults();
   }
+  (void)write_thread_state(*this);  // it may have stopped at last
 }
 
 void Tracee::release() {
@@ -209,7 +210,17 @@ void Tracee::forget_state() {
   tid = same;
 }
 
-pid_t take_any_stop(int* wait_status) { return ::waitpid(-1, wait_status, WNOHANG | __WALL); }
+pid_t take_any_stop(int* wait_status, std::initializer_list<pid_t> not_reaped) {
+  siginfo_t seen{};
+  if (::waitid(P_ALL, 0, &seen, WSTOPPED | WEXITED | WNOHANG | WNOWAIT | __WALL) != 0) return -1;
+  if (seen.si_pid == 0) return 0;
+  const bool ended = seen.si_code == CLD_EXITED || seen.si_code == CLD_KILLED || seen.si_code == CLD_DUMPED;
+  if (ended && std::find(not_reaped.begin(), not_reaped.end(), seen.si_pid) != not_reaped.end()) {
+    *wait_status = seen.si_code == CLD_EXITED ? W_EXITCODE(seen.si_status, 0) : W_EXITCODE(0, seen.si_status);
+    return seen.si_pid;
+  }
+  return ::waitpid(seen.si_pid, wait_status, WNOHANG | __WALL);
+}
 
 bool let_go_on(pid_t tid) { return ::ptrace(PTRACE_CONT, tid, 0, 0) == 0; }
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <utility>
 
 #include <signal.h>
@@ -93,8 +94,8 @@ class Tracee : public StoppedThread {
 };
 
 // Threads that have attached themselves belong to the owner of their process. Like waitpid(-1, status, WNOHANG): a stop or an
-// end of any of them; and on it goes.
-pid_t take_any_stop(int* wait_status);
+// end of any of them; and on it goes. The end of those in `not_reaped` is only looked at: their owner ends them by their number.
+pid_t take_any_stop(int* wait_status, std::initializer_list<pid_t> not_reaped);
 bool let_go_on(pid_t tid);
 
 // Lets some time pass until a traced thread may have stopped; `round` counts the calls. Takes a pending SIGCHLD: whoever waits

@@ -244,8 +244,10 @@ class Stage:
 
     def clean_up(self):
         """Ends all that was started here, whoever may have adopted it, then removes the directory."""
-        pids = {process.pid for process in self.started}
-        everything = descendants_of(pid for pid in pids if process_is_alive(pid)) - {os.getpid()}
+        # One that was waited for has given its number away.
+        pids = {process.pid for process in self.started
+                if (process.poll() is None if isinstance(process, subprocess.Popen) else process.isalive())}
+        everything = descendants_of(pids) - {os.getpid()}
         for _ in range(5):
             for pid in everything:
                 signal_process(pid, signal.SIGKILL)
