@@ -4,8 +4,6 @@
 
 namespace vmckpt {
 
-using Catch::Matchers::Contains;
-
 TEST_CASE("a ring of Linux AIO that is not what its mapping says is refused") {
   pb::AddressSpace space;
   CHECK(check_aio_rings(space).ok());

@@ -7,7 +7,6 @@
 namespace vmckpt {
 namespace {
 
-using Catch::Matchers::Contains;
 
 struct Verdict {
   std::vector<Error> problems;
