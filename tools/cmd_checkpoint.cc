@@ -20,18 +20,19 @@ namespace {
 constexpr Verb kVerb = {"checkpoint", "[NAME|PID]", "Writes an image of a running target; the target keeps running."};
 
 std::string to_json(const pb::CheckpointDone& done) {
-  nlohmann::ordered_json phases = nlohmann::ordered_json::object();
-  for (const pb::Phase& phase : done.phases()) phases[phase.name()] = phase.us();
-  nlohmann::ordered_json modules = nlohmann::ordered_json::object();
-  for (const pb::Phase& module : done.modules()) modules[module.name()] = module.us();
+  auto by_name = [](const google::protobuf::RepeatedPtrField<pb::Phase>& durations) {
+    nlohmann::ordered_json us = nlohmann::ordered_json::object();
+    for (const pb::Phase& duration : durations) us[duration.name()] = duration.us();
+    return us;
+  };
   nlohmann::ordered_json json;
   json["image"] = done.image();
   json["pause_us"] = done.pause_us();
   json["total_us"] = done.total_us();
   json["image_bytes"] = done.image_bytes();
   json["memory_bytes_saved"] = done.memory_bytes_saved();
-  json["phases_us"] = phases;
-  json["modules_us"] = modules;
+  json["phases_us"] = by_name(done.phases());
+  json["modules_us"] = by_name(done.modules());
   json["notes"] = std::vector<std::string>(done.notes().begin(), done.notes().end());
   return json_text(json);
 }
@@ -81,17 +82,18 @@ bool read_seconds(const po::variables_map& values, const char* option, int64_t* 
 
 int cmd_checkpoint(int argc, char** argv) {
   po::options_description options("options");
-  options.add_options()("output,o", po::value<std::string>(), "file to write the image to (default: IMAGE_DIR/NAME-N.ckpt)")(
-      "stop", "stop the target, and leave it stopped when the image is complete (kill -CONT resumes it)")(
-      "kill", "stop the target, and kill it when the image is complete")(
-      "self-contained", "also save the pages of mapped files: restart then needs no program or library files")(
-      "shared-files", po::value<std::string>()->default_value("memory"),
-      "files mapped shared for writing whose content is saved: memory (on tmpfs, or a VMM's RAM), all or none")(
-      "shared-limit", po::value<uint64_t>(),
-      "MiB of shared memory and deleted files that may be copied during the pause (default 1024)")(
-      "freeze-timeout", po::value<double>(), "maximum seconds to wait for a thread that does not stop (default 10)")(
-      "timeout", po::value<double>(), "maximum seconds for the whole checkpoint, after which it is aborted (default: no limit)")(
-      "json", "print the result as one JSON object");
+  options.add_options()
+      ("output,o", po::value<std::string>(), "file to write the image to (default: IMAGE_DIR/NAME-N.ckpt)")
+      ("stop", "stop the target, and leave it stopped when the image is complete (kill -CONT resumes it)")
+      ("kill", "stop the target, and kill it when the image is complete")
+      ("self-contained", "also save the pages of mapped files: restart then needs no program or library files")
+      ("shared-files", po::value<std::string>()->default_value("memory"),
+       "files mapped shared for writing whose content is saved: memory (on tmpfs, or a VMM's RAM), all or none")
+      ("shared-limit", po::value<uint64_t>(),
+       "MiB of shared memory and deleted files that may be copied during the pause (default 1024)")
+      ("freeze-timeout", po::value<double>(), "maximum seconds to wait for a thread that does not stop (default 10)")
+      ("timeout", po::value<double>(), "maximum seconds for the whole checkpoint, after which it is aborted (default: no limit)")
+      ("json", "print the result as one JSON object");
   po::variables_map values;
   if (auto status = parse_command_line(argc, argv, kVerb, options, {"TARGET?"}, values)) return *status;
   pb::ControlRequest request;

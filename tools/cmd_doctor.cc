@@ -53,8 +53,9 @@ void print_json(const std::vector<Probe>& probes) {
 
 int cmd_doctor(int argc, char** argv) {
   po::options_description options("Options");
-  options.add_options()("image-dir,d", po::value<std::string>()->default_value("."), "image directory to test")(
-      "json", "print one JSON object");
+  options.add_options()
+      ("image-dir,d", po::value<std::string>()->default_value("."), "image directory to test")
+      ("json", "print one JSON object");
   po::variables_map values;
   if (auto status = parse_command_line(argc, argv, kVerb, options, {}, values)) return *status;
 

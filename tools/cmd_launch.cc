@@ -61,15 +61,14 @@ void warn_of_io_uring(const std::vector<std::string>& command) {
 
 int cmd_launch(int argc, char** argv) {
   po::options_description options("options");
-  options
-      .add_options()("name,n", po::value<std::string>(),
-                     "the target's name (default: the command's)")("image-dir,d", po::value<std::string>(),
-                                                                   "directory for its images (default: the current directory)")(
-          "detach",
-          "return when it is running, and print NAME PID. Its output goes to IMAGE_DIR/NAME.log unless redirected to a file")(
-          "terminal", "with --detach: give it a new terminal for `vmckpt attach` (it has one if launched from a terminal)")(
-          "allow-io-uring", "do not deny io_uring; while a ring exists, checkpoints are refused")(
-          "allow-devices", "do not hide vhost, VFIO and similar devices; while one is open, checkpoints are refused");
+  options.add_options()
+      ("name,n", po::value<std::string>(), "the target's name (default: the command's)")
+      ("image-dir,d", po::value<std::string>(), "directory for its images (default: the current directory)")
+      ("detach",
+       "return when it is running, and print NAME PID. Its output goes to IMAGE_DIR/NAME.log unless redirected to a file")
+      ("terminal", "with --detach: give it a new terminal for `vmckpt attach` (it has one if launched from a terminal)")
+      ("allow-io-uring", "do not deny io_uring; while a ring exists, checkpoints are refused")
+      ("allow-devices", "do not hide vhost, VFIO and similar devices; while one is open, checkpoints are refused");
   int command_word = first_command_word(argc, argv);
   bool separator = command_word > 1 && command_word <= argc && std::string(argv[command_word - 1]) == "--";
   po::variables_map values;

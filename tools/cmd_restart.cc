@@ -45,25 +45,24 @@ int cmd_restart(int argc, char** argv) {
   RestartRequest request;
   request.started_us = monotonic_us();
   po::options_description options("options");
-  options.add_options()("name,n", po::value<std::string>(), "the target's new name (default: its old name, numbered if taken)")(
-      "detach", "return when it is running, and print NAME PID, or the JSON object. Its output is handled as by launch --detach")(
-      "terminal", "with --detach: give it a new terminal for `vmckpt attach`")(
-      "cpu-check", po::value<std::string>()->default_value("strict"),
-      "strict: the processor must have all features that the old one had; guest: all that a KVM guest was shown; none: only "
-      "print a note about missing features")("changed-files", po::value<std::string>()->default_value("refuse"),
-                                             "files that the program writes to and that have changed: refuse the restart, or "
-                                             "accept them as they are")("missing-files",
-                                                                        po::value<std::string>()->default_value("refuse"),
-                                                                        "open files that are missing and whose content is not in "
-                                                                        "the image: refuse the restart, or create empty files")(
-      "shared-files", po::value<std::string>()->default_value("restore"),
-      "files mapped shared whose content was saved. restore: write it back if no other data can be overwritten; overwrite: "
-      "always "
-      "write it back; leave: continue with their current content")("guest-clock",
-                                                                   po::value<std::string>()->default_value("continue"),
-                                                                   "clocks of a KVM guest. continue: from their values at the "
-                                                                   "checkpoint; advance: advanced by the time since then")(
-      "json", "print one JSON object (in the foreground: on standard error)");
+  options.add_options()
+      ("name,n", po::value<std::string>(), "the target's new name (default: its old name, numbered if taken)")
+      ("detach",
+       "return when it is running, and print NAME PID, or the JSON object. Its output is handled as by launch --detach")
+      ("terminal", "with --detach: give it a new terminal for `vmckpt attach`")
+      ("cpu-check", po::value<std::string>()->default_value("strict"),
+       "strict: the processor must have all features that the old one had; guest: all that a KVM guest was shown; none: only "
+       "print a note about missing features")
+      ("changed-files", po::value<std::string>()->default_value("refuse"),
+       "files that the program writes to and that have changed: refuse the restart, or accept them as they are")
+      ("missing-files", po::value<std::string>()->default_value("refuse"),
+       "open files that are missing and whose content is not in the image: refuse the restart, or create empty files")
+      ("shared-files", po::value<std::string>()->default_value("restore"),
+       "files mapped shared whose content was saved. restore: write it back if no other data can be overwritten; overwrite: "
+       "always write it back; leave: continue with their current content")
+      ("guest-clock", po::value<std::string>()->default_value("continue"),
+       "clocks of a KVM guest. continue: from their values at the checkpoint; advance: advanced by the time since then")
+      ("json", "print one JSON object (in the foreground: on standard error)");
   po::variables_map values;
   if (auto status = parse_command_line(argc, argv, kVerb, options, {"IMAGE"}, values)) return *status;
   request.image = values["IMAGE"].as<std::string>();

@@ -28,14 +28,19 @@ size_t utf8_length(std::string_view text) {
   return length;
 }
 
-// Control characters, U+0080 to U+009F among them, and those that change the direction of writing (U+202A to U+202E, U+2066 to
-// U+2069). `text` is one UTF-8 character.
-bool steers(std::string_view text) {
-  auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
-  if (text.size() == 1) return byte(0) < 0x20 || byte(0) == 0x7f;
-  if (text.size() == 2) return byte(0) == 0xc2 && byte(1) < 0xa0;
-  if (text.size() != 3 || byte(0) != 0xe2) return false;
-  return (byte(1) == 0x80 && byte(2) >= 0xaa && byte(2) <= 0xae) || (byte(1) == 0x81 && byte(2) >= 0xa6 && byte(2) <= 0xa9);
+// The number of one valid UTF-8 character.
+uint32_t code_point(std::string_view character) {
+  const auto first = static_cast<unsigned char>(character[0]);
+  if (character.size() == 1) return first;
+  uint32_t code = first & (0x7fu >> character.size());
+  for (char byte : character.substr(1)) code = code << 6 | (static_cast<unsigned char>(byte) & 0x3fu);
+  return code;
+}
+
+// Control characters, and those that change the direction of writing.
+bool steers(uint32_t code) {
+  return code < 0x20 || (code >= 0x7f && code <= 0x9f) || (code >= 0x202a && code <= 0x202e) ||
+         (code >= 0x2066 && code <= 0x2069);
 }
 
 std::string escape(std::string_view text, std::string_view stays) {
@@ -43,7 +48,7 @@ std::string escape(std::string_view text, std::string_view stays) {
   for (size_t at = 0; at < text.size();) {
     const size_t length = utf8_length(text.substr(at)), bytes = std::max<size_t>(length, 1);
     const std::string_view character = text.substr(at, bytes);
-    const bool plain = length != 0 && !steers(character) && character != "\\";
+    const bool plain = length != 0 && !steers(code_point(character)) && character != "\\";
     if (plain || stays.find(text[at]) != std::string_view::npos) {
       shown += character;
     } else {
@@ -71,19 +76,12 @@ std::string printable_lines(std::string_view text) { return escape(text, "\n\\")
 std::string printable_json(std::string_view json) {
   std::string shown;
   for (size_t at = 0; at < json.size();) {
-    const size_t bytes = std::max<size_t>(utf8_length(json.substr(at)), 1);
+    const size_t length = utf8_length(json.substr(at)), bytes = std::max<size_t>(length, 1);
     const std::string_view character = json.substr(at, bytes);
+    const uint32_t code = code_point(character);
     // Below U+0020 it is JSON's own layout. What is left stands within strings.
-    if (static_cast<unsigned char>(json[at]) < 0x20 || !steers(character)) {
-      shown += character;
-    } else {
-      unsigned code = bytes == 1 ? 0x7f : bytes == 2 ? 0x80 : 0x2000;
-      if (bytes == 2) code = 0x80 + (static_cast<unsigned char>(character[1]) & 0x3f);
-      if (bytes == 3)
-        code = 0x2000 + ((static_cast<unsigned char>(character[1]) & 0x3fu) << 6) +
-               (static_cast<unsigned char>(character[2]) & 0x3f);
-      shown += fmt::format("\\u{:04x}", code);
-    }
+    if (length != 0 && code >= 0x20 && steers(code)) shown += fmt::format("\\u{:04x}", code);
+    else shown += character;
     at += bytes;
   }
   return shown;

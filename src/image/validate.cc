@@ -307,6 +307,20 @@ Result<void> check_keys(const Place& place, const FieldDescriptor& list) {
   return {};
 }
 
+// Fields and extensions without which a message of this type is none. Looked up once for each type: there may be thousands of
+// messages.
+const std::vector<const FieldDescriptor*>& needed_fields(const google::protobuf::Descriptor& type) {
+  static thread_local std::map<const google::protobuf::Descriptor*, std::vector<const FieldDescriptor*>> known;
+  auto [found, is_new] = known.try_emplace(&type);
+  if (!is_new) return found->second;
+  std::vector<const FieldDescriptor*> fields;
+  if (type.extension_range_count() != 0) type.file()->pool()->FindAllExtensions(&type, &fields);
+  for (int i = 0; i < type.field_count(); ++i) fields.push_back(type.field(i));
+  std::copy_if(fields.begin(), fields.end(), std::back_inserter(found->second),
+               [](const auto* field) { return field->options().GetExtension(pb::needed); });
+  return found->second;
+}
+
 // Walks the whole message by what the schema says of its fields: text without NUL, enums that this version knows, values within
 // bounds, references to what is there. No fields that this version does not know: without them something other than what was
 // checkpointed would be restarted.
@@ -317,19 +331,13 @@ Result<void> check_fields(const Place& place, const IdsByKind& ids) {
     return error(fmt::format("{} has a field {} that this vmckpt does not know", text_of(place), unknown.field(0).number()),
                  kOtherVersion);
   }
-  std::vector<const FieldDescriptor*> extensions;
-  const auto* pool = message.GetDescriptor()->file()->pool();
-  if (message.GetDescriptor()->extension_range_count() != 0) pool->FindAllExtensions(message.GetDescriptor(), &extensions);
-  for (const FieldDescriptor* field : extensions) {
-    if (!field->options().GetExtension(pb::needed) || entries_of(message, *field) != 0) continue;
+  for (const FieldDescriptor* field : needed_fields(*message.GetDescriptor())) {
+    if (entries_of(message, *field) != 0) continue;
     return error(fmt::format("{}: {} is missing", text_of(place), words_of(field->name())), "make another checkpoint");
   }
   for (const FieldDescriptor* field : fields_of(message)) {
     const int count = entries_of(message, *field);
     const auto& options = field->options();
-    if (count == 0 && options.GetExtension(pb::needed)) {
-      return error(fmt::format("{}: {} is missing", text_of(place), words_of(field->name())), "make another checkpoint");
-    }
     if (field->is_repeated()) {
       const auto wanted = static_cast<int>(options.GetExtension(pb::entries));
       const auto most = static_cast<int>(options.GetExtension(pb::most_entries));

@@ -109,8 +109,7 @@ class Saver {
     if (vma.name.find("[io_uring]") != std::string::npos) {
       return refuse("is an io_uring, which cannot be saved",
                     "tell the program to use something else (QEMU: aio=threads or aio=native; fio: --ioengine=libaio), or launch "
-                    "it "
-                    "without --allow-io-uring");
+                    "it without --allow-io-uring");
     }
     if (has_flag(flags, "pf") || has_flag(flags, "io")) {
       return refuse("belongs to a device that no module saves", "start the program without that device");

@@ -4,15 +4,12 @@
 
 #include <arpa/inet.h>
 #include <linux/inet_diag.h>
-#include <linux/netlink.h>
 #include <linux/rtnetlink.h>
-#include <linux/sock_diag.h>
 #include <linux/tcp.h>  // its tcp_info is longer than libc's
 #include <netinet/in.h>
-#include <sys/socket.h>
 
-#include "core/fd.h"
 #include "modules/inet_socket.h"
+#include "modules/sock_diag.h"
 
 namespace vmckpt {
 namespace {
@@ -20,16 +17,10 @@ namespace {
 constexpr const char* kNoDiag = "the kernel needs CONFIG_INET_DIAG and CONFIG_INET_UDP_DIAG";
 constexpr int kEstablished = 1, kListen = 10;  // TCP_ESTABLISHED and TCP_LISTEN of libc's netinet/tcp.h
 
-struct Request {
-  nlmsghdr header{};
-  inet_diag_req_v2 request{};
-};
-
-Result<Fd> ask(Request& message) {
-  Fd netlink(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG));
+Result<Fd> ask(uint16_t type, uint16_t flags, const inet_diag_req_v2& request) {
+  Fd netlink = open_sock_diag();
   if (!netlink) return errno_error("open a socket to ask about TCP and UDP sockets", kNoDiag);
-  message.header.nlmsg_len = sizeof message;
-  if (::send(netlink.get(), &message, sizeof message, 0) < 0) return errno_error("ask about TCP and UDP sockets", kNoDiag);
+  if (!send_sock_diag(netlink, type, flags, request)) return errno_error("ask about TCP and UDP sockets", kNoDiag);
   return netlink;
 }
 
@@ -69,52 +60,35 @@ InetDiagEntry read_entry(nlmsghdr* header, int protocol) {
   return entry;
 }
 
-Error answer_error(nlmsghdr* header) {
-  errno = header->nlmsg_len >= NLMSG_LENGTH(sizeof(nlmsgerr)) ? -static_cast<nlmsgerr*>(NLMSG_DATA(header))->error : EIO;
-  return errno_error("ask about TCP and UDP sockets", kNoDiag);
-}
-
 }  // namespace
 
 Result<std::vector<InetDiagEntry>> list_inet_sockets(int family, int protocol, uint32_t states, unsigned port) {
-  Request message;
-  message.header.nlmsg_type = SOCK_DIAG_BY_FAMILY;
-  message.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
-  message.request.sdiag_family = static_cast<uint8_t>(family);
-  message.request.sdiag_protocol = static_cast<uint8_t>(protocol);
-  message.request.idiag_ext = 1 << (INET_DIAG_SHUTDOWN - 1);
-  message.request.idiag_states = states;
-  message.request.id.idiag_sport = htons(static_cast<uint16_t>(port));
-  Fd netlink = VMCKPT_TRY(ask(message));
+  inet_diag_req_v2 request{};
+  request.sdiag_family = static_cast<uint8_t>(family);
+  request.sdiag_protocol = static_cast<uint8_t>(protocol);
+  request.idiag_ext = 1 << (INET_DIAG_SHUTDOWN - 1);
+  request.idiag_states = states;
+  request.id.idiag_sport = htons(static_cast<uint16_t>(port));
+  const Fd netlink = VMCKPT_TRY(ask(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, request));
   std::vector<InetDiagEntry> entries;
-  alignas(nlmsghdr) char answer[32768];
-  for (;;) {
-    ssize_t got = ::recv(netlink.get(), answer, sizeof answer, 0);
-    if (got <= 0) return errno_error("ask about TCP and UDP sockets", kNoDiag);
-    auto left = static_cast<unsigned>(got);
-    for (auto* header = reinterpret_cast<nlmsghdr*>(answer); NLMSG_OK(header, left); header = NLMSG_NEXT(header, left)) {
-      if (header->nlmsg_type == NLMSG_DONE) return entries;
-      if (header->nlmsg_type == NLMSG_ERROR) return answer_error(header);
-      InetDiagEntry entry = read_entry(header, protocol);
-      if (port == 0 || static_cast<inet_diag_msg*>(NLMSG_DATA(header))->id.idiag_sport == htons(static_cast<uint16_t>(port))) {
-        entries.push_back(std::move(entry));
-      }
-    }
-  }
+  const bool whole = read_sock_diag_dump<inet_diag_msg>(netlink, [&](nlmsghdr* header) {
+    const bool is_wanted = port == 0 || static_cast<inet_diag_msg*>(NLMSG_DATA(header))->id.idiag_sport == request.id.idiag_sport;
+    if (is_wanted) entries.push_back(read_entry(header, protocol));
+  });
+  if (!whole) return errno_error("ask about TCP and UDP sockets", kNoDiag);
+  return entries;
 }
 
 Result<void> end_lingering_connection(const InetDiagEntry& entry) {
-  Request message;
-  message.header.nlmsg_type = SOCK_DESTROY;
-  message.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK;
-  std::memcpy(&message.request, entry.request.data(), sizeof message.request);
-  Fd netlink = VMCKPT_TRY(ask(message));
+  inet_diag_req_v2 request{};
+  std::memcpy(&request, entry.request.data(), sizeof request);
+  const Fd netlink = VMCKPT_TRY(ask(SOCK_DESTROY, NLM_F_ACK, request));
   alignas(nlmsghdr) char answer[4096];
   ssize_t got = ::recv(netlink.get(), answer, sizeof answer, 0);
   auto* header = reinterpret_cast<nlmsghdr*>(answer);
   if (got <= 0 || !NLMSG_OK(header, static_cast<unsigned>(got))) return errno_error("end a lingering connection");
   if (header->nlmsg_type != NLMSG_ERROR) return {};
-  errno = -static_cast<nlmsgerr*>(NLMSG_DATA(header))->error;
+  errno = sock_diag_errno(header);
   if (errno == 0 || errno == ENOENT) return {};
   return errno_error("end a lingering connection");
 }

@@ -149,8 +149,7 @@ void note_guests_that_mind_a_gap(const pb::Image& image, GuestClock clock, std::
       continue;
     notes.push_back(
         fmt::format("the guest's clock goes forward by {} s, and the guest of vCPU {} does not ask KVM for stolen time: it may "
-                    "take the gap "
-                    "for time that a task has run, and a busy guest may seem to stand still for as long",
+                    "take the gap for time that a task has run, and a busy guest may seem to stand still for as long",
                     time.gap_ns(vcpu.parent()) / kNsPerSecond, vcpu.number()));
     return;  // vCPUs are alike
   }

@@ -2,13 +2,10 @@
 
 #include <cstring>
 
-#include <linux/netlink.h>
 #include <linux/netlink_diag.h>
 #include <linux/rtnetlink.h>
-#include <linux/sock_diag.h>
-#include <sys/socket.h>
 
-#include "core/fd.h"
+#include "modules/sock_diag.h"
 
 namespace vmckpt {
 namespace {
@@ -33,30 +30,17 @@ NetlinkSocketFacts read_facts(nlmsghdr* header) {
 }  // namespace
 
 std::map<uint64_t, NetlinkSocketFacts> list_netlink_sockets() {
-  const Fd netlink(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG));
-  struct {
-    nlmsghdr header;
-    netlink_diag_req request;
-  } message{};
-  message.header.nlmsg_len = sizeof message;
-  message.header.nlmsg_type = SOCK_DIAG_BY_FAMILY;
-  message.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
-  message.request.sdiag_family = AF_NETLINK;
-  message.request.sdiag_protocol = NDIAG_PROTO_ALL;
-  message.request.ndiag_show = NDIAG_SHOW_FLAGS;
-  if (!netlink || ::send(netlink.get(), &message, sizeof message, 0) < 0) return {};
+  const Fd netlink = open_sock_diag();
+  netlink_diag_req request{};
+  request.sdiag_family = AF_NETLINK;
+  request.sdiag_protocol = NDIAG_PROTO_ALL;
+  request.ndiag_show = NDIAG_SHOW_FLAGS;
+  if (!netlink || !send_sock_diag(netlink, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, request)) return {};
   std::map<uint64_t, NetlinkSocketFacts> sockets;
-  alignas(nlmsghdr) char answer[32768];
-  for (;;) {
-    const ssize_t got = ::recv(netlink.get(), answer, sizeof answer, 0);
-    if (got <= 0) return {};
-    auto left = static_cast<unsigned>(got);
-    for (auto* header = reinterpret_cast<nlmsghdr*>(answer); NLMSG_OK(header, left); header = NLMSG_NEXT(header, left)) {
-      if (header->nlmsg_type == NLMSG_DONE) return sockets;
-      if (header->nlmsg_type == NLMSG_ERROR || header->nlmsg_len < NLMSG_LENGTH(sizeof(netlink_diag_msg))) return {};
-      sockets[static_cast<netlink_diag_msg*>(NLMSG_DATA(header))->ndiag_ino] = read_facts(header);
-    }
-  }
+  const bool whole = read_sock_diag_dump<netlink_diag_msg>(netlink, [&](nlmsghdr* header) {
+    sockets[static_cast<netlink_diag_msg*>(NLMSG_DATA(header))->ndiag_ino] = read_facts(header);
+  });
+  return whole ? sockets : std::map<uint64_t, NetlinkSocketFacts>();
 }
 
 }  // namespace vmckpt

@@ -152,9 +152,7 @@ Result<void> save_without_path(SaveContext& context, const TargetFile& file, int
   if (S_ISDIR(file.status.st_mode)) {
     if (!file.link.ends_with(kDeletedMark)) {
       return error(fmt::format("{} is a directory that is there but that no path leads to: of a mount that was never attached, "
-                               "that "
-                               "has "
-                               "been taken away, or that another one hides",
+                               "that has been taken away, or that another one hides",
                                file.describe()),
                    "attach the mount, or let the program close the directory before the checkpoint");
     }

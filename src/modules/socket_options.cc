@@ -33,13 +33,8 @@ constexpr size_t kMaxOptionBytes = 64;
 // Which sockets have the option. Asking costs a system call within the pause, so nobody is asked what cannot matter.
 // kOther: of any other family.
 enum Who : unsigned {
-  kTcp = 1,
-  kUdp = 2,
-  kUnix = 4,
-  kRaw = 8,
-  kOther = 16,
-  kAll = kTcp | kUdp | kUnix | kOther,
-  kInternet = kTcp | kUdp
+  kTcp = 1, kUdp = 2, kUnix = 4, kRaw = 8, kOther = 16,
+  kAll = kTcp | kUdp | kUnix | kOther, kInternet = kTcp | kUdp
 };
 
 struct Option {

@@ -2,11 +2,10 @@
 
 #include <cstring>
 
-#include <linux/netlink.h>
 #include <linux/rtnetlink.h>
-#include <linux/sock_diag.h>
 #include <linux/unix_diag.h>
-#include <sys/socket.h>
+
+#include "modules/sock_diag.h"
 
 namespace vmckpt {
 namespace {
@@ -42,25 +41,19 @@ void read_attribute(const rtattr* attribute, UnixSocketFacts* facts) {
 
 Result<UnixDiag> UnixDiag::open() {
   UnixDiag diag;
-  diag.netlink_ = Fd(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG));
+  diag.netlink_ = open_sock_diag();
   if (!diag.netlink_) return errno_error("open a socket to ask about Unix sockets", kNoDiag);
   return diag;
 }
 
 Result<UnixSocketFacts> UnixDiag::ask(uint64_t inode) const {
-  struct {
-    nlmsghdr header;
-    unix_diag_req request;
-  } message{};
-  message.header.nlmsg_len = sizeof message;
-  message.header.nlmsg_type = SOCK_DIAG_BY_FAMILY;
-  message.header.nlmsg_flags = NLM_F_REQUEST;
-  message.request.sdiag_family = AF_UNIX;
-  message.request.udiag_states = ~0u;
-  message.request.udiag_ino = static_cast<uint32_t>(inode);
-  message.request.udiag_show = UDIAG_SHOW_PEER | UDIAG_SHOW_ICONS | UDIAG_SHOW_RQLEN | UDIAG_SHOW_VFS;
-  message.request.udiag_cookie[0] = message.request.udiag_cookie[1] = ~0u;  // any
-  if (::send(netlink_.get(), &message, sizeof message, 0) < 0) {
+  unix_diag_req request{};
+  request.sdiag_family = AF_UNIX;
+  request.udiag_states = ~0u;
+  request.udiag_ino = static_cast<uint32_t>(inode);
+  request.udiag_show = UDIAG_SHOW_PEER | UDIAG_SHOW_ICONS | UDIAG_SHOW_RQLEN | UDIAG_SHOW_VFS;
+  request.udiag_cookie[0] = request.udiag_cookie[1] = ~0u;  // any
+  if (!send_sock_diag(netlink_, SOCK_DIAG_BY_FAMILY, 0, request)) {
     return errno_error(fmt::format("ask about Unix socket {}", inode), kNoDiag);
   }
   alignas(nlmsghdr) char answer[32768];  // a listener's list of waiting connections is the longest part
@@ -70,7 +63,7 @@ Result<UnixSocketFacts> UnixDiag::ask(uint64_t inode) const {
   if (!NLMSG_OK(header, static_cast<size_t>(got)))
     return error(fmt::format("the answer about Unix socket {} is cut off", inode));
   if (header->nlmsg_type == NLMSG_ERROR) {
-    errno = -static_cast<nlmsgerr*>(NLMSG_DATA(header))->error;
+    errno = sock_diag_errno(header);
     return errno_error(
         fmt::format("ask about Unix socket {}", inode),
         errno == ENOENT ? "it may belong to another network namespace or kernel support is missing" : kNoDiag);

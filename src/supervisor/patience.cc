@@ -90,8 +90,7 @@ Result<void> Patience::check() {
   return error(fmt::format("the new process {} has not moved for {:.0f} s{}", process_, static_cast<double>(limit_us_) / 1e6,
                            describe_wait(process_)),
                "look at what it waits for (a file on a server that does not answer, a lease or lock of another process), and try "
-               "again; "
-               "VMCKPT_RESTART_PATIENCE_S is the number of seconds");
+               "again; VMCKPT_RESTART_PATIENCE_S is the number of seconds");
 }
 
 Result<void> Patience::wait() {

@@ -40,14 +40,13 @@ constexpr int kServiceSignals[] = {SIGCHLD, SIGINT, SIGQUIT, SIGTERM, SIGHUP, SI
 
 struct Client {
   Fd fd;
-  bool waits_for_checkpoint = false;
   bool attached = false;  // to the target's terminal
 };
 
 // The checkpoint under way. Phases that do not touch the target have a thread, while the service goes on.
 struct Running {
   std::unique_ptr<Checkpoint> checkpoint;
-  Afterwards afterwards = Afterwards::kRuns;
+  pb::Afterwards afterwards = pb::RUNS;
   Client* client = nullptr;  // null when it has gone
   std::thread thread;
   std::optional<Result<void>> phase_result;  // set by that thread
@@ -118,9 +117,8 @@ class Service::Loop {
       const pid_t pid = next.si_pid;
       const bool snapshot = is_snapshot(pid);
       const bool copied = running_ && pid == running_->checkpoint->copied_pid();
-      const bool ended = next.si_code == CLD_EXITED || next.si_code == CLD_KILLED || next.si_code == CLD_DUMPED;
       // What is copied and was killed keeps its number as a zombie: nobody else's memory can be read in its place.
-      if (copied && ended) break;
+      if (copied && is_end(next)) break;
       int status = 0;
       if (::waitpid(pid, &status, WNOHANG | WUNTRACED | __WALL) != pid || snapshot) continue;
       // A stop that ptrace reports now belongs to a freeze that failed: whoever it is goes on (a player by itself, tape.h).
@@ -295,7 +293,6 @@ class Service::Loop {
     } else if (request.has_checkpoint()) {
       if (request.checkpoint().stop_of_old())
         return reply_error(&client, "this vmckpt command is older than the target's supervisor; use the newer one");
-      client.waits_for_checkpoint = true;
       orders_.push_back({request.checkpoint(), &client, monotonic_us()});
     } else if (request.has_signal()) {
       send_signal(request.signal().signal());
@@ -358,7 +355,6 @@ class Service::Loop {
     pb::ControlReply reply;
     reply.set_error(text);
     (void)send_reply(client->fd.get(), reply);
-    client->waits_for_checkpoint = false;
   }
 
   void start_next_checkpoint() {
@@ -380,7 +376,7 @@ class Service::Loop {
     request.timeout_us = next.order.timeout_us();
     request.asked_us = next.since_us;  // others may have been under way
     running_ = std::make_unique<Running>();
-    running_->afterwards = request.afterwards;
+    running_->afterwards = next.order.afterwards();
     running_->client = next.client;
     running_->checkpoint = std::make_unique<Checkpoint>(target_, std::move(request), [this] { wait_for_events(0, true); });
     progress_due_us_ = monotonic_us() + kProgressIntervalMs * 1000;
@@ -442,20 +438,17 @@ class Service::Loop {
       last_image_ = result.image;
       target_.images_numbered = std::max(target_.images_numbered, result.image_number);
       fill(result, reply.mutable_done());
-      reply.mutable_done()->set_afterwards(done->afterwards == Afterwards::kKilled    ? pb::IS_KILLED
-                                           : done->afterwards == Afterwards::kStopped ? pb::STAYS_STOPPED
-                                                                                      : pb::RUNS);
+      reply.mutable_done()->set_afterwards(done->afterwards);
     }
     done->checkpoint.reset();  // lets go of the snapshot, or of a target that was stopped in vain
     if (done->client == nullptr) return;
     if (!outcome.ok()) return reply_error(done->client, outcome.error().message());
-    if (done->afterwards == Afterwards::kKilled) {
+    if (done->afterwards == pb::IS_KILLED) {
       last_reply_ = LastReply{std::move(reply), done->client};
       return;
     }
     // One that has not read for long gets the end of the connection instead, and need not wait for ever.
     if (!send_reply(done->client->fd.get(), reply).ok()) return drop(*done->client);
-    done->client->waits_for_checkpoint = false;
   }
 
   static void fill(const CheckpointResult& result, pb::CheckpointDone* done) {
@@ -464,16 +457,15 @@ class Service::Loop {
     done->set_total_us(result.total_us);
     done->set_image_bytes(result.image_bytes);
     done->set_memory_bytes_saved(result.memory_bytes_saved);
-    for (const auto& [name, us] : result.phases) {
-      pb::Phase* phase = done->add_phases();
-      phase->set_name(name);
-      phase->set_us(us);
-    }
-    for (const auto& [name, us] : result.modules) {
-      pb::Phase* module = done->add_modules();
-      module->set_name(name);
-      module->set_us(us);
-    }
+    auto add = [](const Phases& durations, google::protobuf::RepeatedPtrField<pb::Phase>* list) {
+      for (const auto& [name, us] : durations) {
+        pb::Phase* entry = list->Add();
+        entry->set_name(name);
+        entry->set_us(us);
+      }
+    };
+    add(result.phases, done->mutable_phases());
+    add(result.modules, done->mutable_modules());
     for (const std::string& note : result.notes) done->add_notes(note);
   }
 

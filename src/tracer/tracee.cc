@@ -13,6 +13,10 @@
 
 namespace vmckpt {
 
+bool is_end(const siginfo_t& told) {
+  return told.si_code == CLD_EXITED || told.si_code == CLD_KILLED || told.si_code == CLD_DUMPED;
+}
+
 int signal_being_delivered(int wait_status) {
   constexpr int kSystemCall = SIGTRAP | 0x80;  // PTRACE_O_TRACESYSGOOD
   if (wait_status >> 16 != 0 || WSTOPSIG(wait_status) == kSystemCall) return 0;
@@ -103,6 +107,11 @@ namespace {
 
 constexpr int64_t kPatienceUs = 300'000;
 
+// As waitpid(2) would tell this end.
+int wait_status_of(const siginfo_t& end) {
+  return end.si_code == CLD_EXITED ? W_EXITCODE(end.si_status, 0) : W_EXITCODE(0, end.si_status);
+}
+
 }  // namespace
 
 // Where it was sent, it may have met a fault at the same moment in which it was interrupted: the stop comes first then, and the
@@ -152,14 +161,13 @@ pid_t Tracee::take_stop(int* wait_status) {
     if (errno != EINTR) return -1;
   }
   if (seen.si_pid == 0) return 0;
-  if (seen.si_code == CLD_EXITED) *wait_status = W_EXITCODE(seen.si_status, 0);
-  else if (seen.si_code == CLD_KILLED || seen.si_code == CLD_DUMPED) *wait_status = W_EXITCODE(0, seen.si_status);
-  else {
-    const pid_t got = ::waitpid(tid, wait_status, __WALL | WNOHANG);
-    if (got == tid && WIFSTOPPED(*wait_status)) runs_ = false;
-    return got;
+  if (is_end(seen)) {
+    *wait_status = wait_status_of(seen);
+    return tid;
   }
-  return tid;
+  const pid_t got = ::waitpid(tid, wait_status, __WALL | WNOHANG);
+  if (got == tid && WIFSTOPPED(*wait_status)) runs_ = false;
+  return got;
 }
 
 Result<int> Tracee::wait_for_stop(const Waiting& waiting) {
@@ -214,9 +222,8 @@ pid_t take_any_stop(int* wait_status, std::initializer_list<pid_t> not_reaped) {
   siginfo_t seen{};
   if (::waitid(P_ALL, 0, &seen, WSTOPPED | WEXITED | WNOHANG | WNOWAIT | __WALL) != 0) return -1;
   if (seen.si_pid == 0) return 0;
-  const bool ended = seen.si_code == CLD_EXITED || seen.si_code == CLD_KILLED || seen.si_code == CLD_DUMPED;
-  if (ended && std::find(not_reaped.begin(), not_reaped.end(), seen.si_pid) != not_reaped.end()) {
-    *wait_status = seen.si_code == CLD_EXITED ? W_EXITCODE(seen.si_status, 0) : W_EXITCODE(0, seen.si_status);
+  if (is_end(seen) && std::find(not_reaped.begin(), not_reaped.end(), seen.si_pid) != not_reaped.end()) {
+    *wait_status = wait_status_of(seen);
     return seen.si_pid;
   }
   return ::waitpid(seen.si_pid, wait_status, WNOHANG | __WALL);

@@ -19,6 +19,8 @@ namespace vmckpt {
 // What an instruction can bring upon itself.
 inline constexpr int kFaultSignals[] = {SIGSEGV, SIGBUS, SIGILL, SIGSYS, SIGTRAP, SIGFPE};
 bool is_fault(int signal);
+// What waitid(2) told is an end, not a stop.
+bool is_end(const siginfo_t& told);
 // The signal that a task was about to get when it stopped; 0: another kind of stop.
 int signal_being_delivered(int wait_status);
 

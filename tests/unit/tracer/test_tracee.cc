@@ -50,6 +50,16 @@ void stop(Tracee& tracee) {
   REQUIRE(tracee.wait_for_stop(Waiting::up_to(20'000'000)).ok());
 }
 
+// To where there is no memory: it meets a SIGSEGV when it goes on.
+void stop_and_send_elsewhere(Tracee& tracee) {
+  stop(tracee);
+  REQUIRE(read_thread_state(tracee).ok());
+  tracee.disturbed = true;
+  user_regs_struct elsewhere = tracee.regs;
+  elsewhere.rip = 0;
+  REQUIRE(tracee.set_registers(elsewhere));
+}
+
 }  // namespace
 
 TEST_CASE("a task goes on untraced when its owner ends, whether it stood or ran") {
@@ -73,12 +83,7 @@ TEST_CASE("a task whose registers were disturbed has its own again when its owne
     INFO(runs_on);
     {
       Tracee tracee(counter.pid);
-      stop(tracee);
-      REQUIRE(read_thread_state(tracee).ok());
-      tracee.disturbed = true;
-      user_regs_struct elsewhere = tracee.regs;
-      elsewhere.rip = 0;
-      REQUIRE(tracee.set_registers(elsewhere));
+      stop_and_send_elsewhere(tracee);
       if (runs_on) REQUIRE(tracee.go_on());  // into a SIGSEGV, which ptrace sees first
     }
     CHECK_FALSE(counter.is_traced());
@@ -91,12 +96,7 @@ TEST_CASE("a fault of a disturbed task does not reach the program, even if the i
   for (int round = 0; round < 200; ++round) {
     {
       Tracee tracee(counter.pid);
-      stop(tracee);
-      REQUIRE(read_thread_state(tracee).ok());
-      tracee.disturbed = true;
-      user_regs_struct elsewhere = tracee.regs;
-      elsewhere.rip = 0;
-      REQUIRE(tracee.set_registers(elsewhere));
+      stop_and_send_elsewhere(tracee);
       REQUIRE(tracee.go_on());
       for (volatile int wait = round * 50; wait > 0;) wait = wait - 1;  // from before the fault to after it
     }
